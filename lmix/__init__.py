@@ -1,0 +1,25 @@
+"""lmix: reinforcement learning with logit averaging (Gan & Zhu, arXiv 2605.20555) in PyTorch Lightning."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmix.data.module import RLDataModule as RLDataModule
+    from lmix.model.mixed_policy import MixedPolicy as MixedPolicy
+    from lmix.training.grpo import GRPOModule as GRPOModule
+
+__version__ = "0.1.0"
+
+# imported on first use, so that the verifier's workers and `--help` need not wait for torch
+_HOMES = {
+    "GRPOModule": "lmix.training.grpo",
+    "MixedPolicy": "lmix.model.mixed_policy",
+    "RLDataModule": "lmix.data.module",
+}
+__all__ = ["GRPOModule", "MixedPolicy", "RLDataModule"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'lmix' has no attribute {name!r}")

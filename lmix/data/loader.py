@@ -1,0 +1,49 @@
+"""The order of training problems, as a function of (seed, step) that a checkpoint can name."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from lmix.data.example import Example
+
+
+class StepLoader:
+    """One list of examples an outer step, in a new seeded order each epoch. The last list of an epoch may be shorter.
+
+    With several ranks each gets its share of every list, whole groups. Lightning saves and restores the position, which
+    needs `state_dict`, `load_state_dict` and `__len__`.
+
+    Args:
+        examples: the training set.
+        prompts: prompts of one outer step, over all ranks.
+        seed: of the order.
+        rank, world_size: whose share this is.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], prompts: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.examples, self.prompts, self.seed = examples, prompts, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.position = 0, 0
+
+    def __len__(self) -> int:
+        """Outer steps an epoch."""
+        return -(-len(self.examples) // self.prompts)
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        order = torch.randperm(
+            len(self.examples), generator=torch.Generator().manual_seed(self.seed + self.epoch)
+        ).tolist()
+        while self.position < len(self):
+            step = order[self.position * self.prompts : (self.position + 1) * self.prompts]
+            self.position += 1
+            yield [self.examples[i] for i in step[self.rank :: self.world_size]]
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]

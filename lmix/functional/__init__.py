@@ -1,0 +1,39 @@
+"""The equations of the paper as pure functions of tensors.
+
+Shapes are written with one letter an axis, and tensors carry them as a suffix where that helps:
+
+    P prompts (groups)   G samples of a prompt   B rows (completions)   T tokens
+    H hidden size        V vocabulary            N problems             K streams
+
+Equation numbers are those of Gan & Zhu, arXiv 2605.20555. This package imports torch and nothing else.
+"""
+
+from lmix.functional.advantages import dead_groups, group_advantages
+from lmix.functional.alpha import AlphaUpdate, net_gain_alpha
+from lmix.functional.logprobs import token_log_probs, tokenwise
+from lmix.functional.mixing import mix_log_probs, mix_logits, mix_streams, mix_streams_log_probs
+from lmix.functional.objective import (
+    SurrogateStats,
+    clipped_surrogate,
+    clipped_surrogate_loss,
+    group_token_weights,
+    k3_kl,
+)
+
+__all__ = [
+    "AlphaUpdate",
+    "SurrogateStats",
+    "clipped_surrogate",
+    "clipped_surrogate_loss",
+    "dead_groups",
+    "group_advantages",
+    "group_token_weights",
+    "k3_kl",
+    "mix_log_probs",
+    "mix_logits",
+    "mix_streams",
+    "mix_streams_log_probs",
+    "net_gain_alpha",
+    "token_log_probs",
+    "tokenwise",
+]

@@ -1,0 +1,52 @@
+"""The rule that moves alpha between steps (eq. 7-9, Algorithm 2)."""
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class AlphaUpdate(NamedTuple):
+    """The new weight of the reference, and the counts that it came from."""
+
+    alpha: float
+    forgetting: int
+    """s1: problems that the policy alone solves and the mixture does not."""
+    gain: int
+    """s2: problems that the mixture solves and the policy alone does not."""
+    net_gain: int
+    """s2 - s1."""
+
+
+def net_gain_alpha(
+    policy_correct: Tensor, mixed_correct: Tensor, offset: float = 25.0, scale: float = 35.0
+) -> AlphaUpdate:
+    """Alpha from what mixing wins on the validation set, eq. 7-9: `sigmoid((s2 - s1 - offset) / scale)`.
+
+    Gains and losses are counts of problems; the paper's offset and scale belong to a validation set of 100. An empty
+    set gives `sigmoid(-offset / scale)`, as one without a gain or loss does.
+
+    Args:
+        policy_correct: `[N]`, bool: the policy alone solved the problem (greedy decoding).
+        mixed_correct: `[N]`, bool: the mixture at the current alpha solved it.
+        offset: c_o of eq. 9.
+        scale: c_d of eq. 9, positive.
+
+    Raises:
+        ValueError: the two differ in shape, or `scale` is not positive.
+    """
+    if policy_correct.shape != mixed_correct.shape:
+        raise ValueError(
+            f"policy and mixture must be judged on the same problems, not on {tuple(policy_correct.shape)} "
+            f"and {tuple(mixed_correct.shape)}"
+        )
+    if not scale > 0:
+        raise ValueError(f"scale must be positive, not {scale}")
+    policy_correct, mixed_correct = policy_correct.bool(), mixed_correct.bool()
+    forgetting = int((policy_correct & ~mixed_correct).sum())
+    gain = int((mixed_correct & ~policy_correct).sum())
+    net_gain = gain - forgetting
+    score = (net_gain - offset) / scale
+    # the two forms keep exp's argument negative, so that no score overflows
+    alpha = 1.0 / (1.0 + math.exp(-score)) if score >= 0 else math.exp(score) / (1.0 + math.exp(score))
+    return AlphaUpdate(alpha, forgetting, gain, net_gain)

@@ -1,0 +1,88 @@
+"""How the streams' outputs become one distribution (eq. 1-3, and section 5 for probabilities)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def mix_logits(policy_logits: Tensor, reference_logits: Tensor, alpha: float) -> Tensor:
+    """Logit averaging, eq. 1: `(1 - alpha) z_policy + alpha z_reference`.
+
+    The mixed policy is the softmax of the result (eq. 2-3). The LM head is linear, so the same function mixes hidden
+    states before the head. `alpha` 0 and 1 return one input itself, so they are exact.
+
+    Args:
+        policy_logits: `[..., V]`.
+        reference_logits: `[..., V]`.
+        alpha: weight of the reference, in [0, 1].
+
+    Raises:
+        ValueError: `alpha` outside [0, 1].
+    """
+    return mix_streams([policy_logits, reference_logits], _two_weights(alpha))
+
+
+def mix_log_probs(policy_log_probs: Tensor, reference_log_probs: Tensor, alpha: float) -> Tensor:
+    """Probability averaging, section 5: `log((1 - alpha) p_policy + alpha p_reference)`, from log-probabilities.
+
+    Args:
+        policy_log_probs: `[...]`, of single tokens or of the whole vocabulary.
+        reference_log_probs: `[...]`.
+        alpha: weight of the reference, in [0, 1]; 0 and 1 return one input itself.
+
+    Raises:
+        ValueError: `alpha` outside [0, 1].
+    """
+    return mix_streams_log_probs([policy_log_probs, reference_log_probs], _two_weights(alpha))
+
+
+def mix_streams(values_K: Sequence[Tensor], weights_K: Sequence[float]) -> Tensor:
+    """Weighted sum of K streams' logits or hidden states, `sum_k w_k z_k`; two streams give eq. 1.
+
+    Weights may be negative and need not sum to one (DExperts, contrastive decoding). A stream of weight zero is left
+    out, and a single stream of weight one is returned as it is.
+
+    Raises:
+        ValueError: as many weights as streams are needed, and one of them not zero.
+    """
+    live = _live(values_K, weights_K)
+    if len(live) == 1 and live[0][1] == 1.0:
+        return live[0][0]
+    mixed = live[0][0] * live[0][1]
+    for value, weight in live[1:]:
+        mixed = torch.add(mixed, value, alpha=weight)
+    return mixed
+
+
+def mix_streams_log_probs(log_probs_K: Sequence[Tensor], weights_K: Sequence[float]) -> Tensor:
+    """Log of the weighted average of K streams' probabilities, `log sum_k w_k p_k`.
+
+    Raises:
+        ValueError: the weights must be one a stream, none negative, and sum to 1.
+    """
+    live = _live(log_probs_K, weights_K)
+    if any(weight < 0 for _, weight in live) or abs(sum(weight for _, weight in live) - 1.0) > 1e-6:
+        raise ValueError(f"weights of probabilities must be at least 0 and sum to 1, not {list(weights_K)}")
+    if len(live) == 1:
+        return live[0][0]
+    mixed = live[0][0] + math.log(live[0][1])
+    for value, weight in live[1:]:
+        mixed = torch.logaddexp(mixed, value + math.log(weight))
+    return mixed
+
+
+def _live(values_K: Sequence[Tensor], weights_K: Sequence[float]) -> list[tuple[Tensor, float]]:
+    if len(values_K) != len(weights_K):
+        raise ValueError(f"{len(values_K)} streams need as many weights, not {len(weights_K)}")
+    live = [(value, float(weight)) for value, weight in zip(values_K, weights_K, strict=True) if weight != 0]
+    if not live:
+        raise ValueError("all weights are 0: at least one stream must count")
+    return live
+
+
+def _two_weights(alpha: float) -> tuple[float, float]:
+    if not 0.0 <= alpha <= 1.0:  # also refuses NaN
+        raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
+    return 1.0 - alpha, float(alpha)

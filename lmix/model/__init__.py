@@ -1,0 +1,1 @@
+"""The backbone, its adapters, and the streams that they make."""

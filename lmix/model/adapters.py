@@ -1,0 +1,159 @@
+"""LoRA adapters on the backbone, read from and written to ordinary peft folders. Only this file knows peft."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from lmix.model.streams import POLICY, StreamRouter
+from lmix.model.tokenizer import first_line, load_config, resolve
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The trainable policy adapter, and the frozen reference."""
+
+    reference: str | None = None
+    """Folder of the frozen reference (an SFT adapter in peft's layout); null anchors to the base itself."""
+    policy: str | None = None
+    """Folder of an adapter that the policy starts from; null starts at the base (LoRA B = 0), as Algorithm 1 does."""
+    rank: int = 16
+    """Rank of a policy that starts at the base."""
+    lora_alpha: float = 32
+    """LoRA's own scale: its product is multiplied by lora_alpha / rank. Not the alpha of the mixture."""
+    target_modules: str | list[str] = "all-linear"
+    """Layers that get a LoRA: names, or all-linear for every linear layer but the head."""
+    dropout: float = 0.0
+    """Must stay 0: dropout would make the ratio of eq. 5 wrong. It is here to say so."""
+
+    def __post_init__(self) -> None:
+        if self.dropout != 0.0:
+            raise ValueError(f"adapters.dropout must be 0, not {self.dropout}: it makes GRPO's ratio wrong")
+        if self.rank < 1:
+            raise ValueError(f"adapters.rank must be at least 1, not {self.rank}")
+
+    def fresh(self) -> LoraConfig:
+        """The policy's peft configuration when it starts at the base."""
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.lora_alpha,  # pyright: ignore[reportArgumentType]
+            target_modules=self.target_modules,
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+        )
+
+
+def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Read a peft folder: its configuration and its weights.
+
+    Raises:
+        ValueError: no such folder, no or damaged files, not plain LoRA, or weights that are not finite.
+    """
+    folder = Path(resolve(path)).expanduser()
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"adapter {path!r} has no {name}: give a folder that peft wrote (safetensors)")
+    try:
+        fields = json.loads((folder / CONFIG).read_text())
+        if fields.get("peft_type") != "LORA":
+            raise ValueError(f"peft_type is {fields.get('peft_type')}, not LORA")
+        config = LoraConfig.from_pretrained(str(folder))
+        weights = load_file(folder / WEIGHTS)
+    except (ValueError, TypeError, SafetensorError) as error:
+        raise ValueError(f"adapter {path!r} can't be read: {first_line(error)}") from error
+    assert isinstance(config, LoraConfig)
+    for field, plain in (("use_dora", False), ("lora_bias", False), ("bias", "none"), ("modules_to_save", None)):
+        if (getattr(config, field) or plain) != plain:
+            raise ValueError(f"adapter {path!r} has {field}={getattr(config, field)}: lmix takes plain LoRA only")
+    if bad := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
+        raise ValueError(f"adapter {path!r} holds NaN or Inf in {bad[0]}: take another copy of it")
+    config.lora_dropout = 0.0
+    config.inference_mode = False
+    return config, weights
+
+
+def check_adapter(path: str, backbone: str, model_config: PretrainedConfig | None = None) -> None:
+    """See that an adapter fits a backbone, by names and shapes alone, before any weight of the backbone is read.
+
+    Raises:
+        ValueError: the adapter can't be read, or was made for another backbone.
+    """
+    config, weights = read_adapter(path)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(model_config or load_config(backbone))
+    try:
+        expected = get_peft_model_state_dict(get_peft_model(skeleton, config))
+    except ValueError as error:
+        raise ValueError(f"adapter {path!r} does not fit backbone {backbone!r}: {first_line(error)}") from error
+    if differing := sorted(set(expected) ^ set(weights)):
+        problem = f"{differing[0]} is in only one of them"
+    elif differing := [name for name in expected if expected[name].shape != weights[name].shape]:
+        name = differing[0]
+        problem = f"{name} is {list(weights[name].shape)}, but must be {list(expected[name].shape)}"
+    else:
+        return
+    raise ValueError(f"adapter {path!r} was made for another backbone than {backbone!r}: {problem}")
+
+
+def add_adapters(
+    model: PreTrainedModel, config: AdapterConfig, frozen: dict[str, str | None], router: StreamRouter
+) -> PeftModel:
+    """Put the trainable `policy` and the frozen adapters on a backbone, and give its layers the stacked forward pass.
+
+    Args:
+        frozen: stream name -> peft folder, or None for a stream that is the base itself.
+    """
+    starts = {POLICY: config.policy, **frozen}
+    read = {name: read_adapter(path) for name, path in starts.items() if path is not None}
+    peft_model = get_peft_model(model, read[POLICY][0] if POLICY in read else config.fresh(), adapter_name=POLICY)
+    assert isinstance(peft_model, PeftModel)
+    for name, (adapter, weights) in read.items():
+        if name != POLICY:
+            peft_model.add_adapter(name, adapter)
+        missing = set_peft_model_state_dict(peft_model, weights, adapter_name=name)
+        assert not missing.unexpected_keys, missing.unexpected_keys
+    for name, parameter in peft_model.named_parameters():
+        parameter.requires_grad_(f".{POLICY}." in name)
+    for name, layer in peft_model.named_modules():
+        if isinstance(layer, LoraLayer):
+            if not hasattr(layer.get_base_layer(), "in_features"):
+                raise ValueError(
+                    f"adapters.target_modules names {name}, which is not linear: lmix adapts linear layers only"
+                )
+            router.attach(layer)
+    return peft_model
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a LoRA sits on this module."""
+    return isinstance(module, LoraLayer)
+
+
+def save_adapter(peft_model: PeftModel, stream: str, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write one adapter as a peft folder that plain peft loads. The folder is there whole or not at all."""
+    weights = get_peft_model_state_dict(peft_model, state_dict=weights, adapter_name=stream)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        config = peft_model.peft_config[stream]
+        config.save_pretrained(str(temporary))
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / WEIGHTS)
+        os.chmod(temporary, 0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

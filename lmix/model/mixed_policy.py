@@ -1,0 +1,243 @@
+"""The mixed policy: streams of one backbone, mixed into one distribution (eq. 1-3)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lmix.functional import mix_streams, mix_streams_log_probs, token_log_probs, tokenwise
+from lmix.model.adapters import AdapterConfig, add_adapters, check_adapter, is_adapted, save_adapter
+from lmix.model.backbone import BackboneConfig, freeze_backbone, load_backbone
+from lmix.model.streams import POLICY, REFERENCE, StreamRouter
+
+Mixture = Literal["logits", "probs"]
+
+
+class MixedPolicy(nn.Module):
+    """A frozen backbone with a trainable `policy` adapter and a frozen `reference`, sampled and scored as one policy.
+
+    Shapes: B rows, T tokens, N chosen tokens, H hidden size, V vocabulary, K streams in the mixture.
+
+    Args:
+        model: a causal LM of transformers; it is frozen and gets the adapters in place.
+        adapters: where the policy starts and what the reference is.
+        alpha: weight of the reference, in [0, 1].
+        mixture: `logits` averages logits (eq. 1), `probs` averages probabilities (section 5).
+        activation_checkpointing: recompute decoder layers in the backward pass; rollouts are untouched.
+
+    Raises:
+        ValueError: alpha outside [0, 1], an adapter that can't be read, or a model whose logits are no plain function
+            of its head.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        adapters: AdapterConfig,
+        alpha: float = 0.5,
+        mixture: Mixture = "logits",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.mixture: Mixture = mixture
+        self.router = StreamRouter()
+        freeze_backbone(model)
+        self.peft_model = add_adapters(model, adapters, {REFERENCE: adapters.reference}, self.router)
+        self.softcap: float | None = getattr(self.backbone.config, "final_logit_softcapping", None)
+        self._checkpointed: list[nn.Module] = []
+        if activation_checkpointing:
+            self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self._checkpointed = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self._check_head()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        backbone: BackboneConfig,
+        adapters: AdapterConfig,
+        alpha: float = 0.5,
+        mixture: Mixture = "logits",
+        device: torch.device | str = "cpu",
+    ) -> "MixedPolicy":
+        """Check the adapters against the backbone's configuration, then load. Errors as in the class."""
+        check_alpha(alpha)
+        for path in {adapters.reference, adapters.policy} - {None}:
+            check_adapter(path, backbone.path)  # pyright: ignore[reportArgumentType]
+        model = load_backbone(backbone, device)
+        return cls(model, adapters, alpha, mixture, backbone.activation_checkpointing)
+
+    def train(self, mode: bool = True) -> "MixedPolicy":
+        """Do nothing: the forward pass is the same in training and evaluation, and has no dropout."""
+        return self
+
+    # what the mixture is
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the reference. A Python float: a buffer would be rounded by bf16 trainer precision."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha = check_alpha(value)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each stream's weight in the mixture."""
+        return {POLICY: 1.0 - self.alpha, REFERENCE: self.alpha}
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that count, in the order in which they are stacked: those of weight zero cost nothing."""
+        return tuple(name for name, weight in self.weights.items() if weight != 0.0)
+
+    @property
+    def mixes_hidden(self) -> bool:
+        """Whether hidden states can be mixed before the head: logits of a linear head that all streams share."""
+        return self.mixture == "logits" and self.softcap is None and not is_adapted(self.head)
+
+    # the passes
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        return self.peft_model.base_model.model  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+
+    @property
+    def head(self) -> nn.Module:
+        return self.backbone.get_output_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.get_input_embeddings().weight.device  # pyright: ignore[reportReturnType]
+
+    def hidden(self, input_ids: Tensor, streams: Sequence[str] = (POLICY,), **arguments: Any) -> Tensor:
+        """Last hidden states (after the final norm) of each stream, in one stacked pass with one base matmul a layer.
+
+        Args:
+            input_ids: `[B, T]`, padded on the right: causal attention then never sees the padding.
+            streams: which; more than one only without gradient.
+            arguments: for the decoder (`position_ids`, `attention_mask`, `past_key_values`), for all K * B rows.
+
+        Returns:
+            `[K, B, T, H]`.
+        """
+        stacked = input_ids.repeat(len(streams), 1)
+        arguments = {"use_cache": False, **arguments}
+        for layer in self._checkpointed:
+            layer.training = torch.is_grad_enabled()  # in training mode these layers drop the KV cache
+        with self.router.stacked(streams):
+            hidden = self.backbone.get_decoder()(input_ids=stacked, **arguments).last_hidden_state
+        return hidden.view(len(streams), *input_ids.shape, -1)
+
+    def logits(self, hidden: Tensor, stream: str = POLICY) -> Tensor:
+        """One stream's logits `[..., V]`, soft-capped where the model does so, from its hidden states `[..., H]`."""
+        with self.router.stacked((stream,)):
+            return self._cap(self.head(hidden))
+
+    def mixed_logits(self, hidden_K: Sequence[Tensor], weights: dict[str, float] | None = None) -> Tensor:
+        """Logits of the mixed policy, float32 `[..., V]`; their softmax is eq. 2-3 (or the mixture of probabilities).
+
+        Args:
+            hidden_K: `[..., H]` of each stream in the mixture, in the order of `streams`.
+            weights: in place of `self.weights`; those of weight zero must be left out of both.
+        """
+        weights = weights or {name: self.weights[name] for name in self.streams}
+        return self._mixed_logits(list(hidden_K), list(weights), list(weights.values()))
+
+    def log_probs(self, hidden_K: Sequence[Tensor], tokens: Tensor, chunk: int | None = None) -> Tensor:
+        """Log-probabilities of chosen tokens under the mixed policy; only the policy's hidden states get a gradient.
+
+        Args:
+            hidden_K: `[N, H]` of each stream in `streams`.
+            tokens: `[N]`.
+            chunk: tokens whose logits exist at once; by default about 256 MB of them.
+
+        Returns:
+            `[N]`, float32.
+        """
+        return self._log_probs(hidden_K, list(self.streams), [self.weights[s] for s in self.streams], tokens, chunk)
+
+    def stream_log_probs(self, hidden: Tensor, tokens: Tensor, stream: str, chunk: int | None = None) -> Tensor:
+        """The same under one stream alone: `[N, H]`, `[N]` -> `[N]`."""
+        return self._log_probs([hidden], [stream], [1.0], tokens, chunk)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Mixed logits of right-padded rows, `[B, T]` -> float32 `[B, T, V]`. Only the policy gets a gradient."""
+        if not torch.is_grad_enabled():
+            return self.mixed_logits(list(self.hidden(input_ids, self.streams)))
+        return self.mixed_logits([self.stream_hidden(input_ids, stream) for stream in self.streams])
+
+    def stream_hidden(self, input_ids: Tensor, stream: str) -> Tensor:
+        """Hidden states of one stream `[B, T, H]`, with a gradient for the policy only."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and stream == POLICY):
+            return self.hidden(input_ids, (stream,))[0]
+
+    # the adapters
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The weights of all adapters, and nothing of the backbone, by parameter name."""
+        return {name: p.detach() for name, p in self.named_parameters() if ".lora_" in name}
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy adapter as a peft folder."""
+        save_adapter(self.peft_model, POLICY, folder)
+
+    # inside
+
+    def _mixed_logits(self, hidden_K: list[Tensor], names: list[str], weights: list[float]) -> Tensor:
+        if self.mixes_hidden:
+            return self.head(mix_streams(hidden_K, weights)).float()
+        if len(names) == 1 and weights[0] == 1.0:
+            return self.logits(hidden_K[0], names[0]).float()
+        logits_K = [self.logits(h, name).float() for h, name in zip(hidden_K, names, strict=True)]
+        if self.mixture == "logits":
+            return mix_streams(logits_K, weights)
+        return mix_streams_log_probs([z.log_softmax(-1) for z in logits_K], weights)
+
+    def _log_probs(
+        self, hidden_K: Sequence[Tensor], names: list[str], weights: list[float], tokens: Tensor, chunk: int | None
+    ) -> Tensor:
+        chunk = chunk or max(1, 2**26 // self.backbone.config.vocab_size)
+        # the policy's hidden states, which alone may carry a gradient, come first
+        order = sorted(range(len(names)), key=lambda k: names[k] != POLICY)
+        names, weights = [names[k] for k in order], [weights[k] for k in order]
+        first, *others = [hidden_K[k] for k in order]
+
+        def chosen(hidden: Tensor, tokens: Tensor, *others: Tensor) -> Tensor:
+            return token_log_probs(self._mixed_logits([hidden, *others], names, weights), tokens)
+
+        if not (is_adapted(self.head) and torch.is_grad_enabled()):
+            return tokenwise(chosen, first, tokens, *others, chunk=chunk)
+        # the head itself is trained: it needs a weight gradient, so autograd does the work, a chunk at a time
+        parts = zip(*(x.split(chunk) for x in (first, tokens, *others)), strict=True)
+        return torch.cat([checkpoint(chosen, *part, use_reentrant=False) for part in parts])  # pyright: ignore
+
+    def _cap(self, logits: Tensor) -> Tensor:
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Some architectures scale their logits after the head; mixing hidden states would then be silently wrong."""
+        ids = torch.arange(2, device=self.device)[None]
+        expected = self.backbone(input_ids=ids, use_cache=False).logits.float()
+        found = self.logits(self.hidden(ids)[0]).float()
+        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+            kind = self.backbone.config.model_type
+            raise ValueError(f"backbone of type {kind!r} changes its logits after the head in a way lmix does not know")
+
+
+def check_alpha(alpha: float) -> float:
+    """Return alpha as a float. Raises ValueError unless it lies in [0, 1]."""
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must lie in [0, 1], not {alpha}: 0 is the policy alone, 1 the reference alone")
+    return float(alpha)

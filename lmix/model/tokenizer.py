@@ -1,0 +1,72 @@
+"""Where a backbone's files are, and its tokenizer: all that is cheap enough to check before weights are read."""
+
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+EMBEDDED = "lmix:"
+
+
+def resolve(path: str) -> str:
+    """Turn `lmix:NAME` into the folder of an embedded asset; leave hub ids, folders and files alone.
+
+    Raises:
+        ValueError: no asset of that name.
+    """
+    if not path.startswith(EMBEDDED):
+        return path
+    folder = Path(str(files("lmix"))) / "assets" / path.removeprefix(EMBEDDED)
+    if not folder.is_dir():
+        names = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
+        raise ValueError(f"no embedded asset {path!r}: lmix carries {', '.join(EMBEDDED + n for n in names)}")
+    return str(folder)
+
+
+def hub_arguments(path: str) -> tuple[str, dict[str, str]]:
+    """A backbone's path as `from_pretrained` wants it: (id or folder, keyword arguments).
+
+    Raises:
+        ValueError: a local path that holds no model.
+    """
+    resolved = resolve(path)
+    local = Path(resolved).expanduser()
+    if local.suffix == ".gguf":
+        if not local.is_file():
+            raise ValueError(f"backbone {path!r} is no file: give a .gguf file that exists")
+        return str(local.parent), {"gguf_file": local.name}
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            raise ValueError(f"backbone {path!r} holds no model: the folder has no config.json")
+        return str(local), {}
+    if local.is_absolute() or resolved.startswith((".", "~")) or resolved.count("/") != 1:
+        raise ValueError(f"backbone {path!r} is no folder, .gguf file or hub id (such as Qwen/Qwen2.5-1.5B-Instruct)")
+    return resolved, {}
+
+
+def load_config(path: str) -> PretrainedConfig:
+    """The backbone's configuration. Raises ValueError where there is none."""
+    where, arguments = hub_arguments(path)
+    try:
+        return AutoConfig.from_pretrained(where, **arguments)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"backbone {path!r} can't be read: {first_line(error)}") from error
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer. Raises ValueError where there is none, or where it has no end-of-sequence token."""
+    where, arguments = hub_arguments(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **arguments)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer of backbone {path!r} can't be read: {first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer of backbone {path!r} has no end-of-sequence token: set eos_token in its config")
+    return tokenizer
+
+
+def first_line(error: Exception) -> str:
+    """An exception's message cut to its first line, for errors that must be one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

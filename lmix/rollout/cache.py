@@ -1,0 +1,98 @@
+"""A preallocated key-value cache for rows that start, grow and end at different times, in K stacked streams."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+
+
+class StreamCache:
+    """Keys and values of `slots` rows in each of K streams, stacked as the streams' rows are (stream 0's slots first).
+
+    A row's tokens lie at places 0, 1, 2, ... without a gap, so the place of a token is its position, and what a row may
+    attend to follows from its length alone. It stands in for transformers' `Cache` in passes of one token a row.
+
+    Args:
+        config: the backbone's configuration (its window, its layer types).
+        streams: K.
+        slots: rows of one stream.
+        length: tokens that a row can hold.
+    """
+
+    is_compileable = False
+
+    def __init__(self, config: PretrainedConfig, streams: int, slots: int, length: int) -> None:
+        self.config = config
+        self.streams, self.slots, self.length = streams, slots, length
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self._rows = self._places = torch.empty(0)
+        self._visible = 0
+
+    def insert(self, prefill: DynamicCache, sources: Sequence[int], slots: Sequence[int]) -> None:
+        """Copy prompts' keys and values into slots: prompt `sources[i]` of every stream goes to slot `slots[i]`."""
+        for i, layer in enumerate(prefill.layers):
+            keys, values = layer.keys, layer.values
+            assert keys is not None and values is not None
+            if i == len(self.layers):
+                shape = (self.streams * self.slots, keys.shape[1], self.length)
+                self.layers.append((keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3])))
+            prompts = keys.shape[0] // self.streams
+            for k in range(self.streams):
+                source = torch.tensor([k * prompts + s for s in sources], device=keys.device)
+                target = torch.tensor([k * self.slots + s for s in slots], device=keys.device)
+                self.layers[i][0][target, :, : keys.shape[2]] = keys[source]
+                self.layers[i][1][target, :, : values.shape[2]] = values[source]
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Drop all slots but these, in this order: rows that have ended leave the batch."""
+        index = [k * self.slots + s for k in range(self.streams) for s in slots]
+        at = torch.tensor(index, device=self.layers[0][0].device)
+        self.layers = [(keys[at], values[at]) for keys, values in self.layers]
+        self.slots = len(slots)
+
+    def step_arguments(self, positions: Tensor, visible: int, dtype: torch.dtype) -> dict[str, Any]:
+        """What the decoder needs for a pass of one token a row.
+
+        Args:
+            positions: `[slots]`, where the token goes.
+            visible: no position reaches this one; known to the host, so that nothing must be read back from a GPU.
+            dtype: of additive masks.
+        """
+        self._visible = visible
+        self._places = positions.repeat(self.streams)
+        self._rows = torch.arange(self.streams * self.slots, device=positions.device)
+        place = torch.arange(visible, device=positions.device)
+        seen = place <= self._places[:, None]
+        masks = {"full_attention": seen}
+        if window := getattr(self.config, "sliding_window", None):
+            masks["sliding_attention"] = seen & (place > self._places[:, None] - window)
+        additive = self.config._attn_implementation == "eager"
+        four = {name: as_attention_mask(mask[:, None, None, :], dtype, additive) for name, mask in masks.items()}
+        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
+        return {
+            "position_ids": self._places[:, None],
+            "attention_mask": four if len(kinds) > 1 else four[kinds.pop()],
+            "past_key_values": self,
+            "use_cache": True,
+        }
+
+    # what transformers calls
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write one token's keys and values a row, and return all that the pass can see."""
+        for cache, new in zip(self.layers[layer], (keys, values), strict=True):
+            cache[self._rows, :, self._places] = new[:, :, 0].to(cache.dtype)
+        all_keys, all_values = self.layers[layer]
+        return all_keys[:, :, : self._visible], all_values[:, :, : self._visible]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self._visible - 1
+
+
+def as_attention_mask(seen: Tensor, dtype: torch.dtype, additive: bool) -> Tensor:
+    """A mask as the attention implementation wants it: true where seen, or 0 there and the dtype's minimum elsewhere."""
+    if not additive:
+        return seen
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)

@@ -1,0 +1,244 @@
+"""Sampling from the mixed policy, token by token: one prefill a prompt and stream, slots that rows come to and leave."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.streams import REFERENCE
+from lmix.rollout.cache import StreamCache
+from lmix.rollout.randomness import row_keys, uniforms
+from lmix.rollout.rollout import Rollout, token_budget_batches
+from lmix.rollout.sampling import greedy, inverse_cdf
+
+Progress = Callable[[int, int, int], None]
+"""Called after each token with (rows ended, rows in all, tokens drawn)."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How tokens are chosen: a draw from the mixed policy at temperature 1, or the most probable token."""
+
+    seed: int = 0
+    step: int = 0
+    """Outer step; the same seed and step give the same tokens."""
+    greedy: bool = False
+
+
+class RolloutEngine:
+    """Draws completions from a mixed policy.
+
+    Args:
+        policy: what is sampled from, at its alpha of that moment.
+        eos_ids: a completion ends with any of these tokens.
+        slots: rows that are decoded at once; a prompt's samples always start together, so at least G are used.
+        prefill_tokens: padded prompt tokens of one prefill pass.
+        check_every: steps between looks at which rows have ended. 1 costs a GPU a synchronisation each token; tokens
+            drawn past the end are thrown away, and change nothing.
+    """
+
+    def __init__(
+        self,
+        policy: MixedPolicy,
+        eos_ids: Sequence[int],
+        slots: int = 64,
+        prefill_tokens: int = 8192,
+        check_every: int | None = None,
+    ) -> None:
+        self.policy = policy
+        self.eos_ids = tuple(eos_ids)
+        self.slots = slots
+        self.prefill_tokens = prefill_tokens
+        self.check_every = check_every or (8 if policy.device.type == "cuda" else 1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        draw: Draw,
+        samples: int = 1,
+        prompt_ids: Sequence[int] | None = None,
+        keep_reference: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Rollout]:
+        """Complete each prompt `samples` times.
+
+        Args:
+            prompts: token ids of each prompt; none empty.
+            max_new_tokens: a completion that has not ended by then is cut.
+            draw: sampled or greedy, and from which seed.
+            samples: G.
+            prompt_ids: a number for each prompt that its random numbers depend on (its place in the data set), so that
+                they do not depend on what it is batched with; by default its place in `prompts`.
+            keep_reference: keep the reference's hidden states, so that scoring needs no reference pass.
+            progress: see `Progress`.
+
+        Returns:
+            Rollouts in order of prompt, then sample.
+        """
+        rollouts = [Rollout(p, g, list(ids)) for p, ids in enumerate(prompts) for g in range(samples)]
+        if rollouts and max_new_tokens > 0:
+            _Wave(self, rollouts, samples, max_new_tokens, draw, prompt_ids, keep_reference, progress).run()
+        return rollouts
+
+
+class _Wave:
+    """One call of `generate`: its slots, and what each of them has drawn so far."""
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        rollouts: list[Rollout],
+        samples: int,
+        max_new_tokens: int,
+        draw: Draw,
+        prompt_ids: Sequence[int] | None,
+        keep_reference: bool,
+        progress: Progress | None,
+    ) -> None:
+        self.engine, self.policy, self.draw, self.progress = engine, engine.policy, draw, progress
+        self.streams, self.device = engine.policy.streams, engine.policy.device
+        self.rollouts, self.samples, self.limit = rollouts, samples, max_new_tokens
+        self.waiting = list(range(0, len(rollouts), samples))  # first rollout of each group that has not started
+        self.ended, self.tokens_drawn = 0, 0
+        slots = min(max(engine.slots // samples, 1) * samples, len(rollouts))
+        length = max(len(r.prompt_ids) for r in rollouts) + max_new_tokens
+        self.cache = StreamCache(self.policy.backbone.config, len(self.streams), slots, length)
+        self.rollout_of: list[int | None] = [None] * slots
+        """Which rollout sits in a slot; None in a free one, which goes on computing what nobody reads."""
+        self.drawn = [0] * slots
+        self.keys = row_keys(
+            draw.seed,
+            draw.step,
+            torch.tensor([prompt_ids[r.prompt] if prompt_ids else r.prompt for r in rollouts], device=self.device),
+            torch.tensor([r.sample for r in rollouts], device=self.device),
+        )
+        # per slot: its key, the position of its newest token, and what it has drawn
+        self.slot_keys = torch.zeros(slots, dtype=torch.long, device=self.device)
+        self.positions = torch.zeros(slots, dtype=torch.long, device=self.device)
+        self.tokens = torch.zeros(slots, max_new_tokens, dtype=torch.long, device=self.device)
+        self.log_probs = torch.zeros(slots, max_new_tokens, device=self.device)
+        self.places = torch.zeros(slots, dtype=torch.long, device=self.device)
+        self.last = torch.zeros(slots, dtype=torch.long, device=self.device)
+        self.reference: Tensor | None = None
+        self.keep_reference = keep_reference and REFERENCE in self.streams
+
+    def run(self) -> None:
+        self.admit()
+        while any(r is not None for r in self.rollout_of):
+            for _ in range(self.engine.check_every):
+                if self.open_slots() == 0:
+                    break
+                self.step()
+            self.retire()
+            self.admit()
+
+    def open_slots(self) -> int:
+        """Slots whose row can still draw a token, as far as the host knows without asking the device."""
+        return sum(r is not None and self.drawn[s] < self.limit for s, r in enumerate(self.rollout_of))
+
+    def admit(self) -> None:
+        """Start waiting groups when enough slots are free to be worth a prefill."""
+        free = [s for s, r in enumerate(self.rollout_of) if r is None]
+        if not self.waiting or len(free) < max(self.samples, len(self.rollout_of) // 4):
+            return
+        groups = [self.waiting.pop(0) for _ in range(min(len(free) // self.samples, len(self.waiting)))]
+        lengths = [len(self.rollouts[first].prompt_ids) for first in groups]
+        for batch in token_budget_batches(lengths, self.engine.prefill_tokens):
+            taken = [free.pop(0) for _ in range(len(batch) * self.samples)]
+            self.prefill([groups[i] for i in batch], taken)
+
+    def prefill(self, groups: list[int], slots: list[int]) -> None:
+        """Read each prompt once a stream, give its keys and values to its G slots, and draw their first tokens."""
+        prompts = [self.rollouts[first].prompt_ids for first in groups]
+        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        width = max(len(p) for p in prompts)
+        ids = torch.tensor([p + [0] * (width - len(p)) for p in prompts], device=self.device)
+        cache = DynamicCache()
+        hidden_KPTH = self.policy.hidden(ids, self.streams, past_key_values=cache, use_cache=True)
+        last_KPH = hidden_KPTH[:, torch.arange(len(prompts), device=self.device), lengths - 1]
+        self.cache.insert(cache, [i for i in range(len(prompts)) for _ in range(self.samples)], slots)
+        at = torch.tensor(slots, device=self.device)
+        rows = [first + g for first in groups for g in range(self.samples)]
+        for slot, row in zip(slots, rows, strict=True):
+            self.rollout_of[slot], self.drawn[slot] = row, 0
+        self.slot_keys[at] = self.keys[torch.tensor(rows, device=self.device)]
+        self.positions[at] = lengths.repeat_interleave(self.samples) - 1
+        self.places[at] = 0
+        self.choose(last_KPH.repeat_interleave(self.samples, dim=1), at, slots)
+
+    def step(self) -> None:
+        """Feed every slot's newest token, and draw the next."""
+        live = [(s, r) for s, r in enumerate(self.rollout_of) if r is not None]
+        visible = max(len(self.rollouts[r].prompt_ids) + self.drawn[s] for s, r in live)
+        # rows that reached their limit, and free ones, write their last place again and again
+        arguments = self.cache.step_arguments(
+            self.positions.clamp(max=visible - 1), visible, self.policy.backbone.dtype
+        )
+        hidden_KSH = self.policy.hidden(self.last[:, None], self.streams, **arguments)[:, :, 0]
+        slots = list(range(len(self.rollout_of)))
+        self.choose(hidden_KSH, torch.arange(len(slots), device=self.device), slots)
+
+    def choose(self, hidden_KSH: Tensor, at: Tensor, slots: list[int]) -> None:
+        """Draw a token for the slots `at` from the streams' hidden states, and write it down."""
+        logits = self.policy.mixed_logits(list(hidden_KSH))
+        if self.draw.greedy:
+            tokens, log_probs = greedy(logits)
+        else:
+            tokens, log_probs = inverse_cdf(logits, uniforms(self.slot_keys[at], self.places[at]))
+        places = self.places[at].clamp(max=self.limit - 1)
+        writes = self.places[at] < self.limit
+        self.tokens[at, places] = torch.where(writes, tokens, self.tokens[at, places])
+        self.log_probs[at, places] = torch.where(writes, log_probs, self.log_probs[at, places])
+        if self.keep_reference:
+            hidden = hidden_KSH[self.streams.index(REFERENCE)]
+            if self.reference is None:
+                self.reference = hidden.new_zeros(len(self.rollout_of), self.limit, hidden.shape[-1])
+            self.reference[at, places] = torch.where(writes[:, None], hidden, self.reference[at, places])
+        self.last[at] = tokens
+        self.places[at] += 1
+        self.positions[at] += 1
+        for slot in slots:
+            if self.rollout_of[slot] is not None and self.drawn[slot] < self.limit:
+                self.drawn[slot] += 1
+                self.tokens_drawn += 1
+
+    def retire(self) -> None:
+        """Take out rows that drew an end-of-sequence token or reached the limit; shrink the batch when none wait."""
+        tokens = self.tokens.cpu()
+        is_end = torch.isin(tokens, torch.tensor(self.engine.eos_ids)) if self.engine.eos_ids else tokens < 0
+        for slot, row in enumerate(self.rollout_of):
+            if row is None:
+                continue
+            count = self.drawn[slot]
+            ends = is_end[slot, :count].nonzero()
+            if len(ends) or count == self.limit:
+                self.finish(slot, self.rollouts[row], int(ends[0]) + 1 if len(ends) else count, bool(len(ends)))
+        if self.progress:
+            self.progress(self.ended, len(self.rollouts), self.tokens_drawn)
+        live = [s for s, r in enumerate(self.rollout_of) if r is not None]
+        if not self.waiting and live and len(live) <= 0.8 * len(self.rollout_of):
+            self.keep(live)
+
+    def finish(self, slot: int, rollout: Rollout, count: int, ended: bool) -> None:
+        rollout.completion_ids = self.tokens[slot, :count].tolist()
+        rollout.log_probs = self.log_probs[slot, :count].to("cpu", copy=True)  # the slot will be used again
+        rollout.ended = ended
+        if self.keep_reference and self.reference is not None:
+            rollout.reference_hidden = self.reference[slot, :count].to("cpu", copy=True)
+        self.rollout_of[slot] = None
+        self.ended += 1
+
+    def keep(self, slots: list[int]) -> None:
+        """Go on with these slots only."""
+        self.cache.keep(slots)
+        at = torch.tensor(slots, device=self.device)
+        self.rollout_of = [self.rollout_of[s] for s in slots]
+        self.drawn = [self.drawn[s] for s in slots]
+        for name in ("slot_keys", "positions", "tokens", "log_probs", "places", "last", "reference"):
+            if (tensor := getattr(self, name)) is not None:
+                setattr(self, name, tensor[at])

@@ -1,0 +1,38 @@
+"""Tasks: how answers are asked for, found in completions, and judged. Imports neither torch nor sympy."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lmix.tasks.arithmetic import ArithmeticTask
+from lmix.tasks.normalise import normalise_answer
+from lmix.tasks.task import Judgement, Problem, Task
+from lmix.tasks.templates import AnswerTemplate, answer_template
+from lmix.tasks.verifier import Verdict, Verifier, verify_answer
+
+if TYPE_CHECKING:
+    from lmix.tasks.dataset import DatasetTask
+    from lmix.tasks.math import MathTask
+
+__all__ = [
+    "AnswerTemplate",
+    "ArithmeticTask",
+    "DatasetTask",
+    "Judgement",
+    "MathTask",
+    "Problem",
+    "Task",
+    "Verdict",
+    "Verifier",
+    "answer_template",
+    "normalise_answer",
+    "verify_answer",
+]
+
+# these read data sets, so they wait for the `datasets` library
+_HOMES = {"DatasetTask": "lmix.tasks.dataset", "MathTask": "lmix.tasks.math"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'lmix.tasks' has no attribute {name!r}")

@@ -1,0 +1,95 @@
+"""A task whose problems are rows of a data set: on the hub, in a folder of the hub's layout, or in a file."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from lmix.tasks.rows import load_rows
+from lmix.tasks.task import Problem, Split, Task
+from lmix.tasks.templates import answer_template
+from lmix.tasks.verifier import Verifier
+
+log = logging.getLogger(__name__)
+
+
+class DatasetTask(Task):
+    """Problems and answers from columns of a data set, answers judged by math-verify.
+
+    Args:
+        source: hub id, local folder, or file (.json, .jsonl, .parquet, .csv) with the training problems.
+        test_source: the same for held-out problems; null means `source`, with its split `test`.
+        config_name: which configuration of a hub data set.
+        problem_column: column with the problem's text.
+        answer_column: column with the answer; null takes it from the last box in the solution.
+        solution_column: column with a worked solution; null where there is none.
+        deadline: seconds that one answer may take to judge.
+        verifier_workers: processes that judge.
+        kwargs: prompt and template, see `Task`.
+    """
+
+    name = "dataset"
+
+    def __init__(
+        self,
+        source: str,
+        test_source: str | None = None,
+        config_name: str | None = None,
+        problem_column: str = "problem",
+        answer_column: str | None = "answer",
+        solution_column: str | None = None,
+        deadline: float = 5.0,
+        verifier_workers: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if answer_column is None and solution_column is None:
+            raise ValueError("task.answer_column and task.solution_column are both null: name the one with the answers")
+        self.source, self.test_source, self.config_name = source, test_source or source, config_name
+        self.problem_column, self.answer_column = problem_column, answer_column
+        self.solution_column = solution_column
+        self.deadline, self.verifier_workers = deadline, verifier_workers
+        self._verifier: Verifier | None = None
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        source = self.test_source if split == "test" else self.source
+        rows = load_rows(source, "test" if split == "test" else "train", self.config_name)
+        for column in (self.problem_column, self.answer_column, self.solution_column):
+            if column is not None and column not in rows.column_names:
+                raise ValueError(f"column {column!r} is not in {source!r}, which has {', '.join(rows.column_names)}")
+        problems = []
+        for number, row in enumerate(rows):
+            assert isinstance(row, dict)
+            if self.keep(row) and (problem := self.to_problem(number, row, source)):
+                problems.append(problem)
+        if not problems:
+            raise ValueError(f"{source!r} holds no problem for split {split!r}: check the file and the task's filters")
+        return problems
+
+    def keep(self, row: dict[str, Any]) -> bool:
+        """Whether a row is used; a subclass's filter."""
+        return True
+
+    def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
+        """Turn a row into a problem; None for a solution without a box, which MATH has. Raises ValueError where a
+        column is empty."""
+        problem = row[self.problem_column]
+        solution = str(row[self.solution_column] or "") if self.solution_column else ""
+        if self.answer_column is not None:
+            answer = row[self.answer_column]
+        elif (answer := answer_template("boxed").extract(solution)) is None:
+            log.warning("row %d of %s has no boxed answer in its solution: left out", number, source)
+            return None
+        for column, value in ((self.problem_column, problem), (self.answer_column, answer)):
+            if value is None or not str(value).strip():
+                raise ValueError(f"row {number} of {source!r} has nothing in column {column!r}: fill or remove it")
+        return Problem(number, str(problem), str(answer), solution)
+
+    def verify(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[bool]:
+        if self._verifier is None:
+            self._verifier = Verifier(self.verifier_workers, self.deadline)
+        return [verdict.correct for verdict in self._verifier.verify(answers, golds)]
+
+    def close(self) -> None:
+        if self._verifier is not None:
+            self._verifier.close()
+            self._verifier = None

@@ -1,0 +1,39 @@
+"""MATH (Hendrycks et al., arXiv 2103.03874): competition problems with a boxed answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lmix.tasks.dataset import DatasetTask
+
+
+class MathTask(DatasetTask):
+    r"""MATH, from the hub (`Maxwell-Jia/MATH`, whose answers are in the solutions' last `\boxed{}`) or local files.
+
+    Args:
+        source: see `DatasetTask`.
+        levels: difficulties to keep, of 1 to 5.
+        answer_column: null takes the answer from the solution.
+        solution_column: see `DatasetTask`.
+        kwargs: see `DatasetTask`.
+
+    Raises:
+        ValueError: a level that MATH has not.
+    """
+
+    name = "math"
+
+    def __init__(
+        self,
+        source: str = "Maxwell-Jia/MATH",
+        levels: Sequence[int] = (1, 2, 3, 4, 5),
+        answer_column: str | None = None,
+        solution_column: str | None = "solution",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(source=source, answer_column=answer_column, solution_column=solution_column, **kwargs)
+        if not levels or set(levels) - {1, 2, 3, 4, 5}:
+            raise ValueError(f"task.levels must name some of 1 to 5, not {list(levels)}")
+        self.levels = {f"Level {level}" for level in levels}
+
+    def keep(self, row: dict[str, Any]) -> bool:
+        return len(self.levels) == 5 or row.get("level") in self.levels

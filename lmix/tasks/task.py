@@ -1,0 +1,102 @@
+"""What a task is: problems, a prompt, an answer template, a judge."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lmix.tasks.normalise import normalise_answer
+from lmix.tasks.templates import answer_template
+
+Split = Literal["train", "validation", "test"]
+TemplateName = Literal["boxed", "answer_tag", "hash", "letter"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of a task."""
+
+    id: int
+    """Its place in the data set: random numbers of its rollouts depend on this, so it must not depend on order."""
+    problem: str
+    answer: str
+    solution: str = ""
+    """A worked solution without the answer template, for demonstrations; empty where the data set has none."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a completion is worth."""
+
+    answer: str | None
+    """The text in the answer template; None where the template is missing, empty or not closed."""
+    answer_correct: bool
+    """Format-correct, and right."""
+    reward: float
+    """1 exactly when the completion ended by itself and is answer-correct."""
+
+    @property
+    def format_correct(self) -> bool:
+        return self.answer is not None
+
+
+class Task:
+    """Base of all tasks; a subclass gives `problems`, and `verify` where equal text is not the test.
+
+    Args:
+        prompt: what the model reads; `{problem}` and `{instruction}` are filled in.
+        template: the form that the answer must have.
+        instruction: what fills `{instruction}`; by default the template's own sentence.
+        chat: put the prompt into the tokenizer's chat template as a user's message, where it has one.
+        system: the system message in that case; null leaves the chat template's own.
+
+    Raises:
+        ValueError: the prompt has no `{problem}`.
+    """
+
+    name = "task"
+
+    def __init__(
+        self,
+        prompt: str = "{problem}\n\n{instruction}",
+        template: TemplateName = "boxed",
+        instruction: str | None = None,
+        chat: bool = True,
+        system: str | None = None,
+    ) -> None:
+        if "{problem}" not in prompt:
+            raise ValueError(f"task.prompt must contain {{problem}}, not {prompt!r}")
+        self.prompt, self.chat, self.system = prompt, chat, system
+        self.template = answer_template(template)
+        self.instruction = self.template.instruction if instruction is None else instruction
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """All problems of a split. Raises ValueError, in one line, where the data are missing or malformed."""
+        raise NotImplementedError
+
+    def verify(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[bool]:
+        """Whether each answer (None: not format-correct) is right."""
+        pairs = zip(answers, golds, strict=True)
+        return [a is not None and normalise_answer(a) == normalise_answer(gold) for a, gold in pairs]
+
+    def judge(self, completions: Sequence[str], ended: Sequence[bool], golds: Sequence[str]) -> list[Judgement]:
+        """Judge completions, which are decoded without their end-of-sequence token."""
+        answers = [self.template.extract(completion) for completion in completions]
+        correct = self.verify(answers, golds)
+        return [Judgement(a, c, float(c and e)) for a, c, e in zip(answers, correct, ended, strict=True)]
+
+    def prompt_text(self, problem: Problem) -> str:
+        """The prompt without a chat template."""
+        filled = self.prompt.replace("{instruction}", self.instruction)
+        return filled.replace("{problem}", problem.problem)
+
+    def prompt_ids(self, problem: Problem, tokenizer: Any) -> list[int]:
+        """The prompt as the model reads it."""
+        text = self.prompt_text(problem)
+        if not (self.chat and tokenizer.chat_template):
+            return tokenizer(text)["input_ids"]
+        messages = [{"role": "system", "content": self.system}] if self.system is not None else []
+        messages.append({"role": "user", "content": text})
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    def close(self) -> None:
+        """Give back what judging holds, such as worker processes."""

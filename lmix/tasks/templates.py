@@ -1,0 +1,145 @@
+r"""Answer templates: where a completion states its answer, and how a demonstration writes one.
+
+A completion is *format-correct* when its template is there, filled and closed. Every search below takes time linear in
+the length of the completion and recurses nowhere, whatever a model writes.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# A box command with its brace, any other escaped character (so that \{ and \\ are skipped), or a plain brace.
+_BRACE_TOKEN = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
+_ANSWER_TAG = re.compile(r"</?answer>")
+_LETTER_LINE = re.compile(r"(?:the )?(?:final |correct )?answer ?: ?(?:\(([a-j])\)|([a-j]))\.?", re.IGNORECASE)
+_LETTER_LINE_CAP = 80
+
+
+@dataclass(frozen=True)
+class AnswerTemplate:
+    """One way to state an answer."""
+
+    name: str
+    instruction: str
+    """A sentence for prompts that asks for this template."""
+    extract: Callable[[str], str | None]
+    """completion -> the stripped answer, or None when the template is missing, blank or not closed."""
+    wrap: Callable[[str], str]
+    """answer -> the answer written in the template."""
+
+
+def answer_template(name: str) -> AnswerTemplate:
+    """The template called `name`.
+
+    Raises:
+        ValueError: no template has this name.
+    """
+    if name not in _TEMPLATES:
+        raise ValueError(f"answer template {name!r} is unknown: use one of {', '.join(_TEMPLATES)}")
+    return _TEMPLATES[name]
+
+
+def _extract_boxed(completion: str) -> str | None:
+    r"""The content of the filled \boxed{} or \fbox{} that closes last; a box that holds only a box is that box."""
+    open_braces: list[tuple[int, int] | None] = []  # (start of the command, start of its content), None: plain brace
+    last_closed: tuple[int, int, int, int] | None = None  # command start, content start, content end, end
+    answer: tuple[int, int] | None = None
+    for token in _BRACE_TOKEN.finditer(completion):
+        if token.group(1):
+            open_braces.append((token.start(), token.end()))
+        elif token.group() == "{":
+            open_braces.append(None)
+        elif token.group() == "}" and open_braces:
+            box = open_braces.pop()
+            if box is None:
+                continue
+            command, start = box
+            end = token.start()
+            if last_closed is not None and last_closed[0] >= start:
+                inner_command, inner_start, inner_end, inner_close = last_closed
+                if not completion[start:inner_command].strip() and not completion[inner_close:end].strip():
+                    start, end = inner_start, inner_end
+            last_closed = (command, start, end, token.end())
+            if _has_text(completion, start, end):
+                answer = (start, end)
+    return None if answer is None else completion[answer[0] : answer[1]].strip()
+
+
+_NON_BLANK = re.compile(r"\S")
+
+
+def _has_text(text: str, start: int, end: int) -> bool:
+    """Whether text[start:end] is more than blanks; stops at the first other character, so nesting stays linear."""
+    return _NON_BLANK.search(text, start, end) is not None
+
+
+def _extract_answer_tag(completion: str) -> str | None:
+    """The content of the last filled <answer>...</answer> pair."""
+    answer = None
+    start = None
+    for tag in _ANSWER_TAG.finditer(completion):
+        if tag.group() == "<answer>":
+            start = tag.end()
+        elif start is not None:
+            if _has_text(completion, start, tag.start()):
+                answer = (start, tag.start())
+            start = None
+    return None if answer is None else completion[answer[0] : answer[1]].strip()
+
+
+def _extract_hash(completion: str) -> str | None:
+    """What follows the last filled `####`, to the end of its line."""
+    for line in reversed(completion.split("\n")):
+        _, mark, answer = line.rpartition("####")
+        if mark and answer.strip():
+            return answer.strip()
+    return None
+
+
+def _extract_letter(completion: str) -> str | None:
+    """The letter A-J of the last line that is `Answer: B` and nothing more, upper-case.
+
+    Case is free; "the", "final" or "correct" may come before, the letter may stand in parentheses and be followed by a
+    full stop, and the line may be set in Markdown's asterisks.
+    """
+    for line in reversed(completion.split("\n")):
+        if len(line) <= _LETTER_LINE_CAP:
+            match = _LETTER_LINE.fullmatch(" ".join(line.replace("*", "").split()))
+            if match:
+                return (match.group(1) or match.group(2)).upper()
+    return None
+
+
+def _wrap_boxed(answer: str) -> str:
+    return f"\\boxed{{{answer}}}"
+
+
+def _wrap_answer_tag(answer: str) -> str:
+    return f"<answer>{answer}</answer>"
+
+
+def _wrap_hash(answer: str) -> str:
+    return f"#### {' '.join(answer.split())}"
+
+
+def _wrap_letter(answer: str) -> str:
+    letter = answer.strip().upper()
+    if len(letter) != 1 or letter not in "ABCDEFGHIJ":
+        raise ValueError(f"answer {answer!r} does not fit the letter template: it must be one letter from A to J")
+    return f"Answer: {letter}"
+
+
+_TEMPLATES = {
+    template.name: template
+    for template in (
+        AnswerTemplate("boxed", "Put the final answer in \\boxed{}.", _extract_boxed, _wrap_boxed),
+        AnswerTemplate(
+            "answer_tag", "Put the final answer in <answer></answer>.", _extract_answer_tag, _wrap_answer_tag
+        ),
+        AnswerTemplate("hash", "End with a line that holds #### and the final answer.", _extract_hash, _wrap_hash),
+        AnswerTemplate(
+            "letter", 'End with a line that holds the letter of your choice, such as "Answer: B".', _extract_letter,
+            _wrap_letter,
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,169 @@
+r"""A process that judges answers with algebra: `python -m lmix.tasks.verifier_worker MEMORY_MB DEADLINE`.
+
+It reads JSON lines `[answer, gold]` on stdin and writes one word a line on stdout: `ready` once warm, then an outcome
+for each pair (`right`, `wrong`, `unparsable`). The parent (`lmix.tasks.verifier`) kills it when it takes too long, so
+Math-Verify's own timeouts, which need signals, are off. A completion is a stranger's input to a large parser, hence the
+limits and the refusal of files and network below: a second line of defence, not a sandbox.
+"""
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+from lmix.tasks.comparison import compare
+from lmix.tasks.normalise import split_unit
+
+_WARM_UP = (
+    (r"\frac{1}{2}+x", r"x+\frac12"), (r"\sqrt{8}", r"2\sqrt{2}"), (r"(x+1)^2", "x^2+2x+1"), ("2i+3", "3+2i"),
+    ("y=2x+1", "2x-y+1=0"), (r"1\le x\le 2", "[1,2]"), (r"x<2\pi", r"(-\infty,2\pi)"),
+    (r"\log_2 3", r"\frac{\ln 3}{\ln 2}"),
+    (r"\begin{pmatrix}1&x\\3&4\end{pmatrix}", r"\begin{pmatrix}x&1\\3&4\end{pmatrix}"), (r"\sin 2x", r"2\sin x\cos x"),
+    (r"(-\infty,0)\cup(0,\infty)", r"\mathbb{R}\setminus\{0\}"), (r"1.5\pi", r"\frac{3\pi}{2}"),
+    ("5!", r"\binom{9}{3}+36"),
+    (r"\cos 15^\circ", r"\frac{\sqrt6+\sqrt2}{4}"), (r"|x|+\lfloor 2.5\rfloor", "2+|x|"), ("x^3-1=0", "x=1"),
+)  # fmt: skip
+_REFUSED_EVENTS = ("socket.", "subprocess.", "os.exec", "os.posix_spawn", "os.fork", "os.system", "os.remove",
+                   "os.rename", "os.mkdir", "os.link", "os.symlink", "shutil.", "ftplib.", "urllib.")  # fmt: skip
+_RECURSION_LIMIT = 3000
+_OPEN_FILES = 16
+_ORPHAN_GRACE = 5.0
+_POINT = 0.6437
+_VALUE_TOLERANCE = 1e-4
+
+
+class UnparsableError(Exception):
+    """The answer is no mathematics that the parser knows."""
+
+
+def algebra(answer: str, gold: str) -> bool:
+    """Judge two normalised answers with Math-Verify.
+
+    Raises:
+        UnparsableError: the answer can't be parsed.
+    """
+    from math_verify import verify
+
+    parsed = _parse(split_unit(answer)[0])
+    if not parsed:
+        raise UnparsableError(answer)
+    parsed_gold = _parse(split_unit(gold)[0])
+    if parsed_gold and _differ_in_value(parsed[0], parsed_gold[0]):
+        return False
+    equal = verify(parsed_gold, parsed, allow_set_relation_comp=True, timeout_seconds=None)
+    return equal and not _only_solutions_missing(parsed[0], parsed_gold[0])
+
+
+def _differ_in_value(answer: Any, gold: Any) -> bool:
+    """Whether two expressions in the same variables have different values at a point: settles most wrong answers in a
+    tenth of the time that Math-Verify takes to simplify their difference."""
+    from sympy import Expr, Float
+
+    if not (isinstance(answer, Expr) and isinstance(gold, Expr)) or answer.free_symbols != gold.free_symbols:
+        return False
+    ordered = sorted(gold.free_symbols, key=str)
+    point = {symbol: Float(_POINT + position / 7) for position, symbol in enumerate(ordered)}
+    try:
+        a, g = (complex(expression.subs(point).evalf()) for expression in (answer, gold))  # pyright: ignore
+    except (TypeError, ValueError, ArithmeticError):
+        return False
+    return abs(a - g) > _VALUE_TOLERANCE * (1 + abs(a) + abs(g))
+
+
+def _only_solutions_missing(answer: Any, gold: Any) -> bool:
+    """Whether two equations look equal to Math-Verify only because neither has a solution, as x^2 = -1 and x^2 = -2."""
+    from sympy import Eq, Expr, simplify, solve
+
+    if not isinstance(answer, Eq) or not isinstance(gold, Eq):
+        return False
+    sides: list[Any] = [*answer.args, *gold.args]
+    if not all(isinstance(side, Expr) for side in sides):
+        return False
+    difference, gold_difference = sides[0] - sides[1], sides[2] - sides[3]
+    if any(simplify(difference - sign * gold_difference) == 0 for sign in (1, -1)):
+        return False
+    return not solve(gold, gold.free_symbols)
+
+
+def _parse(text: str) -> list[Any]:
+    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse
+
+    # Units are off already, and Math-Verify would take the m of 3m for metres.
+    spelling = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
+    config = LatexExtractionConfig(boxed_match_priority=0, normalization_config=spelling)
+    # "first_match": when the whole answer can't be parsed, no part of it may stand for it.
+    return parse(
+        rf"\boxed{{{text}}}",
+        [config],
+        fallback_mode="no_fallback",
+        extraction_mode="first_match",
+        parsing_timeout=None,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def outcome(answer: str, gold: str) -> str:
+    """`right`, `wrong` or `unparsable`.
+
+    Raises:
+        MemoryError: the process is out of memory, and should end.
+    """
+    try:
+        return "right" if compare(answer, gold, algebra) else "wrong"
+    except (UnparsableError, RecursionError):
+        return "unparsable"
+
+
+def main(memory_mb: int, deadline: float) -> None:
+    """Answer the parent until stdin closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # whatever a library prints is no reply
+    logging.disable(logging.CRITICAL)
+    sys.setrecursionlimit(_RECURSION_LIMIT)
+    for answer, gold in _WARM_UP:
+        outcome(answer, gold)
+    _confine(memory_mb)
+    print("ready", file=replies, flush=True)
+    for line in sys.stdin.buffer:
+        answer, gold = json.loads(line)
+        # SIGALRM's default action ends a worker whose parent died in the middle of an endless answer.
+        signal.setitimer(signal.ITIMER_REAL, deadline + _ORPHAN_GRACE)
+        try:
+            reply = outcome(answer, gold)
+        except MemoryError:
+            os._exit(1)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(reply, file=replies, flush=True)
+
+
+def _confine(memory_mb: int) -> None:
+    """Limit memory, files and processes, and refuse what no algebra needs. There is no way back."""
+    memory = memory_mb * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.dont_write_bytecode = True
+    library = tuple({os.path.realpath(prefix) + os.sep for prefix in (sys.prefix, sys.base_prefix)})
+
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, mode, flags = arguments
+            reads = (mode is None or set(mode) <= set("rbt")) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0
+            named = isinstance(path, str | bytes)
+            # Lazy imports of sympy still read their modules.
+            if not (reads and named and os.path.realpath(os.fsdecode(path)).startswith(library)):
+                raise PermissionError(f"a verifier worker may not open {path!r}")
+        elif event.startswith(_REFUSED_EVENTS):
+            raise PermissionError(f"a verifier worker may not use {event}")
+
+    sys.addaudithook(refuse)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]))

@@ -1,0 +1,70 @@
+"""Settings of a reinforcement learning run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How rollouts are drawn. There is no temperature, top-k or top-p: in training they would make the ratio wrong."""
+
+    samples_per_prompt: int = 8
+    """G, the completions of one prompt."""
+    max_new_tokens: int = 512
+    """A completion that has not ended by then is cut, and earns nothing."""
+    slots: int = 64
+    """Rows that are decoded at once; more need more memory for keys and values."""
+    keep_reference: bool = True
+    """Keep the reference's hidden states from decoding, so that the update needs no reference pass."""
+    seed: int = 0
+    """A row's tokens depend on (seed, step, problem, sample, position) and on nothing else."""
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "sampling", "samples_per_prompt", "max_new_tokens", "slots")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The update of a step."""
+
+    inner_updates: int = 1
+    """mu, optimiser steps on the same rollouts."""
+    clip_radius: float = 0.2
+    """Half-width of the interval around 1 that the ratio is clipped to."""
+    micro_batch_tokens: int = 8192
+    """Padded tokens of one forward and backward pass; changes memory and speed, not the gradient."""
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "objective", "inner_updates", "micro_batch_tokens")
+        if not 0 < self.clip_radius < 1:
+            raise ValueError(f"objective.clip_radius must lie between 0 and 1, not {self.clip_radius}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW on the policy adapter."""
+
+    lr: float = 1e-5
+    """Highest learning rate."""
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    """What the rate does after the warm-up; linear and cosine end at trainer.max_steps."""
+    warmup_steps: int = 0
+    """Outer steps over which the rate rises from 0."""
+    weight_decay: float = 0.0
+    """Decoupled, towards LoRA weights of 0, so towards the base."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates."""
+    max_grad_norm: float = 1.0
+    """The gradient is scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"optimizer.lr must be positive, not {self.lr}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"optimizer.max_grad_norm must be positive, not {self.max_grad_norm}")
+
+
+def _at_least_one(config: object, where: str, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{where}.{name} must be at least 1, not {getattr(config, name)}")

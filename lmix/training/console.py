@@ -1,0 +1,100 @@
+"""What a person sees while a run is under way: a bar that moves as tokens are drawn, and a line a step."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+class StepConsole(ProgressBar):
+    """One bar for the completions that are being drawn (on a terminal), one line for each outer step, and a summary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+        self.enabled = True
+        self.history: list[tuple[int, float, float]] = []
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    # the bar
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.enabled and trainer.is_global_zero:
+            pl_module.progress = self.on_tokens  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            self.enabled = False
+
+    def on_tokens(self, ended: int, rows: int, tokens: int) -> None:
+        """Move the bar. It lives only while tokens are drawn, so that printed lines stay whole."""
+        if not self.console.is_terminal:
+            return
+        if self.bar is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(),
+            )
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.bar.start()
+            self.bar.add_task("drawing", total=rows, text="")
+        text = f"{ended}/{rows} completions, {tokens:,} tokens"
+        self.bar.update(self.bar.task_ids[0], completed=ended, text=text)
+        if ended == rows:
+            self.bar.stop()
+            self.bar = None
+
+    # the lines
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step:
+            self.say(f"going on after step {trainer.global_step}")
+        if trainer.log_dir:
+            self.say(f"run folder: {trainer.log_dir}")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        m = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.say(
+            f"step {trainer.global_step:>3}/{trainer.max_steps}  "
+            f"reward {m['train/reward']:.3f}  solve {m['train/solve_rate']:.3f}  format {m['train/format_rate']:.3f}  "
+            f"dead {m['train/dead_groups']:.2f}  len {m['train/completion_length']:.0f}  "
+            f"entropy {m['train/entropy']:.3f}  grad {m['train/grad_norm']:.3g}  alpha {m['alpha']:.2f}  "
+            f"{m['perf/rollout_tokens_per_second']:,.0f} tok/s  {m['perf/step_seconds']:.1f} s"
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.say_rates(trainer, "val")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.say_rates(trainer, "test")
+
+    def say_rates(self, trainer: L.Trainer, prefix: str) -> None:
+        metrics = trainer.callback_metrics
+        if f"{prefix}/solve_rate" in metrics:
+            solve, form = float(metrics[f"{prefix}/solve_rate"]), float(metrics[f"{prefix}/format_rate"])
+            self.history.append((trainer.global_step, solve, form))
+            self.say(f"held out, step {trainer.global_step}: solve rate {solve:.3f}, format rate {form:.3f}")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not (self.enabled and self.history):
+            return
+        table = Table(title="held-out problems, greedy decoding of the mixed policy")
+        for column in ("step", "solve rate", "format rate"):
+            table.add_column(column, justify="right")
+        for step, solve, form in self.history:
+            table.add_row(str(step), f"{solve:.3f}", f"{form:.3f}")
+        self.console.print(table)
+
+    def say(self, line: str) -> None:
+        if self.enabled:
+            self.console.print(line)
