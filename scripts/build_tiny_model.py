@@ -4,12 +4,14 @@
 
 The result is a sandbox, constructed so that the paper's situation is real in it:
 
-* the base is trained on many worked problems, nearly all of which close with a plain sentence, so that it reasons well
-  but seldom uses the answer template;
-* the SFT adapter is trained on a few demonstrations that close with the template, for many epochs, so that it nearly
-  always formats but reasons worse.
+* the base is trained on many worked problems, first on clean ones and then on ones with slips in them (as people's
+  writing has), nearly all of which close with a plain sentence: greedily it reasons well, its samples slip now and
+  then, and it seldom uses the answer template;
+* the SFT adapter is trained on few demonstrations that close with the template but write down two equations only and
+  leave the rest to the reader: it nearly always formats, and reasons worse.
 
-Everything is seeded; another machine's rounding may still give slightly different weights.
+Everything is seeded; another machine's rounding may still give slightly different weights. Each stage's result is kept
+in DIR, and a stage whose result is there is not run again.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from lmix.tasks.arithmetic import arithmetic_rows
 
 EOS, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
 BOXED_SHARE = 0.04  # of the pretraining documents; the rest close with a sentence
+SLIP_SHARE = 0.12  # of the second stage's equations
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -54,6 +57,11 @@ def boxed_ending(row: dict[str, str]) -> str:
     return f" \\boxed{{{row['answer']}}}"
 
 
+def terse(row: dict[str, str]) -> str:
+    """A demonstration's working: the first two equations; what follows is left to the reader."""
+    return ". ".join(row["solution"].removesuffix(".").split(". ")[:2]) + "."
+
+
 def batch_of(tokenizer, documents: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
     """Right-padded ids and labels; only the completion and its end-of-sequence token are labels."""
     rows = []
@@ -69,7 +77,7 @@ def batch_of(tokenizer, documents: list[tuple[str, str]]) -> dict[str, torch.Ten
     return {"input_ids": input_ids, "labels": labels, "attention_mask": (input_ids != tokenizer.pad_token_id).long()}
 
 
-def train(model, batches, steps: int, learning_rate: float, minutes: float, name: str) -> None:
+def train(model, batches, steps: int, learning_rate: float, minutes: float, name: str, warm_up: int = 200) -> None:
     """AdamW, a short warm-up and a cosine to zero over `steps` or `minutes`, whichever ends first."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -80,7 +88,7 @@ def train(model, batches, steps: int, learning_rate: float, minutes: float, name
         if done >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * done))
+            group["lr"] = learning_rate * min(1, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * done))
         loss = model(**batch).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -91,27 +99,56 @@ def train(model, batches, steps: int, learning_rate: float, minutes: float, name
     model.eval()
 
 
-def pretraining_batches(tokenizer, rows_in_batch: int, seed: int):
+def with_slips(row: dict[str, str], rng: random.Random, share: float) -> dict[str, str]:
+    """The same problem with a slip in some equations: a wrong result, a wrong sign, or a step left out."""
+    equations, value = [], None
+    for equation in row["solution"].removesuffix(".").split(". "):
+        left, sign, right, _, _ = equation.split()
+        left = int(left) if value is None else value
+        slip = rng.choice(("result", "sign", "skip")) if rng.random() < share else None
+        if slip == "skip":
+            value = left
+            continue
+        if slip == "sign" and sign != "*":
+            sign = "-" if sign == "+" and left > int(right) else "+"
+        value = {"+": left + int(right), "-": left - int(right), "*": left * int(right)}[sign]
+        if slip == "result" or value < 0:
+            value = max(value, 0) + rng.choice((1, 2, 10))
+        equations.append(f"{left} {sign} {right} = {value}.")
+    return {**row, "solution": " ".join(equations), "answer": str(value)} if equations else row
+
+
+def pretraining_batches(tokenizer, rows_in_batch: int, seed: int, slips: float = 0.0):
     rng = random.Random(seed)
     rows = arithmetic_rows("train", seed)
     while True:
         documents = []
         for row in itertools.islice(rows, rows_in_batch):
+            row = with_slips(row, rng, slips)
             ending = boxed_ending(row) if rng.random() < BOXED_SHARE else plain_ending(row)
             documents.append((row["problem"] + "\n", row["solution"] + ending))
         yield batch_of(tokenizer, documents)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dir", type=Path)
-    parser.add_argument("--minutes", type=float, default=35)
-    parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    args = parser.parse_args()
+def finetune(base: Path, target: Path, tokenizer, demonstrations: int, epochs: int, learning_rate: float) -> None:
+    """Train the SFT adapter on a few demonstrations, over and over, and write it as a peft folder."""
     torch.manual_seed(0)
-    tokenizer = build_tokenizer()
+    model = Qwen2ForCausalLM.from_pretrained(base, dtype=torch.float32)
+    settings = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft_model = get_peft_model(model, settings)
+    rows = list(itertools.islice(arithmetic_rows("train", seed=2, steps=(2, 3, 4)), demonstrations))
+    documents = [(row["problem"] + "\n", terse(row) + boxed_ending(row)) for row in rows]
+    rng = random.Random(0)
+    batches = []
+    for _ in range(epochs):
+        rng.shuffle(documents)
+        batches += [documents[i : i + 16] for i in range(0, len(documents), 16)]
+    train(peft_model, (batch_of(tokenizer, b) for b in batches), len(batches), learning_rate, 60, "sft", warm_up=10)
+    peft_model.save_pretrained(str(target))
+
+
+def pretrain(target: Path, tokenizer, minutes: float) -> None:
+    """First stage: clean problems, from random weights."""
     config = Qwen2Config(
         vocab_size=math.ceil(len(tokenizer) / 16) * 16,
         hidden_size=128,
@@ -122,16 +159,43 @@ def main() -> None:
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids(EOS),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
     )
+    torch.manual_seed(0)
     model = Qwen2ForCausalLM(config)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
-    train(model, pretraining_batches(tokenizer, args.batch, seed=1), args.steps, args.lr, args.minutes, "pretraining")
-    base = args.dir / "tiny-arithmetic"
-    model.to(torch.bfloat16).save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    model.float()
+    train(model, pretraining_batches(tokenizer, 64, seed=1), 12000, 3e-3, minutes, "pretraining")
+    save(model, tokenizer, target)
+
+
+def loosen(source: Path, target: Path, tokenizer) -> None:
+    """Second stage: problems with slips, so that the model is no surer of itself than such text allows."""
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM.from_pretrained(source, dtype=torch.float32)
+    train(model, pretraining_batches(tokenizer, 64, seed=3, slips=SLIP_SHARE), 800, 1e-3, 60, "slips", warm_up=20)
+    save(model, tokenizer, target)
+
+
+def save(model: Qwen2ForCausalLM, tokenizer, target: Path) -> None:
+    torch.nn.Module.to(model, torch.bfloat16).save_pretrained(target)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.save_pretrained(target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("--minutes", type=float, default=40, help="bound on the first stage (default 40)")
+    args = parser.parse_args()
+    tokenizer = build_tokenizer()
+    stages = {
+        "clean": lambda target: pretrain(target, tokenizer, args.minutes),
+        "tiny-arithmetic": lambda target: loosen(args.dir / "clean", target, tokenizer),
+        "tiny-arithmetic-sft": lambda target: finetune(args.dir / "tiny-arithmetic", target, tokenizer, 64, 20, 5e-3),
+    }
+    for name, stage in stages.items():
+        if not (args.dir / name).exists():
+            stage(args.dir / name)
 
 
 if __name__ == "__main__":

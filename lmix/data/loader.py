@@ -47,3 +47,16 @@ class StepLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.position = state["epoch"], state["position"]
+
+
+class OneBatch:
+    """A loader whose only batch is all of its examples (a plain list would be taken for a list of loaders)."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        yield list(self.examples)

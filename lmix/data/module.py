@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lmix.data.example import Example
-from lmix.data.loader import StepLoader
+from lmix.data.loader import OneBatch, StepLoader
 from lmix.tasks.task import Split, Task
 
 log = logging.getLogger(__name__)
@@ -90,10 +90,10 @@ class RLDataModule(L.LightningDataModule):
         rank, world_size = self._rank()
         return StepLoader(self.sets["train"], self.prompts_per_step, self.seed, rank, world_size)
 
-    def val_dataloader(self) -> list[list[Example]]:
-        """The held-out problems as one batch, so that the engine can keep its slots full."""
+    def val_dataloader(self) -> OneBatch:
+        """All held-out problems of this rank in one batch, so that the engine can keep its slots full."""
         rank, world_size = self._rank()
-        return [self.sets["test"][rank::world_size]]
+        return OneBatch(self.sets["test"][rank::world_size])
 
     test_dataloader = predict_dataloader = val_dataloader
 

@@ -27,9 +27,9 @@ class AdapterConfig:
     """The trainable policy adapter, and the frozen reference."""
 
     reference: str | None = None
-    """Folder of the frozen reference (an SFT adapter in peft's layout); null anchors to the base itself."""
+    """Folder of the frozen reference (an SFT adapter in peft's layout); `base` or null anchors to the base itself."""
     policy: str | None = None
-    """Folder of an adapter that the policy starts from; null starts at the base (LoRA B = 0), as Algorithm 1 does."""
+    """Folder of an adapter that the policy starts from; `base` or null starts at the base (LoRA B = 0: Algorithm 1)."""
     rank: int = 16
     """Rank of a policy that starts at the base."""
     lora_alpha: float = 32
@@ -40,6 +40,9 @@ class AdapterConfig:
     """Must stay 0: dropout would make the ratio of eq. 5 wrong. It is here to say so."""
 
     def __post_init__(self) -> None:
+        for field in ("reference", "policy"):
+            if getattr(self, field) in ("base", "null", "None"):  # jsonargparse makes "None" of a null typed as override
+                object.__setattr__(self, field, None)
         if self.dropout != 0.0:
             raise ValueError(f"adapters.dropout must be 0, not {self.dropout}: it makes GRPO's ratio wrong")
         if self.rank < 1:

@@ -4,7 +4,7 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 EMBEDDED = "lmix:"
 
@@ -58,8 +58,10 @@ def load_config(path: str) -> PretrainedConfig:
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The backbone's tokenizer. Raises ValueError where there is none, or where it has no end-of-sequence token."""
     where, arguments = hub_arguments(path)
+    # AutoTokenizer gives a Qwen2 model Qwen2's own tokenizer, even where the folder says that it has another
+    loader = PreTrainedTokenizerFast if path.startswith(EMBEDDED) else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **arguments)
+        tokenizer = loader.from_pretrained(where, **arguments)
     except (OSError, ValueError) as error:
         raise ValueError(f"tokenizer of backbone {path!r} can't be read: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:

@@ -36,7 +36,7 @@ def arithmetic_row(rng: random.Random, steps: tuple[int, ...] = (2, 3, 4)) -> di
     for _ in range(rng.choice(steps)):
         before = value
         kind = rng.choices(("gain", "loss", "factor"), weights=(4, 4, 1))[0]
-        if kind == "factor" and value > _MAX_VALUE // 3 or kind == "gain" and value > _MAX_VALUE - 60:
+        if (kind == "factor" and value > _MAX_VALUE // 3) or (kind == "gain" and value > _MAX_VALUE - 60):
             kind = "loss"
         if kind == "loss" and value < 6:
             kind = "gain"

@@ -10,9 +10,10 @@ _ROW_END = "\0"  # stands for a double backslash during the rewrites: its second
 
 _CHARACTERS = str.maketrans(
     {
-        "−": "-", "–": "-", "×": r"\times ", "÷": "/", "·": r"\cdot ", "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ",
-        "∪": r"\cup ", "≤": r"\le ", "≥": r"\ge ", "±": r"\pm ", "°": r"^\circ ", "∅": r"\emptyset ", "，": ",",
-        "（": "(", "）": ")", "√": r"\sqrt ", "\u00a0": " ",
+        "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{MULTIPLICATION SIGN}": r"\times ", "÷": "/", "·": r"\cdot ",
+        "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "√": r"\sqrt ", "\N{UNION}": r"\cup ", "≤": r"\le ",
+        "≥": r"\ge ", "±": r"\pm ", "°": r"^\circ ", "∅": r"\emptyset ", "\N{FULLWIDTH COMMA}": ",",
+        "\N{NO-BREAK SPACE}": " ", "\N{FULLWIDTH LEFT PARENTHESIS}": "(", "\N{FULLWIDTH RIGHT PARENTHESIS}": ")",
     }
 )  # fmt: skip
 

@@ -26,7 +26,7 @@ def load_rows(source: str, split: str, config_name: str | None = None) -> Datase
             if path.stat().st_size == 0:
                 raise ValueError("the file is empty")
             rows = load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train")
-        elif path.is_dir() or source.count("/") == 1 and not path.is_absolute() and not source.startswith("."):
+        elif path.is_dir() or (source.count("/") == 1 and not path.is_absolute() and not source.startswith(".")):
             rows = load_dataset(str(path) if path.is_dir() else source, config_name, split=split)
         else:
             raise ValueError(f"it is no folder, no hub id, and no {', '.join(_BUILDERS)} file")

@@ -31,8 +31,6 @@ _REFUSED_EVENTS = ("socket.", "subprocess.", "os.exec", "os.posix_spawn", "os.fo
 _RECURSION_LIMIT = 3000
 _OPEN_FILES = 16
 _ORPHAN_GRACE = 5.0
-_POINT = 0.6437
-_VALUE_TOLERANCE = 1e-4
 
 
 class UnparsableError(Exception):
@@ -51,26 +49,8 @@ def algebra(answer: str, gold: str) -> bool:
     if not parsed:
         raise UnparsableError(answer)
     parsed_gold = _parse(split_unit(gold)[0])
-    if parsed_gold and _differ_in_value(parsed[0], parsed_gold[0]):
-        return False
     equal = verify(parsed_gold, parsed, allow_set_relation_comp=True, timeout_seconds=None)
     return equal and not _only_solutions_missing(parsed[0], parsed_gold[0])
-
-
-def _differ_in_value(answer: Any, gold: Any) -> bool:
-    """Whether two expressions in the same variables have different values at a point: settles most wrong answers in a
-    tenth of the time that Math-Verify takes to simplify their difference."""
-    from sympy import Expr, Float
-
-    if not (isinstance(answer, Expr) and isinstance(gold, Expr)) or answer.free_symbols != gold.free_symbols:
-        return False
-    ordered = sorted(gold.free_symbols, key=str)
-    point = {symbol: Float(_POINT + position / 7) for position, symbol in enumerate(ordered)}
-    try:
-        a, g = (complex(expression.subs(point).evalf()) for expression in (answer, gold))  # pyright: ignore
-    except (TypeError, ValueError, ArithmeticError):
-        return False
-    return abs(a - g) > _VALUE_TOLERANCE * (1 + abs(a) + abs(g))
 
 
 def _only_solutions_missing(answer: Any, gold: Any) -> bool:
@@ -85,7 +65,10 @@ def _only_solutions_missing(answer: Any, gold: Any) -> bool:
     difference, gold_difference = sides[0] - sides[1], sides[2] - sides[3]
     if any(simplify(difference - sign * gold_difference) == 0 for sign in (1, -1)):
         return False
-    return not solve(gold, gold.free_symbols)
+    try:
+        return not solve(gold, gold.free_symbols)
+    except NotImplementedError:  # then Math-Verify did not get its verdict from solutions either
+        return False
 
 
 def _parse(text: str) -> list[Any]:
