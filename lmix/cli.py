@@ -46,7 +46,6 @@ def main(args: list[str] | None = None) -> int:
             seed_everything_default=0,
             trainer_defaults=DEFAULTS | {"callbacks": default_callbacks(), "logger": default_logger()},
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf"} if False else {},
             args=args,
         )
     except ValueError as error:
@@ -56,7 +55,8 @@ def main(args: list[str] | None = None) -> int:
 
 
 def default_callbacks() -> list[Any]:
-    from lmix.training.callbacks import CompletionLog, PolicyCheckpoint
+    from lmix.training.checkpoints import PolicyCheckpoint
+    from lmix.training.completion_log import CompletionLog
     from lmix.training.console import StepConsole
 
     return [StepConsole(), CompletionLog(), PolicyCheckpoint()]
@@ -72,5 +72,12 @@ def default_logger() -> dict[str, Any]:
 def quieten() -> None:
     """Leave out what lmix knows and users can't change."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*isinstance.treespec.*", ".*is_gradient_checkpointing.*"):
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    known = (
+        ".*in eval mode at the start of training.*",  # the backbone has no dropout, so it has no training mode
+        ".*does not have many workers.*",  # batches are lists that are in memory already
+        ".*is_gradient_checkpointing.*",
+    )
+    for message in known:
         warnings.filterwarnings("ignore", message)

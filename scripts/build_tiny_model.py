@@ -144,7 +144,9 @@ def finetune(base: Path, target: Path, tokenizer, demonstrations: int, epochs: i
         rng.shuffle(documents)
         batches += [documents[i : i + 16] for i in range(0, len(documents), 16)]
     train(peft_model, (batch_of(tokenizer, b) for b in batches), len(batches), learning_rate, 60, "sft", warm_up=10)
+    peft_model.peft_config["default"].base_model_name_or_path = "lmix:tiny-arithmetic"
     peft_model.save_pretrained(str(target))
+    (target / "README.md").unlink()
 
 
 def pretrain(target: Path, tokenizer, minutes: float) -> None:

@@ -1,4 +1,4 @@
-"""The LightningDataModule of reinforcement learning: a task's problems, tokenised and checked before any weight is read."""
+"""The LightningDataModule: a task's problems, tokenised and checked before any weight is read."""
 
 import logging
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmix.data.example import Example
 from lmix.data.loader import OneBatch, StepLoader
+from lmix.seed import run_seed
 from lmix.tasks.task import Split, Task
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ class RLDataModule(L.LightningDataModule):
         eval_size: held-out problems that `val/` and `test/` rates are measured on (the paper: 500).
         max_prompt_tokens: longest prompt.
         long_prompts: what to do with a longer one: stop with an error, or drop the problem and say how many.
-        seed: of the order of training problems and of the choice of held-out ones.
+        seed: of the choice of held-out problems; the order of training problems follows seed_everything.
         tokenizer: the backbone's tokenizer; by default the LightningModule's.
 
     Raises:
@@ -88,7 +89,7 @@ class RLDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         rank, world_size = self._rank()
-        return StepLoader(self.sets["train"], self.prompts_per_step, self.seed, rank, world_size)
+        return StepLoader(self.sets["train"], self.prompts_per_step, run_seed(), rank, world_size)
 
     def val_dataloader(self) -> OneBatch:
         """All held-out problems of this rank in one batch, so that the engine can keep its slots full."""

@@ -41,7 +41,11 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         for field in ("reference", "policy"):
-            if getattr(self, field) in ("base", "null", "None"):  # jsonargparse makes "None" of a null typed as override
+            if getattr(self, field) in (
+                "base",
+                "null",
+                "None",
+            ):  # jsonargparse makes "None" of a null typed as override
                 object.__setattr__(self, field, None)
         if self.dropout != 0.0:
             raise ValueError(f"adapters.dropout must be 0, not {self.dropout}: it makes GRPO's ratio wrong")
@@ -85,6 +89,7 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
         raise ValueError(f"adapter {path!r} holds NaN or Inf in {bad[0]}: take another copy of it")
     config.lora_dropout = 0.0
     config.inference_mode = False
+    config.base_model_name_or_path = None  # peft fills in the backbone at hand
     return config, weights
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 EMBEDDED = "lmix:"
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 def resolve(path: str) -> str:
@@ -58,6 +59,8 @@ def load_config(path: str) -> PretrainedConfig:
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The backbone's tokenizer. Raises ValueError where there is none, or where it has no end-of-sequence token."""
     where, arguments = hub_arguments(path)
+    if Path(where).is_dir() and not arguments and not any((Path(where) / name).is_file() for name in _VOCABULARIES):
+        raise ValueError(f"tokenizer of backbone {path!r} is missing: put its files (tokenizer.json) into the folder")
     # AutoTokenizer gives a Qwen2 model Qwen2's own tokenizer, even where the folder says that it has another
     loader = PreTrainedTokenizerFast if path.startswith(EMBEDDED) else AutoTokenizer
     try:

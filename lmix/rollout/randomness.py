@@ -15,13 +15,13 @@ def row_keys(seed: int, step: int, prompts: Tensor, samples: Tensor) -> Tensor:
     """A 64-bit key for each row: `[B]`, `[B]` (int64) -> `[B]` int64."""
     key = _mix(torch.full_like(prompts, _signed(seed)))
     for field in (torch.full_like(prompts, step), prompts, samples):
-        key = _mix(key ^ _mix(field))
+        key = _mix(key ^ field)  # not symmetric: seed 1, step 0 is not seed 0, step 1
     return key
 
 
 def uniforms(keys: Tensor, positions: Tensor) -> Tensor:
     """The number in [0, 1) that decides the token at each row's position: `[B]`, `[B]` int64 -> `[B]` float64."""
-    bits = _mix(keys ^ _mix(positions))
+    bits = _mix(keys ^ positions)
     return _shift(bits, 12).double() * 2.0**-52
 
 

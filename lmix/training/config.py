@@ -16,8 +16,8 @@ class SamplingConfig:
     """Rows that are decoded at once; more need more memory for keys and values."""
     keep_reference: bool = True
     """Keep the reference's hidden states from decoding, so that the update needs no reference pass."""
-    seed: int = 0
-    """A row's tokens depend on (seed, step, problem, sample, position) and on nothing else."""
+    seed: int | None = None
+    """A row's tokens depend on (seed, step, problem, sample, position) and on nothing else; null: seed_everything."""
 
     def __post_init__(self) -> None:
         _at_least_one(self, "sampling", "samples_per_prompt", "max_new_tokens", "slots")

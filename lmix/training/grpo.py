@@ -20,6 +20,7 @@ from lmix.model.mixed_policy import MixedPolicy, Mixture, check_alpha
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Draw, Progress, RolloutEngine
 from lmix.rollout.rollout import Packed, Rollout, pack, token_budget_batches
+from lmix.seed import run_seed
 from lmix.tasks.task import Judgement
 from lmix.training.completions import CompletionRow, completion_rows, end_tokens
 from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
@@ -59,7 +60,8 @@ class GRPOModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold adapters only; load_state_dict makes the check
-        self.backbone, self.adapters, self.mixture = backbone, adapters, mixture
+        self.backbone, self.adapters = backbone, adapters
+        self.mixture: Mixture = mixture
         self.initial_alpha = check_alpha(alpha)
         self.sampling, self.objective, self.optimizer = sampling, objective, optimizer
         self.format_rate, self.solve_rate = FormatRate(), SolveRate()
@@ -107,7 +109,7 @@ class GRPOModule(L.LightningModule):
         return self.engine.generate(
             [example.prompt_ids for example in batch],
             self.sampling.max_new_tokens,
-            Draw(self.sampling.seed, self.global_step, greedy),
+            Draw(run_seed(self.sampling.seed), self.global_step, greedy),
             samples=1 if greedy else self.sampling.samples_per_prompt,
             prompt_ids=[example.problem.id for example in batch],
             keep_reference=self.sampling.keep_reference and not greedy,
@@ -224,7 +226,6 @@ class GRPOModule(L.LightningModule):
         self.solve_rate.reset()
         self.format_rate.reset()
         if self.trainer.sanity_checking:  # the pass before the first step: Lightning would not log it
-            assert self.logger is not None or not self.trainer.loggers
             for logger in self.trainer.loggers:
                 logger.log_metrics({name: float(rate) for name, rate in rates.items()}, step=0)
             self.trainer.callback_metrics.update(rates)
@@ -293,13 +294,13 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.lap()
+        self.last = time.perf_counter()
 
     def lap(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
-        seconds, self.last = now - getattr(self, "last", now), now
+        seconds, self.last = now - self.last, now
         return seconds
 
 

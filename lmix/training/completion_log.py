@@ -1,13 +1,11 @@
-"""Callbacks that write a run down: its completions, and its policy as a peft folder beside each checkpoint."""
+"""What a run writes down of its completions."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lmix.training.completions import CompletionRow
@@ -59,43 +57,3 @@ def markdown_table(rows: Sequence[CompletionRow]) -> str:
         cells = [row.problem, row.completion, row.gold, "" if row.answer is None else row.answer, f"{row.reward:g}"]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells) + " |")
     return "\n".join(lines)
-
-
-class PolicyCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoints of the adapters, each with the policy as an ordinary peft folder beside it.
-
-    Args:
-        every_n_steps: outer steps between checkpoints; the last step is saved in any case.
-        keep: how many of the newest stay; -1 keeps all.
-    """
-
-    def __init__(self, every_n_steps: int = 10, keep: int = 3) -> None:
-        super().__init__(
-            filename="step={step:04.0f}",
-            auto_insert_metric_name=False,
-            monitor="step",
-            mode="max",
-            save_top_k=keep,
-            every_n_train_steps=every_n_steps,
-            enable_version_counter=False,
-        )
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step and not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-
-    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
-        if trainer.is_global_zero:
-            trainer.lightning_module.policy.save_policy(adapter_folder(filepath))  # pyright: ignore
-
-    def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        super()._remove_checkpoint(trainer, filepath)
-        if trainer.is_global_zero:
-            shutil.rmtree(adapter_folder(filepath), ignore_errors=True)
-
-
-def adapter_folder(checkpoint: str) -> Path:
-    """Where the peft folder of a checkpoint lies."""
-    return Path(checkpoint).with_suffix("")

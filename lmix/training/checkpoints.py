@@ -1,0 +1,61 @@
+"""Checkpoints of a run: adapters, optimiser, alpha and position, each with the policy as a peft folder beside it."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+
+class PolicyCheckpoint(Checkpoint):
+    """Save `checkpoints/step=N.ckpt` in the run folder, to go on from with `--ckpt_path`, and `step=N/` for peft.
+
+    A file has its name only when it is whole. The callback runs after all others of a step, so that what they changed
+    (alpha) is in it.
+
+    Args:
+        every_n_steps: outer steps between checkpoints; the last step is saved in any case.
+        keep: how many of the newest stay; -1 keeps all.
+
+    Raises:
+        ValueError: `every_n_steps` below 1, or `keep` of 0.
+    """
+
+    def __init__(self, every_n_steps: int = 10, keep: int = 3) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, not {every_n_steps}")
+        if keep == 0 or keep < -1:
+            raise ValueError(f"keep must be -1 (all) or at least 1, not {keep}")
+        self.every_n_steps, self.keep = every_n_steps, keep
+        self.last_step: int | None = None
+        self.saved: list[Path] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step:
+            self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint of this step, once, and drop what is too old."""
+        if self.last_step == trainer.global_step or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        path = folder / f"step={trainer.global_step:04d}.ckpt"
+        temporary = path.with_suffix(".part")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, path)
+            trainer.lightning_module.policy.save_policy(path.with_suffix(""))  # pyright: ignore
+        self.last_step = trainer.global_step
+        self.saved.append(path)
+        while 0 < self.keep < len(self.saved):
+            old = self.saved.pop(0)
+            if trainer.is_global_zero:
+                old.unlink(missing_ok=True)
+                shutil.rmtree(old.with_suffix(""), ignore_errors=True)
+        trainer.strategy.barrier()

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from lmix.functional import token_log_probs, tokenwise
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_tokenwise_equals_autograd_in_value_and_gradient(chunk):
+    torch.manual_seed(0)
+    head, other = torch.randn(11, 6, dtype=torch.float64), torch.randn(8, 6, dtype=torch.float64)
+    targets = torch.randint(0, 11, (8,))
+    hidden = torch.randn(8, 6, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(8)
+
+    def function(h, o, t):
+        return token_log_probs((0.7 * h + 0.3 * o) @ head.T, t)
+
+    fast = tokenwise(function, hidden, other, targets, chunk=chunk)
+    slow = function(hidden, other, targets)
+    assert torch.allclose(fast, slow, atol=1e-6)
+    (found,) = torch.autograd.grad((fast * upstream).sum(), hidden)
+    (expected,) = torch.autograd.grad((slow * upstream).sum(), hidden)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_tokenwise_gives_nothing_else_a_gradient():
+    head = torch.randn(5, 3, requires_grad=True)
+    hidden = torch.randn(4, 3, requires_grad=True)
+    tokenwise(lambda h: token_log_probs(h @ head.T, torch.zeros(len(h), dtype=torch.long)), hidden).sum().backward()
+    assert head.grad is None
+    assert hidden.grad is not None
+
+
+def test_tokenwise_without_gradient_and_without_tokens():
+    hidden = torch.randn(4, 3, requires_grad=True)
+    with torch.no_grad():
+        assert not tokenwise(lambda h: h.sum(-1), hidden).requires_grad
+    assert tokenwise(lambda h: h.sum(-1), torch.empty(0, 3)).shape == (0,)
+
+
+def test_functional_imports_torch_and_nothing_else():
+    import ast
+    from pathlib import Path
+
+    import lmix.functional
+
+    for path in Path(lmix.functional.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert {name.split(".")[0] for name in names} <= {"torch", "math", "typing", "collections", "lmix"}, path

@@ -1,0 +1,108 @@
+"""What is refused before any weight of a backbone is read."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lmix.model import backbone as backbone_module
+from lmix.model.adapters import AdapterConfig, check_adapter, read_adapter
+from lmix.model.backbone import BackboneConfig, load_backbone
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.tokenizer import load_tokenizer, resolve
+
+
+@pytest.fixture
+def copy_of(folders, tmp_path):
+    """A copy of an adapter folder that a test may damage."""
+    import shutil
+
+    return lambda name: shutil.copytree(folders[name], tmp_path / name)
+
+
+def test_an_adapter_for_another_backbone_is_refused_before_weights_are_read(folders, monkeypatch):
+    monkeypatch.setattr(backbone_module.AutoModelForCausalLM, "from_pretrained", None)
+    adapters = AdapterConfig(reference="lmix:tiny-arithmetic-sft")
+    with pytest.raises(ValueError, match="was made for another backbone") as error:
+        MixedPolicy.from_pretrained(BackboneConfig(str(folders["qwen2"]), "none"), adapters)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_of_another_width_is_refused(folders, copy_of):
+    folder = copy_of("qwen2-sft")
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: torch.zeros(4, 7)}, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"is \[4, 7\], but must be"):
+        check_adapter(str(folder), str(folders["qwen2"]))
+
+
+def test_an_adapter_that_lacks_a_tensor_is_refused(folders, copy_of):
+    folder = copy_of("qwen2-sft")
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights.popitem()
+    save_file(weights, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="is in only one of them"):
+        check_adapter(str(folder), str(folders["qwen2"]))
+
+
+def test_damaged_adapters(copy_of, tmp_path):
+    folder = copy_of("qwen2-sft")
+    path = folder / "adapter_model.safetensors"
+    weights = load_file(path)
+    with pytest.raises(ValueError, match=r"has no adapter_config.json"):
+        read_adapter(str(tmp_path))
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] * float("nan")}, path)
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        read_adapter(str(folder))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="can't be read"):
+        read_adapter(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("use_dora", True, "use_dora"), ("bias", "all", "bias"), ("peft_type", "IA3", "not LORA")],
+)
+def test_adapters_that_are_no_plain_lora(copy_of, field, value, message):
+    folder = copy_of("qwen2-sft")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(ValueError, match=message):
+        read_adapter(str(folder))
+
+
+def test_dropout_on_the_policy_is_refused_and_a_loaded_adapter_s_is_set_to_0(copy_of):
+    with pytest.raises(ValueError, match="dropout must be 0"):
+        AdapterConfig(dropout=0.1)
+    folder = copy_of("qwen2-sft")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_dropout": 0.3}))
+    assert read_adapter(str(folder))[0].lora_dropout == 0.0
+
+
+def test_places_that_hold_no_model(tmp_path, folders):
+    with pytest.raises(ValueError, match="holds no model"):
+        load_backbone(BackboneConfig(str(tmp_path)))
+    with pytest.raises(ValueError, match="is no folder"):
+        load_backbone(BackboneConfig(str(tmp_path / "nowhere")))
+    with pytest.raises(ValueError, match="is no file"):
+        load_backbone(BackboneConfig(str(tmp_path / "model.gguf")))
+    with pytest.raises(ValueError, match="lmix carries lmix:tiny-arithmetic"):
+        resolve("lmix:huge")
+    with pytest.raises(ValueError, match="tokenizer of backbone"):
+        load_tokenizer(str(folders["qwen2"]))
+
+
+def test_null_typed_as_an_override_means_the_base():
+    assert AdapterConfig(reference="base", policy="None") == AdapterConfig()
+
+
+def test_the_embedded_tokenizer_gives_text_back_exactly():
+    tokenizer = load_tokenizer("lmix:tiny-arithmetic")
+    text = "Tom has 47 eggs. Tom buys 5 more.\n47 + 5 = 52. \\boxed{52}"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert len(ids) < 30

@@ -1,0 +1,216 @@
+import pytest
+import torch
+
+from lmix.functional import mix_log_probs, mix_logits, token_log_probs
+from lmix.model.adapters import AdapterConfig
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.streams import POLICY, REFERENCE
+from tests.conftest import close, make_policy, randomise_adapters, tiny_model, tokens
+
+
+def separate_logits(policy, ids):
+    """Each stream's logits by two passes of the whole model with peft's own forward of one adapter: the slow twin."""
+    with torch.no_grad():
+        out = []
+        for stream in (POLICY, REFERENCE):
+            with policy.router.stacked((stream,)):
+                out.append(policy.backbone(input_ids=ids, use_cache=False).logits.float())
+    return out
+
+
+@torch.no_grad()
+def test_the_stacked_pass_equals_two_separate_passes(policy):
+    ids = tokens(3, 9)
+    stacked = policy.hidden(ids, (POLICY, REFERENCE))
+    for k, stream in enumerate((POLICY, REFERENCE)):
+        assert torch.allclose(stacked[k], policy.hidden(ids, (stream,))[0], atol=1e-5)
+    assert (stacked[0] - stacked[1]).abs().max() > 1e-2  # the streams do differ
+
+
+@torch.no_grad()
+def test_mixed_logits_equal_the_mixture_of_both_streams_logits(policy):
+    ids = tokens(3, 9)
+    expected = mix_logits(*separate_logits(policy, ids), 0.3)
+    assert torch.allclose(policy(ids), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_hidden_state_mixing_equals_logit_mixing(policy, monkeypatch):
+    ids = tokens(2, 7)
+    fast = policy(ids)
+    monkeypatch.setattr(MixedPolicy, "mixes_hidden", False)
+    assert torch.allclose(policy(ids), fast, atol=1e-5)
+
+
+def test_hidden_states_are_not_mixed_where_that_is_not_exact(folders):
+    assert make_policy("qwen2", folders).mixes_hidden
+    assert not make_policy("gemma2", folders).mixes_hidden  # soft-capped
+    assert not make_policy("qwen2", folders, mixture="probs").mixes_hidden
+    adapters = AdapterConfig(rank=2, target_modules=["q_proj", "lm_head"])
+    assert not MixedPolicy(tiny_model("qwen2"), adapters).mixes_hidden
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("alpha", "stream"), [(0.0, POLICY), (1.0, REFERENCE)])
+def test_alpha_0_and_1_run_one_stream_and_are_that_stream_bit_for_bit(policy, alpha, stream):
+    ids = tokens(2, 8)
+    policy.alpha = alpha
+    assert policy.streams == (stream,)
+    assert torch.equal(policy(ids), policy.logits(policy.hidden(ids, (stream,))[0], stream).float())
+
+
+@torch.no_grad()
+def test_probability_mixture(folders):
+    for name in ("qwen2", "gemma2"):
+        policy = make_policy(name, folders, mixture="probs")
+        ids = tokens(2, 6)
+        policy_logits, reference_logits = separate_logits(policy, ids)
+        expected = mix_log_probs(policy_logits.log_softmax(-1), reference_logits.log_softmax(-1), 0.3)
+        assert torch.allclose(policy(ids), expected, atol=1e-5)
+
+
+def test_log_probs_equal_the_full_softmax_in_value_and_gradient(policy):
+    ids, targets = tokens(3, 8), tokens(24, seed=5)
+    hidden = [policy.stream_hidden(ids, stream).flatten(0, 1) for stream in policy.streams]
+    fast = policy.log_probs(hidden, targets, chunk=7)
+    upstream = torch.randn(24, generator=torch.Generator().manual_seed(0))
+    found = torch.autograd.grad((fast * upstream).sum(), policy.policy_parameters())
+
+    slow = token_log_probs(policy(ids).flatten(0, 1), targets)
+    expected = torch.autograd.grad((slow * upstream).sum(), policy.policy_parameters())
+    assert torch.allclose(fast, slow, atol=1e-5)
+    for a, b in zip(found, expected, strict=True):
+        assert close(a, b)
+
+
+def test_log_probs_with_a_lora_on_the_head_train_it(folders):
+    adapters = AdapterConfig(rank=2, target_modules=["q_proj", "lm_head"])
+    policy = randomise_adapters(MixedPolicy(tiny_model("qwen2"), adapters, alpha=0.4))
+    ids, targets = tokens(2, 5), tokens(10, seed=1)
+    hidden = [policy.stream_hidden(ids, stream).flatten(0, 1) for stream in policy.streams]
+    policy.log_probs(hidden, targets, chunk=3).sum().backward()
+    found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+    token_log_probs(policy(ids).flatten(0, 1), targets).sum().backward()
+    assert any("lm_head" in name for name in found)
+    for name, parameter in policy.named_parameters():
+        if parameter.grad is not None:
+            assert close(parameter.grad, found[name]), name
+
+
+def test_only_the_policy_gets_a_gradient(policy):
+    policy(tokens(2, 6)).square().sum().backward()
+    got = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert got
+    assert all(f".{POLICY}." in name for name in got)
+    trainable = {name for name, p in policy.named_parameters() if p.requires_grad}
+    assert got == trainable
+
+
+@pytest.mark.parametrize("name", ["qwen2-nf4", "llama-nf4", "qwen2", "llama"])
+def test_gradients_are_the_same_before_and_after_generating(folders, name):
+    """bitsandbytes repacks 4-bit weights in an inference pass on some CPUs, and then gives no gradient."""
+    policy = make_policy(name, folders)
+    ids = tokens(2, 6)
+
+    def gradients():
+        return torch.autograd.grad(policy(ids).logsumexp(-1).sum(), policy.policy_parameters())
+
+    before = gradients()
+    with torch.no_grad():
+        policy(tokens(1, 1))
+        policy(tokens(4, 3))
+    for a, b in zip(before, gradients(), strict=True):
+        assert torch.equal(a, b)
+        assert a.abs().sum() > 0
+
+
+def test_activation_checkpointing_changes_no_gradient_and_leaves_the_cache_alone(folders):
+    from lmix.rollout.engine import Draw, RolloutEngine
+
+    plain = make_policy("qwen2", folders)
+    checkpointed = randomise_adapters(
+        MixedPolicy(
+            tiny_model("qwen2"),
+            AdapterConfig(reference=str(folders["qwen2-sft"]), rank=4),
+            0.3,
+            activation_checkpointing=True,
+        )
+    )
+    ids = tokens(2, 6)
+    grads = []
+    for policy in (plain, checkpointed):
+        policy.train()
+        loss = policy(ids).logsumexp(-1).sum()
+        with torch.no_grad():
+            policy.hidden(ids, (POLICY, REFERENCE))  # a stacked pass before the backward pass must change nothing
+        grads.append(torch.autograd.grad(loss, policy.policy_parameters()))
+    for a, b in zip(*grads, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    drawn = [
+        RolloutEngine(p, [1]).generate([[4, 5, 6]], 8, Draw(seed=1), samples=3)[2].completion_ids
+        for p in (plain, checkpointed)
+    ]
+    assert drawn[0] == drawn[1]
+
+
+def test_without_a_reference_the_anchor_is_the_base(folders):
+    policy = randomise_adapters(MixedPolicy(tiny_model("llama"), AdapterConfig(rank=4), alpha=1.0))
+    ids = tokens(2, 5)
+    with torch.no_grad():
+        assert torch.allclose(policy(ids), tiny_model("llama")(ids).logits, atol=1e-6)
+
+
+def test_a_fresh_policy_is_the_base(folders):
+    policy = MixedPolicy(tiny_model("llama"), AdapterConfig(rank=4), alpha=0.0)
+    ids = tokens(2, 5)
+    with torch.no_grad():
+        assert torch.allclose(policy(ids), tiny_model("llama")(ids).logits, atol=1e-6)
+
+
+def test_a_policy_that_starts_from_an_adapter_is_that_adapter(folders):
+    sft = str(folders["qwen2-sft"])
+    policy = MixedPolicy(tiny_model("qwen2"), AdapterConfig(reference=sft, policy=sft), alpha=0.5)
+    ids = tokens(2, 5)
+    with torch.no_grad():
+        hidden = policy.hidden(ids, (POLICY, REFERENCE))
+        assert torch.allclose(hidden[0], hidden[1], atol=1e-6)
+        assert (hidden[0] - tiny_model("qwen2").get_decoder()(ids).last_hidden_state).abs().max() > 1e-2
+
+
+def test_a_saved_policy_loads_in_plain_peft_with_the_same_logits(folders, tmp_path):
+    from peft import PeftModel
+
+    for name in ("qwen2", "gemma2"):
+        policy = make_policy(name, folders, alpha=0.0)
+        policy.save_policy(tmp_path / name)
+        plain = PeftModel.from_pretrained(tiny_model(name), str(tmp_path / name))
+        ids = tokens(2, 6)
+        with torch.no_grad():
+            assert torch.allclose(policy(ids), plain(input_ids=ids).logits.float(), atol=1e-5)
+
+
+def test_trainer_modes_change_nothing(policy):
+    with torch.no_grad():
+        ids = tokens(2, 4)
+        assert torch.equal(policy.train()(ids), policy.eval()(ids))
+
+
+@pytest.mark.parametrize("alpha", [-0.01, 1.5, float("nan")])
+def test_alpha_outside_the_unit_interval(folders, alpha):
+    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\]"):
+        make_policy("qwen2", folders, alpha=alpha)
+
+
+def test_a_model_that_scales_its_logits_is_refused(monkeypatch):
+    model = tiny_model("qwen2")
+    forward = type(model).forward
+
+    def scaled(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.logits = out.logits * 0.5
+        return out
+
+    monkeypatch.setattr(type(model), "forward", scaled)
+    with pytest.raises(ValueError, match="changes its logits"):
+        MixedPolicy(model, AdapterConfig(rank=2))

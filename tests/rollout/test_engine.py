@@ -1,0 +1,132 @@
+import pytest
+import torch
+
+from lmix.rollout.engine import Draw, RolloutEngine
+from lmix.rollout.rollout import pack
+from tests.conftest import make_policy, tokens
+
+PROMPTS = [tokens(n, seed=n).tolist() for n in (9, 2, 5, 14, 3)]
+ENDS = [1, 2, 3, 4, 5]
+
+
+def generate(policy, prompts=PROMPTS, limit=16, draw=None, samples=4, ends=ENDS, slots=8, check_every=1, **arguments):
+    engine = RolloutEngine(policy, ends, slots, check_every=check_every)
+    return engine.generate(prompts, limit, draw or Draw(seed=0), samples, **arguments)
+
+
+@torch.no_grad()
+def naive(policy, prompt, limit, ends):
+    """Greedy decoding by whole passes without a cache: the slow twin."""
+    ids = list(prompt)
+    while len(ids) - len(prompt) < limit:
+        ids.append(int(policy(torch.tensor([ids]))[0, -1].argmax()))
+        if ids[-1] in ends:
+            break
+    return ids[len(prompt) :]
+
+
+def test_greedy_decoding_equals_decoding_without_a_cache(policy):
+    rollouts = generate(policy, draw=Draw(greedy=True), samples=1, slots=2)
+    for prompt, rollout in zip(PROMPTS, rollouts, strict=True):
+        assert rollout.completion_ids == naive(policy, prompt, 16, ENDS)
+
+
+@pytest.mark.parametrize("mixture", ["logits", "probs"])
+def test_the_sampler_s_log_probs_equal_teacher_forced_ones(policy, mixture):
+    """With padding, with rows that end at different times, and with rows that come into slots of others."""
+    policy.mixture = mixture
+    rollouts = generate(policy, keep_reference=True)
+    assert len({len(r.completion_ids) for r in rollouts}) > 3
+    packed = pack(rollouts)
+    with torch.no_grad():
+        hidden = [policy.stream_hidden(packed.input_ids, s).flatten(0, 1)[packed.predicts] for s in policy.streams]
+        forced = policy.log_probs(hidden, packed.targets)
+    assert torch.allclose(forced, torch.cat([r.log_probs for r in rollouts]), atol=1e-4)
+    # the reference's hidden states, kept from decoding, are those of a whole pass
+    assert packed.reference_hidden is not None
+    assert torch.allclose(packed.reference_hidden, hidden[1], atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_does_not(folders):
+    policy = make_policy("qwen2", folders)
+    first, again = generate(policy), generate(policy)
+    assert [r.completion_ids for r in first] == [r.completion_ids for r in again]
+    for other in (Draw(seed=1), Draw(seed=0, step=1)):
+        assert [r.completion_ids for r in first] != [r.completion_ids for r in generate(policy, draw=other)]
+
+
+@pytest.mark.parametrize(("slots", "check_every"), [(4, 1), (20, 1), (64, 1), (8, 3), (8, 64)])
+def test_batch_layout_and_retirement_change_no_token(policy, slots, check_every):
+    expected = generate(policy)
+    found = generate(policy, slots=slots, check_every=check_every)
+    assert [r.completion_ids for r in found] == [r.completion_ids for r in expected]
+    assert [r.ended for r in found] == [r.ended for r in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a.log_probs, b.log_probs, atol=1e-4)
+
+
+def test_a_rollout_can_be_drawn_again_alone(folders):
+    policy = make_policy("llama", folders)
+    together = generate(policy, prompt_ids=[100, 101, 102, 103, 104])
+    alone = generate(policy, prompts=[PROMPTS[3]], prompt_ids=[103])
+    assert [r.completion_ids for r in together[12:16]] == [r.completion_ids for r in alone]
+
+
+def test_samples_of_one_prompt_differ_and_equal_prompts_do_too(folders):
+    policy = make_policy("qwen2", folders)
+    rollouts = generate(policy, prompts=[PROMPTS[0], PROMPTS[0]])
+    assert len({tuple(r.completion_ids) for r in rollouts}) == 8
+
+
+def test_a_completion_holds_its_end_token_and_nothing_after(policy):
+    rollouts = generate(policy)
+    assert any(r.ended for r in rollouts)
+    assert any(not r.ended for r in rollouts)
+    for r in rollouts:
+        assert (r.completion_ids[-1] in ENDS) == r.ended
+        assert not set(r.completion_ids[:-1]) & set(ENDS)
+        assert len(r.completion_ids) == len(r.log_probs) <= 16
+        assert r.ended or len(r.completion_ids) == 16
+
+
+def test_sampled_first_tokens_follow_the_mixed_distribution(folders):
+    """Chi-square at a fixed state, fixed seed."""
+    from scipy.stats import chisquare
+
+    for mixture in ("logits", "probs"):
+        policy = make_policy("qwen2", folders, mixture=mixture)
+        count = 4000
+        rollouts = generate(policy, prompts=[PROMPTS[0]], limit=1, samples=count, ends=[], slots=count)
+        drawn = torch.tensor([r.completion_ids[0] for r in rollouts])
+        with torch.no_grad():
+            expected = policy(torch.tensor([PROMPTS[0]]))[0, -1].double().softmax(-1) * count
+        seen = torch.bincount(drawn, minlength=len(expected)).double()
+        common = expected >= 5
+        observed, wanted = seen[common], expected[common]
+        if not common.all():
+            observed = torch.cat([observed, seen[~common].sum()[None]])
+            wanted = torch.cat([wanted, expected[~common].sum()[None]])
+        assert common.sum() > 10
+        assert chisquare(observed.numpy(), wanted.numpy()).pvalue > 0.01
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_one_stream_at_the_borders(policy, alpha):
+    policy.alpha = alpha
+    rollouts = generate(policy, draw=Draw(greedy=True), samples=1, keep_reference=True)
+    assert rollouts[0].completion_ids == naive(policy, PROMPTS[0], 16, ENDS)
+    assert (rollouts[0].reference_hidden is None) == (alpha == 0.0)
+
+
+def test_progress_moves_while_tokens_are_drawn(folders):
+    seen = []
+    generate(make_policy("qwen2", folders), progress=lambda *state: seen.append(state))
+    assert len(seen) > 10
+    assert seen == sorted(seen)
+    assert seen[-1][:2] == (20, 20)
+
+
+def test_nothing_to_do(folders):
+    policy = make_policy("qwen2", folders)
+    assert generate(policy, prompts=[]) == []
+    assert all(r.completion_ids == [] for r in generate(policy, limit=0))

@@ -1,0 +1,131 @@
+import json
+
+import pytest
+
+from lmix.model.tokenizer import load_tokenizer
+from lmix.tasks import ArithmeticTask, DatasetTask, MathTask
+from lmix.tasks.arithmetic import split_of
+
+ROW = {"problem": "What is 1+1?", "solution": "It is \\boxed{2}.", "answer": "2", "level": "Level 1"}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_arithmetic_is_right_seeded_and_its_splits_are_disjoint():
+    task = ArithmeticTask(train_size=500, test_size=200)
+    train, test = task.problems("train"), task.problems("test")
+    assert (len(train), len(test)) == (500, 200)
+    assert train == ArithmeticTask(train_size=500).problems("train")
+    assert not {p.problem for p in train} & {p.problem for p in test}
+    assert {split_of(p.problem) for p in test} == {"test"}
+    for p in train:
+        last = None
+        for equation in p.solution.removesuffix(".").split(". "):
+            left, right = equation.split(" = ")
+            a, sign, b = left.split()
+            assert last is None or a == last
+            last = right
+            assert int(right) == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
+        assert p.answer == last
+        assert 0 < int(p.answer) < 200
+
+
+def test_judging():
+    task = ArithmeticTask()
+    texts = ["1 + 1 = 2. \\boxed{2}", "\\boxed{3}", "The answer is 2.", "\\boxed{2}", "\\boxed{2", "\\boxed{}"]
+    judged = task.judge(texts, [True, True, True, False, True, True], ["2"] * 6)
+    assert [j.format_correct for j in judged] == [True, True, False, True, False, False]
+    assert [j.answer_correct for j in judged] == [True, False, False, True, False, False]
+    assert [j.reward for j in judged] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # the fourth did not end by itself
+
+
+def test_prompts_with_and_without_a_chat_template():
+    tokenizer = load_tokenizer("lmix:tiny-arithmetic")
+    task = ArithmeticTask()
+    problem = task.problems("train")[0]
+    assert tokenizer.decode(task.prompt_ids(problem, tokenizer)) == problem.problem + "\n"
+    tokenizer = type(tokenizer).from_pretrained(tokenizer.name_or_path)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}answer"
+    text = tokenizer.decode(ArithmeticTask(system="now").prompt_ids(problem, tokenizer))
+    assert problem.problem in text
+    assert text != problem.problem + "\n"
+    assert task.prompt_text(problem) == problem.problem + "\n"
+    assert "\\boxed{}" in ArithmeticTask(prompt="{problem} {instruction}").prompt_text(problem)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_files_of_each_kind(tmp_path, suffix):
+    from datasets import Dataset
+
+    path = tmp_path / f"train.{suffix}"
+    rows = Dataset.from_list([ROW, {**ROW, "answer": "7"}])
+    {"jsonl": rows.to_json, "json": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[suffix](str(path))
+    problems = DatasetTask(str(path), answer_column="answer").problems("train")
+    assert [p.answer for p in problems] == ["2", "7"]
+    assert [p.id for p in problems] == [0, 1]
+
+
+def test_a_folder_in_the_hub_s_layout(tmp_path):
+    from datasets import Dataset
+
+    (tmp_path / "data").mkdir()
+    for split, level in (("train", 1), ("test", 5)):
+        rows = Dataset.from_list([{**ROW, "level": f"Level {level}"}])
+        rows.to_parquet(str(tmp_path / "data" / f"{split}-00000-of-00001.parquet"))
+    task = MathTask(str(tmp_path))
+    assert task.problems("train")[0].answer == "2"
+    assert MathTask(str(tmp_path), levels=[5]).problems("test")[0].id == 0
+    with pytest.raises(ValueError, match="holds no problem"):
+        MathTask(str(tmp_path), levels=[5]).problems("train")
+
+
+def test_a_solution_without_a_box_is_left_out_and_said(tmp_path, caplog):
+    path = write(tmp_path / "a.jsonl", [{**ROW, "solution": "no box"}, ROW])
+    assert [p.id for p in MathTask(path).problems("train")] == [1]
+    assert "has no boxed answer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        ([{"question": "1", "solution": "2"}], {}, "column 'problem' is not in"),
+        ([], {}, "the file is empty"),
+        ([{**ROW, "problem": None}, ROW], {}, "row 0 of .* has nothing in column 'problem'"),
+        ([{**ROW, "answer": " "}], {"answer_column": "answer"}, "has nothing in column 'answer'"),
+        ([ROW], {"levels": [3]}, "holds no problem for split 'train'"),
+    ],
+)
+def test_malformed_data_are_one_line_errors(tmp_path, rows, arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        MathTask(write(tmp_path / "bad.jsonl", rows), **arguments).problems("train")
+    assert "\n" not in str(error.value)
+
+
+def test_sources_that_are_not_there(tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{not json\n")
+    for source in (str(tmp_path / "none.jsonl"), str(tmp_path / "folder"), str(broken)):
+        with pytest.raises(ValueError, match="can't be read"):
+            MathTask(source).problems("train")
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ValueError, match="levels"):
+        MathTask(levels=[6])
+    with pytest.raises(ValueError, match="train_size"):
+        ArithmeticTask(train_size=0)
+    with pytest.raises(ValueError, match=r"must contain \{problem\}"):
+        ArithmeticTask(prompt="solve")
+    with pytest.raises(ValueError, match="both null"):
+        DatasetTask("x.jsonl", answer_column=None)
+
+
+def test_tasks_import_neither_torch_nor_sympy():
+    import subprocess
+    import sys
+
+    code = "import sys, lmix.tasks; sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

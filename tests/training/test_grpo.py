@@ -1,0 +1,278 @@
+"""The LightningModule's step against eq. 6 written out, and a run's outer behaviour."""
+
+import dataclasses
+
+import lightning as L
+import pytest
+import torch
+
+from lmix.data.module import RLDataModule
+from lmix.functional import clipped_surrogate_loss, group_advantages
+from lmix.model.adapters import AdapterConfig
+from lmix.model.backbone import BackboneConfig
+from lmix.rollout.rollout import pack
+from lmix.tasks import ArithmeticTask
+from lmix.training.checkpoints import PolicyCheckpoint
+from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
+from lmix.training.grpo import GRPOModule
+from tests.conftest import close
+
+SFT = "lmix:tiny-arithmetic-sft"
+
+
+def module(alpha=0.5, **parts) -> GRPOModule:
+    return GRPOModule(
+        BackboneConfig(quantization="none", dtype="float32"),
+        AdapterConfig(reference=SFT, rank=4),
+        alpha=alpha,
+        **{
+            "sampling": SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0),
+            "optimizer": OptimizerConfig(lr=1e-3),
+            **parts,
+        },
+    )
+
+
+def data(prompts=4, **arguments) -> RLDataModule:
+    return RLDataModule(ArithmeticTask(train_size=16, test_size=8), prompts_per_step=prompts, eval_size=8, **arguments)
+
+
+def trainer(tmp_path, steps, **arguments) -> L.Trainer:
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": -1,
+        "max_steps": steps,
+        "logger": False,
+        "enable_checkpointing": any(isinstance(c, PolicyCheckpoint) for c in arguments.get("callbacks", ())),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "val_check_interval": 1000,
+        "check_val_every_n_epoch": None,
+        "default_root_dir": tmp_path,
+    }
+    return L.Trainer(**{**defaults, **arguments})
+
+
+@pytest.fixture(scope="module")
+def step():
+    """A module with rollouts that hold live and dead groups, and their advantages."""
+    L.seed_everything(0)
+    m = module()
+    m.configure_model()
+    with torch.no_grad():
+        for name, p in m.policy.named_parameters():
+            if ".policy." in name:
+                p.normal_(std=0.05)
+    source = data()
+    source.tokenizer = m.tokenizer
+    source.setup("fit")
+    m.manual_backward = lambda loss: loss.backward()  # no trainer here
+    m.__dict__["_fabric"] = None
+    batch = source.sets["train"][:4]
+    rollouts = m.engine.generate([e.prompt_ids for e in batch], 48, m_draw(), samples=4, keep_reference=True)
+    rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+    return m, rollouts, group_advantages(rewards).flatten()
+
+
+def m_draw():
+    from lmix.rollout.engine import Draw
+
+    return Draw(seed=3)
+
+
+def gradients(m, rollouts, advantages, **changes):
+    m.objective = dataclasses.replace(ObjectiveConfig(), **changes)
+    m.policy.zero_grad()
+    old: list[torch.Tensor] = []
+    stats = m.accumulate_gradient(rollouts, advantages, old)
+    return [p.grad.clone() for p in m.policy.policy_parameters()], stats, old
+
+
+def test_the_gradient_is_that_of_equation_6_by_autograd(step):
+    m, rollouts, advantages = step
+    found, stats, _ = gradients(m, rollouts, advantages)
+    # the slow twin: whole logits of both streams by autograd, all rows at once, dead groups and all
+    packed = pack(rollouts)
+    logits = m.policy(packed.input_ids).flatten(0, 1)[packed.predicts]
+    log_probs = packed.unflatten(logits.log_softmax(-1).gather(1, packed.targets[:, None]).squeeze(1))
+    group = torch.tensor([r.prompt for r in rollouts])
+    loss, _ = clipped_surrogate_loss(log_probs, log_probs.detach(), advantages, packed.mask, group)
+    expected = torch.autograd.grad(loss, m.policy.policy_parameters())
+    assert stats["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    for a, b in zip(found, expected, strict=True):
+        assert close(a, b, 1e-5)
+        assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+def test_1_x_8_and_8_x_1_micro_batches_agree(step):
+    m, rollouts, advantages = step
+    whole, _, _ = gradients(m, rollouts, advantages, micro_batch_tokens=10**6)
+    single, _, old = gradients(m, rollouts, advantages, micro_batch_tokens=1)
+    assert len(old) == 8  # rows of the two live groups, one by one
+    for a, b in zip(whole, single, strict=True):
+        assert (a - b).norm() <= 1e-4 * a.norm()
+
+
+def test_a_reference_pass_gives_the_same_gradient_as_cached_hidden_states(step):
+    m, rollouts, advantages = step
+    cached, _, _ = gradients(m, rollouts, advantages)
+    bare = [dataclasses.replace(r, reference_hidden=None) for r in rollouts]
+    passed, _, _ = gradients(m, bare, advantages)
+    for a, b in zip(cached, passed, strict=True):
+        assert (a - b).norm() <= 1e-4 * a.norm()
+
+
+def test_dead_groups_give_exactly_zero(step):
+    m, rollouts, advantages = step
+    m.policy.zero_grad()
+    stats = m.accumulate_gradient(rollouts, torch.zeros_like(advantages), [])
+    assert stats["loss"] == 0.0
+    assert all(p.grad is None for p in m.policy.policy_parameters())
+
+
+def test_the_gap_between_sampler_and_scoring_is_rounding(step):
+    m, rollouts, advantages = step
+    _, stats, _ = gradients(m, rollouts, advantages)
+    assert 0 <= stats["sampler_logprob_gap"] < 1e-4
+    assert stats["clip_fraction"] == 0.0  # the ratio is exactly 1 before the first update
+
+
+def test_gradients_reach_the_policy_only(step):
+    m, rollouts, advantages = step
+    gradients(m, rollouts, advantages)
+    assert all((p.grad is not None) == (".policy." in name) for name, p in m.policy.named_parameters())
+
+
+def test_max_steps_counts_outer_steps_whatever_mu(tmp_path):
+    for mu in (1, 3):
+        m = module(objective=ObjectiveConfig(inner_updates=mu))
+        t = trainer(tmp_path, 2)
+        t.fit(m, data())
+        assert t.global_step == 2
+        assert t.fit_loop.epoch_loop._batches_that_stepped == 2
+
+
+def test_inner_updates_use_the_log_probs_from_before_the_first(tmp_path):
+    """With mu = 2 and a large step the second update meets ratios away from 1, and clips."""
+    m = module(objective=ObjectiveConfig(inner_updates=2), optimizer=OptimizerConfig(lr=0.05))
+    t = trainer(tmp_path, 1)
+    t.fit(m, data())
+    assert float(t.callback_metrics["train/clip_fraction"]) > 0
+
+
+def test_alpha_1_trains_nothing_and_alpha_0_is_the_policy_alone(tmp_path):
+    m = module(alpha=1.0)
+    before = None
+
+    class Keep(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            nonlocal before
+            before = {k: v.clone() for k, v in pl_module.policy.adapter_state().items()}
+
+    t = trainer(tmp_path, 1, callbacks=[Keep()])
+    t.fit(m, data())
+    assert before is not None
+    assert all(torch.equal(before[k], v) for k, v in m.policy.adapter_state().items())
+    t = trainer(tmp_path, 1)
+    t.fit(module(alpha=0.0), data())
+    assert float(t.callback_metrics["alpha"]) == 0.0
+
+
+def test_the_held_out_rates_are_those_of_the_mixed_policy_decoded_greedily(tmp_path):
+    m = module()
+    t = trainer(tmp_path, 1)
+    (metrics,) = t.validate(m, data(), verbose=False)
+    judged = [row.answer_correct for row in m.rows]
+    assert len(judged) == 8
+    assert metrics["val/solve_rate"] == pytest.approx(sum(judged) / 8)
+    assert metrics["val/format_rate"] == pytest.approx(sum(row.format_correct for row in m.rows) / 8)
+
+
+def test_predict_gives_rows(tmp_path):
+    (rows,) = trainer(tmp_path, 1).predict(module(), data())
+    assert [row.problem_id for row in rows] == list(range(8))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_resuming_is_bit_for_bit(tmp_path, schedule):
+    """4 steps at once, and 2 + 2 steps by a checkpoint; 16 problems by 5 make uneven batches and a second epoch."""
+
+    def run(folder, steps, stop=None, ckpt=None):
+        L.seed_everything(5)
+        m = module(optimizer=OptimizerConfig(lr=1e-3, schedule=schedule), objective=ObjectiveConfig(inner_updates=2))
+        keep = PolicyCheckpoint(every_n_steps=1, keep=-1)
+        t = trainer(folder, steps, callbacks=[keep, *([StopAfter(stop)] if stop else [])])
+        t.fit(m, data(prompts=5), ckpt_path=ckpt)
+        return m, keep
+
+    whole, _ = run(tmp_path / "whole", 5)
+    half, keep = run(tmp_path / "half", 5, stop=3)
+    assert half.trainer.global_step == 3
+    resumed, _ = run(tmp_path / "resumed", 5, ckpt=str(keep.saved[-1]))
+    assert resumed.trainer.global_step == 5
+    assert [r.completion for r in whole.rows] == [r.completion for r in resumed.rows]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+class StopAfter(L.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+def test_a_checkpoint_holds_adapters_only_and_a_peft_folder_lies_beside_it(tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from lmix.model.tokenizer import resolve
+
+    m = module()
+    trainer(tmp_path, 2, callbacks=[PolicyCheckpoint(every_n_steps=1, keep=1)]).fit(m, data())
+    folder = tmp_path / "checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == ["step=0002", "step=0002.ckpt"]
+    checkpoint = torch.load(folder / "step=0002.ckpt", weights_only=True)
+    assert all(".lora_" in name for name in checkpoint["state_dict"])
+    assert checkpoint["lmix"]["alpha"] == 0.5
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(resolve("lmix:tiny-arithmetic"), dtype=torch.float32),
+        str(folder / "step=0002"),
+    )
+    ids = torch.arange(3, 13)[None]
+    m.policy.alpha = 0.0
+    with torch.no_grad():
+        assert close(m.policy(ids), plain(input_ids=ids).logits, 1e-5)
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    m = module()
+    m.configure_model()
+    state = {name: value.clone() for name, value in m.state_dict().items()}
+    name = next(iter(state))
+    with pytest.raises(ValueError, match="is missing in it"):
+        m.load_state_dict({})
+    with pytest.raises(ValueError, match="is unknown here"):
+        m.load_state_dict({**state, "policy.more": torch.zeros(1)})
+    with pytest.raises(ValueError, match="must be"):
+        m.load_state_dict({**state, name: torch.zeros(3, 3)})
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        m.load_state_dict({**state, name: state[name] * float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: module(alpha=1.2), r"alpha must lie in \[0, 1\]"),
+        (lambda: SamplingConfig(samples_per_prompt=0), "samples_per_prompt must be at least 1"),
+        (lambda: ObjectiveConfig(clip_radius=1.5), "clip_radius"),
+        (lambda: OptimizerConfig(lr=0.0), "lr must be positive"),
+        (lambda: PolicyCheckpoint(keep=0), "keep"),
+    ],
+)
+def test_settings_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
