@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from lmix.data.module import RLDataModule as RLDataModule
     from lmix.model.mixed_policy import MixedPolicy as MixedPolicy
     from lmix.training.grpo import GRPOModule as GRPOModule
+    from lmix.training.sft import SFTModule as SFTModule
 
 __version__ = "0.1.0"
 
@@ -15,8 +16,9 @@ _HOMES = {
     "GRPOModule": "lmix.training.grpo",
     "MixedPolicy": "lmix.model.mixed_policy",
     "RLDataModule": "lmix.data.module",
+    "SFTModule": "lmix.training.sft",
 }
-__all__ = ["GRPOModule", "MixedPolicy", "RLDataModule"]
+__all__ = ["GRPOModule", "MixedPolicy", "RLDataModule", "SFTModule"]
 
 
 def __getattr__(name: str) -> Any:

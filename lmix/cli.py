@@ -72,6 +72,7 @@ def default_logger() -> dict[str, Any]:
 def quieten() -> None:
     """Leave out what lmix knows and users can't change."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*is_leaf.*")
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     known = (

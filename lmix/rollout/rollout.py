@@ -52,13 +52,10 @@ class Packed:
 def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu") -> Packed:
     """Lay rollouts side by side. Masks come from lengths, so a pad token inside a completion counts like any other."""
     width = max(len(r) for r in rollouts)
-    longest = max(len(r.completion_ids) for r in rollouts)
     input_ids = torch.zeros(len(rollouts), width, dtype=torch.long)
-    mask = torch.zeros(len(rollouts), longest, dtype=torch.bool)
     predicts, targets = [], []
     for row, r in enumerate(rollouts):
         input_ids[row, : len(r)] = torch.tensor(r.prompt_ids + r.completion_ids)
-        mask[row, : len(r.completion_ids)] = True
         first = row * width + len(r.prompt_ids) - 1
         predicts.append(torch.arange(first, first + len(r.completion_ids)))
         targets += r.completion_ids
@@ -67,9 +64,15 @@ def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu") -> Pac
         input_ids.to(device),
         torch.cat(predicts).to(device),
         torch.tensor(targets, dtype=torch.long, device=device),
-        mask.to(device),
+        length_mask(rollouts).to(device),
         torch.cat(hidden).to(device) if len(hidden) == len(rollouts) else None,
     )
+
+
+def length_mask(rollouts: Sequence[Rollout]) -> Tensor:
+    """`[B, C]`, true for the tokens of each completion; C of the longest."""
+    lengths = torch.tensor([len(r.completion_ids) for r in rollouts])
+    return torch.arange(int(lengths.max())) < lengths[:, None]
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -84,6 +84,20 @@ class Task:
         correct = self.verify(answers, golds)
         return [Judgement(a, c, float(c and e)) for a, c, e in zip(answers, correct, ended, strict=True)]
 
+    def demonstration(self, problem: Problem) -> str:
+        """A worked solution that closes with the answer in the template, for supervised fine-tuning.
+
+        Raises:
+            ValueError: the problem has no solution.
+        """
+        if not problem.solution:
+            raise ValueError(
+                f"problem {problem.id} of task {self.name} has no solution: SFT needs task.solution_column"
+            )
+        if self.template.extract(problem.solution) is not None:
+            return problem.solution
+        return f"{problem.solution} {self.template.wrap(problem.answer)}"
+
     def prompt_text(self, problem: Problem) -> str:
         """The prompt without a chat template."""
         filled = self.prompt.replace("{instruction}", self.instruction)

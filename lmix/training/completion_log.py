@@ -34,6 +34,9 @@ class CompletionLog(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.append(trainer, "test", pl_module.rows)
 
+    def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.append(trainer, "predict", pl_module.rows)
+
     def append(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
         if trainer.log_dir is None:
             return

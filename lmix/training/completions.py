@@ -36,19 +36,19 @@ class CompletionRow:
 
 def completion_rows(
     rollouts: Sequence[Rollout],
+    texts: Sequence[str],
     judgements: Sequence[Judgement],
     batch: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
     step: int,
 ) -> list[CompletionRow]:
-    """Join rollouts, judgements and problems."""
+    """Join rollouts, their texts, judgements and problems."""
     return [
         CompletionRow(
             step=step,
             problem_id=batch[r.prompt].problem.id,
             sample=r.sample,
             problem=batch[r.prompt].problem.problem,
-            completion=str(tokenizer.decode(r.completion_ids)),
+            completion=text,
             gold=batch[r.prompt].problem.answer,
             answer=j.answer,
             format_correct=j.format_correct,
@@ -57,7 +57,7 @@ def completion_rows(
             reward=j.reward,
             tokens=len(r.completion_ids),
         )
-        for r, j in zip(rollouts, judgements, strict=True)
+        for r, text, j in zip(rollouts, texts, judgements, strict=True)
     ]
 
 
@@ -68,3 +68,8 @@ def end_tokens(policy: MixedPolicy, tokenizer: PreTrainedTokenizerBase) -> list[
     configured = getattr(generation, "eos_token_id", None)
     ends |= set(configured if isinstance(configured, list | tuple) else [configured])
     return sorted(int(token) for token in ends if token is not None)  # pyright: ignore[reportArgumentType]
+
+
+def without_end(rollout: Rollout) -> list[int]:
+    """The completion's tokens without its end-of-sequence token."""
+    return rollout.completion_ids[:-1] if rollout.ended else rollout.completion_ids

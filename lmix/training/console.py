@@ -8,6 +8,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+COLUMNS = {
+    "train/loss": "loss {:.4f}",
+    "train/reward": "reward {:.3f}",
+    "train/format_rate": "format {:.3f}",
+    "train/dead_groups": "dead {:.2f}",
+    "train/completion_length": "length {:.0f}",
+    "train/entropy": "entropy {:.3f}",
+    "train/grad_norm": "grad {:.3g}",
+    "alpha": "alpha {:.2f}",
+    "perf/rollout_tokens_per_second": "{:,.0f} tokens/s",
+    "perf/rollout_seconds": "rollout {:.1f} s",
+    "perf/update_seconds": "update {:.1f} s",
+}
+"""What a step's line shows, as far as it is logged."""
+
 
 class StepConsole(ProgressBar):
     """One bar for the completions that are being drawn (on a terminal), one line for each outer step, and a summary."""
@@ -29,10 +44,9 @@ class StepConsole(ProgressBar):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if self.enabled and trainer.is_global_zero:
-            pl_module.progress = self.on_tokens  # pyright: ignore[reportAttributeAccessIssue]
-        else:
-            self.enabled = False
+        self.enabled = self.enabled and trainer.is_global_zero
+        if self.enabled:
+            pl_module.progress = self.on_tokens  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
     def on_tokens(self, ended: int, rows: int, tokens: int) -> None:
         """Move the bar. It lives only while tokens are drawn, so that printed lines stay whole."""
@@ -63,14 +77,9 @@ class StepConsole(ProgressBar):
             self.say(f"run folder: {trainer.log_dir}")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
-        m = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.say(
-            f"step {trainer.global_step:>3}/{trainer.max_steps}  "
-            f"reward {m['train/reward']:.3f}  solve {m['train/solve_rate']:.3f}  format {m['train/format_rate']:.3f}  "
-            f"dead {m['train/dead_groups']:.2f}  len {m['train/completion_length']:.0f}  "
-            f"entropy {m['train/entropy']:.3f}  grad {m['train/grad_norm']:.3g}  alpha {m['alpha']:.2f}  "
-            f"{m['perf/rollout_tokens_per_second']:,.0f} tok/s  {m['perf/step_seconds']:.1f} s"
-        )
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        shown = [text.format(metrics[name]) for name, text in COLUMNS.items() if name in metrics]
+        self.say(f"step {trainer.global_step:>3}/{trainer.max_steps}  {'  '.join(shown)}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.say_rates(trainer, "val")

@@ -192,7 +192,7 @@ def test_the_held_out_rates_are_those_of_the_mixed_policy_decoded_greedily(tmp_p
 
 def test_predict_gives_rows(tmp_path):
     (rows,) = trainer(tmp_path, 1).predict(module(), data())
-    assert [row.problem_id for row in rows] == list(range(8))
+    assert [row["problem_id"] for row in rows] == list(range(8))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

@@ -1,0 +1,188 @@
+"""What all training of the policy adapter shares: the model, the optimiser, greedy evaluation, the checkpoint."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, get_scheduler
+
+from lmix.data.example import Example
+from lmix.model.adapters import AdapterConfig
+from lmix.model.backbone import BackboneConfig
+from lmix.model.mixed_policy import MixedPolicy, Mixture, check_alpha
+from lmix.model.tokenizer import load_tokenizer
+from lmix.rollout.engine import Draw, Progress, RolloutEngine
+from lmix.rollout.rollout import Packed, Rollout
+from lmix.seed import run_seed
+from lmix.tasks.task import Judgement, Task
+from lmix.training.completions import CompletionRow, completion_rows, end_tokens, without_end
+from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.metrics import FormatRate, SolveRate
+from lmix.training.state import check_adapter_state
+
+
+class AdapterModule(L.LightningModule):
+    """A mixed policy under training; subclasses give `training_step`.
+
+    `trainer.max_steps` counts their outer steps. Nothing heavy happens before `configure_model`, so mistakes in settings
+    and data are found first.
+    """
+
+    policy: MixedPolicy
+    engine: RolloutEngine
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        adapters: AdapterConfig,
+        alpha: float,
+        mixture: Mixture,
+        sampling: SamplingConfig,
+        optimizer: OptimizerConfig,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold adapters only; load_state_dict makes the check
+        self.backbone, self.adapters = backbone, adapters
+        self.initial_alpha = check_alpha(alpha)
+        self.mixture: Mixture = mixture
+        self.sampling, self.optimizer = sampling, optimizer
+        self.format_rate, self.solve_rate = FormatRate(), SolveRate()
+        self.rows: list[CompletionRow] = []
+        """The completions of the newest step or evaluation, for callbacks."""
+        self.progress: Progress | None = None
+        """Told of each token that is drawn; set by a callback."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.backbone.path)
+
+    @property
+    def task(self) -> Task:
+        return self.trainer.datamodule.task  # pyright: ignore[reportAttributeAccessIssue]
+
+    def configure_model(self) -> None:
+        if hasattr(self, "policy"):
+            return
+        self.policy = MixedPolicy.from_pretrained(
+            self.backbone, self.adapters, self.initial_alpha, self.mixture, device=self.device
+        )
+        self.engine = RolloutEngine(self.policy, end_tokens(self.policy, self.tokenizer), self.sampling.slots)
+
+    # sampling, judging, scoring
+
+    def sample(self, batch: Sequence[Example], greedy: bool = False) -> list[Rollout]:
+        """Draw G completions of each prompt from the mixed policy, or one greedily."""
+        return self.engine.generate(
+            [example.prompt_ids for example in batch],
+            self.sampling.max_new_tokens,
+            Draw(run_seed(self.sampling.seed), self.global_step, greedy),
+            samples=1 if greedy else self.sampling.samples_per_prompt,
+            prompt_ids=[example.problem.id for example in batch],
+            keep_reference=self.sampling.keep_reference and not greedy,
+            progress=self.progress,
+        )
+
+    def judge(self, rollouts: Sequence[Rollout], batch: Sequence[Example]) -> list[Judgement]:
+        """Format, answer and reward of each rollout; its row is kept for callbacks."""
+        texts = [str(self.tokenizer.decode(without_end(r))) for r in rollouts]
+        golds = [batch[r.prompt].problem.answer for r in rollouts]
+        judgements = self.task.judge(texts, [r.ended for r in rollouts], golds)
+        self.rows = completion_rows(rollouts, texts, judgements, batch, self.global_step)
+        return judgements
+
+    def score(self, packed: Packed) -> Tensor:
+        """Log-probability of each completion token under the mixed policy, `[N]`, with the policy's gradient."""
+        hidden_K = []
+        for stream in self.policy.streams:
+            if stream != "policy" and packed.reference_hidden is not None:
+                hidden_K.append(packed.reference_hidden)
+            else:
+                hidden_BTH = self.policy.stream_hidden(packed.input_ids, stream)
+                hidden_K.append(hidden_BTH.flatten(0, 1)[packed.predicts])
+        return self.policy.log_probs(hidden_K, packed.targets)
+
+    # the optimiser
+
+    def configure_optimizers(self) -> Any:
+        settings = self.optimizer
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else None
+        if steps is None and settings.schedule in ("linear", "cosine"):
+            raise ValueError(f"optimizer.schedule {settings.schedule} ends at trainer.max_steps: set it above 0")
+        optimizer = torch.optim.AdamW(
+            self.policy.policy_parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay
+        )
+        return [optimizer], [get_scheduler(settings.schedule, optimizer, settings.warmup_steps, steps)]
+
+    def optimizer_step(self, last: bool = True) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Clip, step, and clear; returns the gradient's norm before clipping.
+
+        Only the last inner update goes through Lightning's wrapper, which counts `global_step`: it is the paper's step.
+        """
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        parameters = self.policy.policy_parameters()
+        for parameter in parameters:
+            if parameter.grad is None:  # all groups dead: a step of zero gradient, so that momentum goes on alike
+                parameter.grad = torch.zeros_like(parameter)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer.max_grad_norm, error_if_nonfinite=True)
+        (optimizer if last else optimizer.optimizer).step()
+        optimizer.zero_grad()
+        if last:
+            scheduler.step()
+        return float(norm)
+
+    # evaluation
+
+    def validation_step(self, batch: list[Example], batch_idx: int) -> None:
+        """Greedy completions of held-out problems by the mixed policy."""
+        judgements = self.judge(self.sample(batch, greedy=True), batch)
+        self.format_rate.update(judgements)
+        self.solve_rate.update(judgements)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: list[Example], batch_idx: int) -> list[dict[str, Any]]:
+        """Greedy completions of held-out problems as rows, each with its parsed answer."""
+        self.judge(self.sample(batch, greedy=True), batch)
+        return [row.as_dict() for row in self.rows]
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_rates("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_rates("test")
+
+    def log_rates(self, prefix: str) -> None:
+        """Log format and solve rate of the evaluation that has just ended."""
+        rates = {f"{prefix}/solve_rate": self.solve_rate.compute(), f"{prefix}/format_rate": self.format_rate.compute()}
+        self.solve_rate.reset()
+        self.format_rate.reset()
+        if not self.trainer.sanity_checking:
+            self.log_dict(rates)
+            return
+        # the evaluation before the first step, which Lightning takes for a rehearsal
+        for logger in self.trainer.loggers:
+            logger.log_metrics({name: float(rate) for name, rate in rates.items()}, step=0)
+        self.trainer.callback_metrics.update(rates)
+
+    # the checkpoint
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:
+        """The adapters; never the backbone."""
+        return {f"policy.{name}": tensor for name, tensor in self.policy.adapter_state().items()}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load adapters. Raises ValueError unless names and shapes are exactly those of this model, and all finite."""
+        check_adapter_state(state_dict, self.state_dict())
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lmix"] = {"alpha": self.policy.alpha, "backbone": self.backbone.path}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "lmix" not in checkpoint:
+            raise ValueError("this checkpoint was not written by lmix: give one from a run's checkpoints folder")
+        self.policy.alpha = checkpoint["lmix"]["alpha"]

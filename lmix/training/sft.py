@@ -1,0 +1,72 @@
+"""Supervised fine-tuning on demonstrations: it writes the adapter that reinforcement learning anchors to."""
+
+from lmix.data.example import Example
+from lmix.model.adapters import AdapterConfig
+from lmix.model.backbone import BackboneConfig
+from lmix.rollout.rollout import Rollout, pack, token_budget_batches
+from lmix.training.base import AdapterModule
+from lmix.training.clock import Clock
+from lmix.training.config import OptimizerConfig, SamplingConfig
+
+
+class SFTModule(AdapterModule):
+    """Maximum likelihood of demonstrations in the task's template, the completion's tokens only.
+
+    The trained adapter is `policy`; the peft folder beside a checkpoint is what `adapters.reference` of a later run
+    takes. `data.prompts_per_step` demonstrations make a step.
+
+    Args:
+        backbone: the model to adapt.
+        adapters: the adapter's rank and layers, and what it starts from.
+        micro_batch_tokens: padded tokens of one forward and backward pass; changes memory and speed only.
+        sampling: of the held-out completions; only `max_new_tokens` and `slots` count.
+        optimizer: learning rate and its schedule.
+
+    Raises:
+        ValueError: `adapters.reference` is given; SFT has none.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig = BackboneConfig(),
+        adapters: AdapterConfig = AdapterConfig(),
+        micro_batch_tokens: int = 8192,
+        sampling: SamplingConfig = SamplingConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, warmup_steps=10, schedule="cosine"),
+    ) -> None:
+        super().__init__(backbone, adapters, 0.0, "logits", sampling, optimizer)
+        if adapters.reference is not None:
+            raise ValueError(
+                f"adapters.reference must be null for SFT, not {adapters.reference!r}: there is no mixture"
+            )
+        self.micro_batch_tokens = micro_batch_tokens
+
+    def training_step(self, batch: list[Example], batch_idx: int) -> None:
+        """One step: the mean negative log-likelihood of the batch's completion tokens."""
+        clock = Clock(self.device)
+        demonstrations = [
+            Rollout(i, 0, example.prompt_ids, self.demonstration_ids(example)) for i, example in enumerate(batch)
+        ]
+        tokens = sum(len(d.completion_ids) for d in demonstrations)
+        total = 0.0
+        for rows in token_budget_batches([len(d) for d in demonstrations], self.micro_batch_tokens):
+            loss = -self.score(pack([demonstrations[i] for i in rows], self.device)).sum() / tokens
+            self.manual_backward(loss)
+            total += float(loss.detach())
+        norm = self.optimizer_step()
+        seconds = clock.lap()
+        self.log_dict(
+            {
+                "train/loss": total,
+                "train/grad_norm": norm,
+                "train/completion_length": tokens / len(batch),
+                "perf/train_tokens_per_second": tokens / seconds,
+                "perf/update_seconds": seconds,
+            },
+            batch_size=len(batch),
+        )
+
+    def demonstration_ids(self, example: Example) -> list[int]:
+        """The demonstration's tokens with an end-of-sequence token."""
+        text = self.task.demonstration(example.problem)
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]  # pyright: ignore
