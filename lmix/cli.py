@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 # a run needs no hub: what it fetches it asks for by name, and counts of downloads are nobody's business
@@ -24,21 +26,30 @@ DEFAULTS = {
 }
 
 
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
 def main(args: list[str] | None = None) -> int:
     """Parse, check, run. Returns the exit status: 0, 1 for a user's mistake."""
+    import lightning as L
+    from jsonargparse import ArgumentError, set_parsing_settings
     from lightning.pytorch.cli import LightningCLI
 
     from lmix.data.module import RLDataModule
 
     quieten()
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
     class Door(LightningCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.set_defaults({"model": {"class_path": "lmix.GRPOModule"}})
 
-    try:
-        import lightning as L
+        def before_instantiate_classes(self) -> None:
+            path = self.config[self.subcommand].get("ckpt_path")
+            if path and path not in ("best", "last", "hpc") and not Path(path).is_file():
+                raise ValueError(f"ckpt_path {path!r} is no file: give a .ckpt of a run's checkpoints folder")
 
+    try:
         Door(
             L.LightningModule,
             RLDataModule,
@@ -46,12 +57,25 @@ def main(args: list[str] | None = None) -> int:
             seed_everything_default=0,
             trainer_defaults=DEFAULTS | {"callbacks": default_callbacks(), "logger": default_logger()},
             save_config_kwargs={"overwrite": True},
+            parser_kwargs={"exit_on_error": False} | {name: {"exit_on_error": False} for name in COMMANDS},
             args=args,
         )
-    except ValueError as error:
-        print(f"lmix: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, ArgumentError) as error:
+        print(f"lmix: error: {one_line(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def one_line(message: str) -> str:
+    """A parser's message, which lists all that it tried, cut to the one line that tells a user what to mend."""
+    if "Errors:" in message:
+        tried = message.partition("Errors:")[2].partition("Given value type:")[0]
+        reasons = [reason.strip() for reason in re.split(r"\n\s*- ", tried)]
+        message = next(reason for reason in reasons if reason and "NoneType" not in reason)
+    line = " ".join(message.split())
+    if re.search(r"not accepted|unrecognized arguments|not expected", line):
+        line += " (--print_config shows the fields there are)"
+    return line
 
 
 def default_callbacks() -> list[Any]:
@@ -71,10 +95,15 @@ def default_logger() -> dict[str, Any]:
 
 def quieten() -> None:
     """Leave out what lmix knows and users can't change."""
+    import transformers.utils.logging
+
+    if not sys.stderr.isatty():  # bars are for people; a log wants lines
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        transformers.utils.logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*is_leaf.*")
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     known = (
         ".*in eval mode at the start of training.*",  # the backbone has no dropout, so it has no training mode
         ".*does not have many workers.*",  # batches are lists that are in memory already

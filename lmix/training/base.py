@@ -63,6 +63,10 @@ class AdapterModule(L.LightningModule):
     def task(self) -> Task:
         return self.trainer.datamodule.task  # pyright: ignore[reportAttributeAccessIssue]
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.optimizer.schedule in ("linear", "cosine") and self.trainer.max_steps < 1:
+            raise ValueError(f"optimizer.schedule {self.optimizer.schedule} ends at trainer.max_steps: set it above 0")
+
     def configure_model(self) -> None:
         if hasattr(self, "policy"):
             return
@@ -109,8 +113,6 @@ class AdapterModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         settings = self.optimizer
         steps = self.trainer.max_steps if self.trainer.max_steps > 0 else None
-        if steps is None and settings.schedule in ("linear", "cosine"):
-            raise ValueError(f"optimizer.schedule {settings.schedule} ends at trainer.max_steps: set it above 0")
         optimizer = torch.optim.AdamW(
             self.policy.policy_parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay
         )
@@ -161,7 +163,7 @@ class AdapterModule(L.LightningModule):
         self.solve_rate.reset()
         self.format_rate.reset()
         if not self.trainer.sanity_checking:
-            self.log_dict(rates)
+            self.log_dict(rates | {"step": float(self.global_step)})  # Lightning would date them one step early
             return
         # the evaluation before the first step, which Lightning takes for a rehearsal
         for logger in self.trainer.loggers:

@@ -124,6 +124,7 @@ class GRPOModule(AdapterModule):
         tokens = sum(len(r.completion_ids) for r in rollouts_B)
         scheduler = self.lr_schedulers()
         figures = {
+            "step": float(self.global_step),  # the x axis
             "alpha": self.policy.alpha,
             "train/reward": float(rewards_PG.mean()),
             "train/solve_rate": sum(j.answer_correct for j in judgements_B) / count,

@@ -57,6 +57,7 @@ class SFTModule(AdapterModule):
         seconds = clock.lap()
         self.log_dict(
             {
+                "step": float(self.global_step),  # the x axis
                 "train/loss": total,
                 "train/grad_norm": norm,
                 "train/completion_length": tokens / len(batch),

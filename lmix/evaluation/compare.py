@@ -1,0 +1,90 @@
+"""What two policies solve alike and what only one of them does, on the same problems (Tables 1-3)."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lmix.evaluation.config import EvaluationConfig
+from lmix.evaluation.decoding import Decoder
+from lmix.evaluation.output import new_console, out_folder, write_json
+from lmix.evaluation.rows import Who, count_format, count_solved, write_rows
+from lmix.evaluation.statistics import contingency, mcnemar_p
+from lmix.model.mixed_policy import Mixture, check_alpha
+from lmix.tasks.task import Task
+
+SUMMARY = "compare.json"
+
+
+def compare(
+    task: Task,
+    a: Who = "policy",
+    b: Who = "reference",
+    alpha: float = 0.5,
+    mixture: Mixture = "logits",
+    out: str = "compare",
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Compare two policies by greedy decoding of the same problems: format and solve rates, and a 2 x 2 table.
+
+    Writes `compare.json` (counts, disagreement, McNemar's exact p) and `rows.jsonl` (each completion) into the folder
+    `out`, and prints the table.
+
+    Args:
+        task: lmix.tasks.MathTask, lmix.tasks.ArithmeticTask or another class (--task.help=CLASS lists its options, to
+            be given as --task.NAME after it), or a YAML file with class_path and init_args.
+        a: one of the two; `policy` and `reference` are each alone.
+        b: the other.
+        alpha: weight of the reference in the mixed policy, in [0, 1].
+        mixture: what the mixed policy averages, logits or probabilities.
+        out: folder for compare.json (counts and settings) and rows.jsonl (each completion); an earlier comparison in it
+            is overwritten.
+        kwargs: see `EvaluationConfig`.
+
+    Returns:
+        What compare.json holds.
+
+    Raises:
+        ValueError: a setting, the data or an adapter is wrong.
+    """
+    config = EvaluationConfig(task, **kwargs)
+    check_alpha(alpha)
+    if a == b:
+        raise ValueError(f"a and b are both {a}: name two of mixed, policy and reference")
+    folder, console = out_folder(out, SUMMARY), new_console()
+    examples = config.examples()
+    settings = config.settings(examples) | {"alpha": alpha, "mixture": mixture}
+    try:
+        decoder = Decoder(config, examples, console)
+        rows = {name: decoder.decode(name, alpha, mixture).rows for name in (a, b)}
+    finally:
+        task.close()
+    table = contingency([row.answer_correct for row in rows[a]], [row.answer_correct for row in rows[b]])
+    content = {
+        "task": task.name,
+        "n": len(examples),
+        "policies": {name: {"format": count_format(r), "solved": count_solved(r)} for name, r in rows.items()},
+        "contingency": {"names": [a, b], **table._asdict()},
+        "disagreement": table.disagreement,
+        "mcnemar_p": mcnemar_p(table.only_a, table.only_b),
+        "settings": settings,
+    }
+    write_rows(folder, (row for name in (a, b) for row in rows[name]))
+    write_json(folder / SUMMARY, content)
+    print_comparison(console, content)
+    return content
+
+
+def print_comparison(console: Console, content: dict[str, Any]) -> None:
+    counts, n = content["contingency"], content["n"]
+    a, b = counts["names"]
+    for name, rates in content["policies"].items():
+        console.print(f"{name}: format rate {rates['format'] / n:.3f}, solve rate {rates['solved'] / n:.3f}")
+    table = Table(title=f"{content['task']}, {n} problems, greedy decoding")
+    for column in ("", f"{b} right", f"{b} wrong"):
+        table.add_column(column, justify="right")
+    table.add_row(f"{a} right", str(counts["both"]), str(counts["only_a"]))
+    table.add_row(f"{a} wrong", str(counts["only_b"]), str(counts["neither"]))
+    console.print(table)
+    share = content["disagreement"] / n
+    console.print(f"they disagree on {content['disagreement']} ({share:.1%}), McNemar's p {content['mcnemar_p']:.3g}")

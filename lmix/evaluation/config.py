@@ -1,0 +1,111 @@
+"""What all evaluation commands share: which model, which problems, how they are decoded. Checked before any loading."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lmix
+from lmix.data.example import Example
+from lmix.data.module import RLDataModule
+from lmix.model.adapters import WEIGHTS, AdapterConfig, read_adapter
+from lmix.model.backbone import BackboneConfig
+from lmix.model.tokenizer import load_tokenizer, resolve
+from lmix.tasks.task import Split, Task
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """A model, a task's problems, and how completions are drawn.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+
+    task: Task
+    """Where problems come from, how they are asked and judged: the same as in training."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The frozen model."""
+    adapters: AdapterConfig = field(default_factory=AdapterConfig)
+    """The two streams: policy is what was trained (a folder checkpoints/step=N), reference the SFT adapter."""
+    problems: int = 500
+    """How many of the split's problems; they are chosen by `seed`, as training chooses data.eval_size by data.seed."""
+    split: Split = "test"
+    """Which of the task's splits."""
+    max_prompt_tokens: int = 1024
+    """Problems with a longer prompt are dropped, and a warning says how many."""
+    max_new_tokens: int = 1024
+    """A completion that has not ended by then is cut."""
+    slots: int = 64
+    """Rows that are decoded at once; more need more memory for keys and values. Changes results by rounding only."""
+    seed: int = 0
+    """Of the choice of problems, and of sampled completions."""
+
+    def __post_init__(self) -> None:
+        for name in ("problems", "max_prompt_tokens", "max_new_tokens", "slots"):
+            check_count(name, getattr(self, name))
+
+    def examples(self) -> list[Example]:
+        """The chosen problems, tokenised. Raises ValueError, in one line, where data or tokenizer can't be read."""
+        data = RLDataModule(
+            self.task,
+            eval_size=self.problems,
+            max_prompt_tokens=self.max_prompt_tokens,
+            long_prompts="drop",
+            seed=self.seed,
+            tokenizer=load_tokenizer(self.backbone.path),
+        )
+        examples = data.examples(self.split)
+        if len(examples) <= self.problems:
+            return examples
+        # the data module cuts the held-out split only
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(self.seed))
+        return [examples[i] for i in sorted(order[: self.problems].tolist())]
+
+    def settings(self, examples: list[Example]) -> dict[str, Any]:
+        """All that the numbers depend on, as JSON takes it; problems and adapters as checksums of their contents.
+
+        Raises:
+            ValueError: an adapter that can't be read.
+        """
+        asked = [(e.problem.id, e.prompt_ids, e.problem.answer) for e in examples]
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "task"}
+        kind = type(self.task)
+        return {
+            **fields,
+            "task": f"{kind.__module__}.{kind.__qualname__}",
+            "template": self.task.template.name,
+            "backbone": asdict(self.backbone),
+            "adapters": asdict(self.adapters),
+            "policy_weights": adapter_checksum(self.adapters.policy),
+            "reference_weights": adapter_checksum(self.adapters.reference),
+            "versions": versions(),
+            "prompts": checksum(json.dumps(asked).encode()),
+        }
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError where a count is below 1."""
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+def adapter_checksum(path: str | None) -> str | None:
+    """Of an adapter's weights, None for the base. Raises ValueError where the adapter can't be read."""
+    if path is None:
+        return None
+    read_adapter(path)
+    return checksum((Path(resolve(path)).expanduser() / WEIGHTS).read_bytes())
+
+
+def checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Of what moves evaluation numbers."""
+    return {"lmix": lmix.__version__, **{name: version(name) for name in ("torch", "transformers", "math-verify")}}

@@ -1,0 +1,118 @@
+"""Completions of a loaded mixed policy, drawn at any alpha and mixture, and judged."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from lmix.data.example import Example
+from lmix.evaluation.config import EvaluationConfig
+from lmix.evaluation.output import drawing
+from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved
+from lmix.model.mixed_policy import MixedPolicy, Mixture
+from lmix.model.tokenizer import load_tokenizer
+from lmix.rollout.engine import Draw, RolloutEngine
+from lmix.tasks.task import Judgement, Task
+from lmix.training.completions import end_tokens, without_end
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Rows in order of problem, then sample, and how long drawing them took."""
+
+    rows: list[EvaluationRow]
+    seconds: float
+
+    def __str__(self) -> str:
+        n, tokens = len(self.rows), sum(row.tokens for row in self.rows)
+        form, solved = count_format(self.rows), count_solved(self.rows)
+        return f"format {form}/{n}, solved {solved}/{n}, {self.seconds:.1f} s, {tokens / self.seconds:,.0f} tokens/s"
+
+
+class Decoder:
+    """A mixed policy with the problems that it is measured on.
+
+    Raises:
+        ValueError: the backbone or an adapter can't be loaded, or they do not fit.
+    """
+
+    def __init__(self, config: EvaluationConfig, examples: Sequence[Example], console: Console) -> None:
+        self.config, self.examples, self.console = config, examples, console
+        self.tokenizer = load_tokenizer(config.backbone.path)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.policy = MixedPolicy.from_pretrained(config.backbone, config.adapters, device=device)
+        self.engine = RolloutEngine(self.policy, end_tokens(self.policy, self.tokenizer), config.slots)
+        self.judged: dict[tuple[str | None, str], Judgement] = {}
+
+    def decode(self, who: Who, alpha: float, mixture: Mixture, samples: int = 1) -> Decoded:
+        """Complete every problem greedily, or `samples` times at temperature 1, judge, and print a line.
+
+        Args:
+            who: the mixed policy at `alpha`, or one of its streams alone, whatever `alpha` is.
+            alpha: weight of the reference.
+            mixture: what is averaged.
+            samples: completions of a problem.
+        """
+        alpha = alpha_of(who, alpha)
+        self.policy.alpha, self.policy.mixture = alpha, mixture
+        name = f"mixed, {mixture}, alpha {alpha:g}" if who == "mixed" else f"{who} alone"
+        start = time.perf_counter()
+        with drawing(self.console, name) as progress:
+            rollouts = self.engine.generate(
+                [example.prompt_ids for example in self.examples],
+                self.config.max_new_tokens,
+                Draw(self.config.seed, greedy=samples == 1),
+                samples=samples,
+                prompt_ids=[example.problem.id for example in self.examples],
+                progress=progress,
+            )
+        seconds = time.perf_counter() - start
+        texts = [str(self.tokenizer.decode(without_end(r))) for r in rollouts]
+        problems = [self.examples[r.prompt].problem for r in rollouts]
+        judgements = judge_once(self.config.task, texts, [p.answer for p in problems], self.judged)
+        rows = [
+            EvaluationRow(
+                who=who,
+                mixture=mixture,
+                alpha=alpha,
+                problem_id=problem.id,
+                sample=rollout.sample,
+                completion=text,
+                answer=judgement.answer,
+                gold=problem.answer,
+                format_correct=judgement.format_correct,
+                answer_correct=judgement.answer_correct,
+                ended=rollout.ended,
+                tokens=len(rollout.completion_ids),
+            )
+            for rollout, problem, text, judgement in zip(rollouts, problems, texts, judgements, strict=True)
+        ]
+        decoded = Decoded(rows, seconds)
+        self.console.print(f"{name}: {decoded}")
+        return decoded
+
+
+def alpha_of(who: Who, alpha: float) -> float:
+    """The alpha at which the mixture is this one's distribution: `alpha` itself for `mixed`."""
+    return {"policy": 0.0, "reference": 1.0, "mixed": alpha}[who]
+
+
+def judge_once(
+    task: Task, completions: Sequence[str], golds: Sequence[str], known: dict[tuple[str | None, str], Judgement]
+) -> list[Judgement]:
+    """Judge completions for format and answer, each distinct pair of answer and gold once.
+
+    Args:
+        known: judgements so far by (answer, gold); new ones are added.
+
+    Returns:
+        One judgement a completion, each as if its completion had ended by itself.
+    """
+    pairs = [(task.template.extract(text), gold) for text, gold in zip(completions, golds, strict=True)]
+    fresh = {pair: text for pair, text in zip(pairs, completions, strict=True) if pair not in known}
+    if fresh:
+        judged = task.judge(list(fresh.values()), [True] * len(fresh), [gold for _, gold in fresh])
+        known.update(zip(fresh, judged, strict=True))
+    return [known[pair] for pair in pairs]

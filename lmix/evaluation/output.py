@@ -1,0 +1,80 @@
+"""What evaluation writes and shows: files that are whole or not there, and a line that moves while tokens are drawn."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from lmix.rollout.engine import Progress
+
+SUMMARIES = ("evaluation.json", "sweep.json", "compare.json")
+
+
+def new_console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def out_folder(out: str, summary: str) -> Path:
+    """Make the folder that a command writes `summary` and its rows into.
+
+    Raises:
+        ValueError: it can't be made, or holds another command's results.
+    """
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out {out!r} can't be made a folder: {error.strerror}; give another") from error
+    for other in SUMMARIES:
+        if other != summary and (folder / other).exists():
+            raise ValueError(f"out {out!r} holds another command's {other}: give a folder of its own")
+    return folder
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write an object, indented. The file is there whole or not at all."""
+    write_lines(path, [json.dumps(content, ensure_ascii=False, indent=2) + "\n"])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write text. The file is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        # half a surrogate pair can't be written as UTF-8, and \udxxx is what JSON calls it
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def drawing(console: Console, name: str, every: float = 20.0) -> Iterator[Progress]:
+    """Show how many completions have ended: a bar on a terminal, elsewhere a line each `every` seconds."""
+    text = "{}/{} completions, {:,} tokens"
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        with Bar(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+            task = bar.add_task(name, total=None, text="")
+            yield lambda ended, rows, tokens: bar.update(
+                task, total=rows, completed=ended, text=text.format(ended, rows, tokens)
+            )
+        return
+    last = time.monotonic()
+
+    def line(ended: int, rows: int, tokens: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            console.print(f"{name}: {text.format(ended, rows, tokens)}")
+
+    yield line

@@ -1,0 +1,62 @@
+"""Several seeds of a method as one line: mean, lowest and highest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmix.report.runs import Run
+
+FAMILIES = (
+    "grpo",
+    "kl_grpo",
+    "sft",
+    "fixed",
+    "fixed_probs",
+    "fixed_base_anchor",
+    "schedule",
+    "adaptive",
+    "ensemble",
+)
+"""The methods that `method_name` knows, in the order in which tables and figures have them."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """One value a step over a method's seeds."""
+
+    steps: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def family(method: str) -> str:
+    """A method's name without what sets it apart from others of its kind."""
+    return method.partition(",")[0]
+
+
+def detail(method: str) -> str:
+    """What sets a method apart from others of its kind: its alpha, where that is fixed."""
+    return method.partition(", ")[2]
+
+
+def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by method, in the order of `FAMILIES`."""
+    methods = sorted({run.method for run in runs}, key=lambda method: (FAMILIES.index(family(method)), method))
+    return {method: [run for run in runs if run.method == method] for method in methods}
+
+
+def band(runs: Sequence[Run], tag: str) -> Band | None:
+    """A scalar over several seeds, at the steps that every one of them has; None where there are none."""
+    values = [dict(run.scalars.get(tag, [])) for run in runs]
+    steps = sorted(set.intersection(*(set(v) for v in values)))
+    if not steps:
+        return None
+    columns = [[v[step] for v in values] for step in steps]
+    return Band(steps, [sum(c) / len(c) for c in columns], [min(c) for c in columns], [max(c) for c in columns])
+
+
+def seeds_text(runs: Sequence[Run]) -> str:
+    """How many seeds a line stands for, in words."""
+    seeds = len({run.seed for run in runs})
+    text = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    return text if seeds == len(runs) else f"{len(runs)} runs of {text}"

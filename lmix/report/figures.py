@@ -1,0 +1,161 @@
+"""The paper's figures from runs. Each function returns a figure and writes nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lmix.evaluation.statistics import wilson_interval
+from lmix.report.bands import band, by_method, detail, family, seeds_text
+from lmix.report.results import SweepRow
+from lmix.report.runs import ALPHA, SOLVE_RATE, Run
+from lmix.report.style import LINE_STYLES, End, dress, label_ends, look, panels, rate_axis, step_axis
+
+STEP, SOLVED, WEIGHT = "outer step", "held-out solve rate", f"{ALPHA} (reference's weight)"
+ANCHORS = {"fixed": "SFT anchor", "fixed_base_anchor": "base anchor"}
+TRAINING = {
+    "train/reward": "reward",
+    "train/format_rate": "format rate",
+    "train/entropy": "entropy (nats a token)",
+    "train/completion_length": "completion length (tokens)",
+    "train/dead_groups": "dead groups",
+}
+TRAINING_RATES = ("train/reward", "train/format_rate", "train/dead_groups")
+REFERENCE_COLOUR = "#777777"
+MIXTURES = {"probs": "fixed_probs", "logits": "fixed"}
+"""The methods whose colours a sweep's mixtures have."""
+MARKED_POINTS = 12
+
+
+def accuracy_against_step(runs: Sequence[Run], references: Mapping[str, float] | None = None) -> Figure:
+    """Held-out solve rate against step, each method's seeds as their mean and a band from lowest to highest.
+
+    The paper's Figures 2 to 5 and 9.
+
+    Args:
+        references: name -> rate of horizontal lines, such as the SFT reference alone.
+    """
+    figure, [axis] = panels(1, 1, 6.4, max(3.4, 0.4 * len(by_method(runs))))
+    ends = draw_methods(axis, runs, SOLVE_RATE, seeds_label)
+    for name, rate in (references or {}).items():
+        axis.axhline(rate, color=REFERENCE_COLOUR, linestyle=(0, (4, 3)), linewidth=1.2)
+        ends.append(End(name, axis.get_xlim()[1], rate, REFERENCE_COLOUR))
+    dress(axis, STEP, SOLVED)
+    step_axis(axis)
+    rate_axis(axis)
+    label_ends(axis, ends)
+    return figure
+
+
+def adaptive_against_fixed(runs: Sequence[Run]) -> Figure:
+    """Held-out solve rate, and below it alpha, against step: the paper's Figures 6 and 7."""
+    figure, [rate, alpha] = panels(2, 1, 6.4, 5.0, share_x=True)
+    rate_ends = draw_methods(rate, runs, SOLVE_RATE, seeds_label)
+    alpha_ends = draw_methods(alpha, runs, "alpha", method_label)
+    dress(rate, "", SOLVED)
+    dress(alpha, STEP, WEIGHT)
+    alpha.set_ylim(-0.02, 1.02)
+    step_axis(alpha)
+    rate_axis(rate)
+    label_ends(rate, rate_ends)
+    label_ends(alpha, alpha_ends)
+    return figure
+
+
+def anchor_ablation(runs: Sequence[Run]) -> Figure:
+    """Held-out solve rate with the SFT adapter as anchor and with the base itself: the paper's Figure 8.
+
+    Args:
+        runs: see `anchor_pairs`.
+    """
+    figure, [axis] = panels(1, 1, 6.4, 3.4)
+    ends = draw_methods(axis, runs, SOLVE_RATE, anchor_label)
+    dress(axis, STEP, SOLVED)
+    step_axis(axis)
+    rate_axis(axis)
+    label_ends(axis, ends)
+    return figure
+
+
+def anchor_pairs(runs: Sequence[Run]) -> list[Run]:
+    """The runs at a fixed alpha that was tried with both anchors."""
+    alphas = [{detail(run.method) for run in runs if family(run.method) == anchor} for anchor in ANCHORS]
+    shared = set.intersection(*alphas)
+    return [run for run in runs if family(run.method) in ANCHORS and detail(run.method) in shared]
+
+
+def training_curves(runs: Sequence[Run]) -> Figure:
+    """Reward, format rate, entropy, completion length and dead groups of the rollouts, against step."""
+    figure, axes = panels(3, 2, 11.0, 8.6, share_x=True)
+    figure.delaxes(axes[-1])
+    for axis, (tag, name) in zip(axes, TRAINING.items(), strict=False):
+        ends = draw_methods(axis, runs, tag, method_label)
+        dress(axis, STEP, name)
+        axis.tick_params(labelbottom=True)
+        step_axis(axis)
+        if tag in TRAINING_RATES:
+            rate_axis(axis)
+        label_ends(axis, ends)
+    return figure
+
+
+def alpha_sweep(rows: Sequence[SweepRow]) -> Figure:
+    """Format and solve rate against alpha, logits against probabilities, with 95 % Wilson intervals: Table 4."""
+    figure, axes = panels(2, 1, 6.4, 5.6, share_x=True)
+    for axis, name in zip(axes, ("format", "solve"), strict=True):
+        ends = []
+        for mixture, method in MIXTURES.items():
+            points = sorted((row for row in rows if row.mixture == mixture), key=lambda row: row.alpha)
+            if not points:
+                continue
+            x, style = [row.alpha for row in points], look(method)
+            counts = [row.format if name == "format" else row.solved for row in points]
+            rates = [count / row.n for count, row in zip(counts, points, strict=True)]
+            low, high = zip(*(wilson_interval(c, row.n) for c, row in zip(counts, points, strict=True)), strict=True)
+            axis.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
+            axis.plot(x, rates, color=style.colour, marker=style.marker, markersize=5, linewidth=1.6)
+            ends.append(End(mixture, x[-1], rates[-1], style.colour))
+        dress(axis, WEIGHT if name == "solve" else "", f"held-out {name} rate")
+        rate_axis(axis)
+        label_ends(axis, ends)
+    return figure
+
+
+def draw_methods(axis: Axes, runs: Sequence[Run], tag: str, label: Callable[[str, Sequence[Run]], str]) -> list[End]:
+    """Draw a scalar's mean and band for each method. Returns where the lines end, for `label_ends`."""
+    ends, seen = [], []
+    for method, group in by_method(runs).items():
+        line = band(group, tag)
+        if line is None:
+            continue
+        style, line_style = look(method), LINE_STYLES[seen.count(family(method)) % len(LINE_STYLES)]
+        dense = len(line.steps) > MARKED_POINTS
+        seen.append(family(method))
+        axis.fill_between(line.steps, line.low, line.high, color=style.colour, alpha=0.18, linewidth=0)
+        axis.plot(
+            line.steps,
+            line.mean,
+            color=style.colour,
+            linestyle=line_style,
+            linewidth=1.2 if dense else 1.6,
+            marker=style.marker,
+            markersize=4 if dense else 5,
+            markevery=-(-len(line.steps) // MARKED_POINTS),
+        )
+        ends.append(End(label(method, group), line.steps[-1], line.mean[-1], style.colour))
+    return ends
+
+
+def method_label(method: str, runs: Sequence[Run]) -> str:
+    """The method."""
+    return method
+
+
+def seeds_label(method: str, runs: Sequence[Run]) -> str:
+    """The method and its seeds."""
+    return f"{method}\n({seeds_text(runs)})"
+
+
+def anchor_label(method: str, runs: Sequence[Run]) -> str:
+    """What a method is anchored to, its alpha and its seeds."""
+    return seeds_label(f"{ANCHORS[family(method)]}, {detail(method)}", runs)

@@ -1,0 +1,91 @@
+"""What `sweep` and `compare` write, read back."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SWEEP, COMPARE = "sweep.json", "compare.json"
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One mixture on the held-out problems: a cell of Table 4."""
+
+    mixture: str
+    alpha: float
+    format: int
+    """Format-correct completions."""
+    solved: int
+    n: int
+    """Problems."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep of alpha."""
+
+    task: str
+    rows: list[SweepRow]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two policies on the same problems: Tables 1 to 3."""
+
+    task: str
+    n: int
+    policies: dict[str, tuple[int, int]]
+    """Name -> format-correct and solved."""
+    names: tuple[str, str]
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    disagreement: int
+    mcnemar_p: float
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Read sweep.json. Raises ValueError where a field is missing, or there is nothing in it."""
+    found = _read(folder / SWEEP)
+    try:
+        rows = [SweepRow(r["mixture"], r["alpha"], r["format"], r["solved"], r["n"]) for r in found["rows"]]
+        sweep = Sweep(found["task"], rows)
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder / SWEEP, error) from error
+    if not rows or any(row.n < 1 for row in rows):
+        raise ValueError(f"{folder / SWEEP} has a row without problems, or no rows: write it again")
+    return sweep
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Read compare.json. Raises ValueError where a field is missing."""
+    found = _read(folder / COMPARE)
+    try:
+        table = found["contingency"]
+        return Comparison(
+            task=found["task"],
+            n=found["n"],
+            policies={name: (rates["format"], rates["solved"]) for name, rates in found["policies"].items()},
+            names=(table["names"][0], table["names"][1]),
+            both=table["both"],
+            only_a=table["only_a"],
+            only_b=table["only_b"],
+            neither=table["neither"],
+            disagreement=found["disagreement"],
+            mcnemar_p=found["mcnemar_p"],
+        )
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise _damaged(folder / COMPARE, error) from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} can't be read ({type(error).__name__}: {error}): write it again")

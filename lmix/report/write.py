@@ -1,0 +1,157 @@
+"""One report from many folders: Markdown, CSV, PNG and SVG."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lmix.report import figures, tables
+from lmix.report.bands import band, by_method, family, seeds_text
+from lmix.report.results import COMPARE, SWEEP, Comparison, Sweep, read_comparison, read_sweep
+from lmix.report.runs import EVENTS, SOLVE_RATE, Run, join_resumed, read_run
+from lmix.report.style import save
+
+RATES_NOTE = (
+    "Rates on held-out problems, greedy: mean over seeds (lowest to highest). The best rate is each seed's highest of "
+    "its evaluations, chosen on these same problems, so it flatters."
+)
+ALPHAS = ("adaptive", "schedule", "fixed")
+
+
+def write_report(folders: list[Path], out: Path, title: str = "lmix report") -> Path:
+    """Write report.md, with the tables and figures that the folders have material for.
+
+    Args:
+        folders: run folders, and folders with a sweep.json or compare.json.
+        out: folder to write into; made where it is missing.
+        title: the report's heading.
+
+    Returns:
+        The path of report.md.
+
+    Raises:
+        ValueError: no folders, or one that is none of the three or can't be read.
+    """
+    if not folders:
+        raise ValueError("a report needs folders: give those of runs, sweeps or comparisons")
+    runs, sweeps, comparisons = read_folders(folders)
+    out.mkdir(parents=True, exist_ok=True)
+    parts = [f"# {title}"]
+    evaluated = [run for run in runs if SOLVE_RATE in run.scalars]
+    if names := [str(run.folder) for run in runs if run not in evaluated]:
+        parts.append(f"Left out, as they logged no {SOLVE_RATE}: {', '.join(names)}.")
+    for setting in dict.fromkeys(run.setting for run in evaluated):
+        parts += setting_section([run for run in evaluated if run.setting == setting], out)
+    for number, sweep in enumerate(sweeps, 1):
+        parts += sweep_section(sweep, out, f"sweep-{number}")
+    for number, comparison in enumerate(comparisons, 1):
+        parts += comparison_section(comparison, out, f"compare-{number}")
+    path = out / "report.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def read_folders(folders: Sequence[Path]) -> tuple[list[Run], list[Sweep], list[Comparison]]:
+    """Read each folder as what it is. Raises ValueError for one that is nothing a report is made of."""
+    runs, sweeps, comparisons = [], [], []
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        if (folder / SWEEP).is_file():
+            sweeps.append(read_sweep(folder))
+        elif (folder / COMPARE).is_file():
+            comparisons.append(read_comparison(folder))
+        elif any(folder.glob(EVENTS)):
+            runs.append(read_run(folder))
+        else:
+            raise ValueError(f"{folder} holds no {EVENTS}, {SWEEP} or {COMPARE}: give folders of runs or results")
+    return join_resumed(runs), sweeps, comparisons
+
+
+def setting_section(runs: Sequence[Run], out: Path) -> list[str]:
+    """The runs on one task and backbone: rates by method, then the figures there is material for."""
+    setting = runs[0].setting
+    slug = re.sub(r"[^a-z0-9]+", "-", setting.lower()).strip("-")
+    families = {family(run.method) for run in runs}
+    parts = [f"## {setting}", lines_text(runs)]
+    if rows := tables.rates_rows(runs):
+        parts += [
+            tables.rates_markdown(rows),
+            RATES_NOTE,
+            write_csv(rows, out, f"rates-{slug}"),
+            write_figure(
+                figures.accuracy_against_step(runs), out, f"accuracy-{slug}", "Held-out solve rate against step"
+            ),
+        ]
+    if "adaptive" in families and len(families & set(ALPHAS)) > 1:
+        figure = figures.adaptive_against_fixed([run for run in runs if family(run.method) in ALPHAS])
+        parts.append(write_figure(figure, out, f"adaptive-{slug}", "Adaptive against fixed alpha"))
+    if pairs := figures.anchor_pairs(runs):
+        parts.append(
+            write_figure(figures.anchor_ablation(pairs), out, f"anchor-{slug}", "SFT anchor against base anchor")
+        )
+    if rollouts := [run for run in runs if "train/reward" in run.scalars]:
+        parts.append(write_figure(figures.training_curves(rollouts), out, f"training-{slug}", "Rollouts against step"))
+    return parts
+
+
+def lines_text(runs: Sequence[Run]) -> str:
+    """What each line of the section's figures stands for: seeds, evaluations, steps."""
+    lines = []
+    for method, group in by_method(runs).items():
+        line = band(group, SOLVE_RATE)
+        text = f"- {method}: {seeds_text(group)} ({', '.join(str(run.seed) for run in group)}), "
+        if line is None:
+            lines.append(text + "no evaluation that all of them have")
+            continue
+        first, last, count = line.steps[0], line.steps[-1], len(line.steps)
+        text += f"1 evaluation, at step {first}" if count == 1 else f"{count} evaluations, steps {first} to {last}"
+        ends = sorted({run.scalars[SOLVE_RATE][-1][0] for run in group})
+        if len(ends) > 1:
+            text += f"; runs end at steps {', '.join(map(str, ends))}, and only what all of them have is shown"
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def sweep_section(sweep: Sweep, out: Path, name: str) -> list[str]:
+    """Table 4 and its figure."""
+    rows = tables.sweep_rows(sweep)
+    return [
+        f"## Sweep of alpha: {sweep.task}",
+        tables.sweep_markdown(rows),
+        f"{problems_text(sorted({row.n for row in sweep.rows}))}, one greedy completion each; in brackets 95 % Wilson "
+        "intervals.",
+        write_csv(rows, out, name),
+        write_figure(figures.alpha_sweep(sweep.rows), out, name, "Format and solve rate against alpha"),
+    ]
+
+
+def comparison_section(comparison: Comparison, out: Path, name: str) -> list[str]:
+    """Tables 1 to 3."""
+    rows = tables.policies_rows(comparison)
+    return [
+        f"## {comparison.names[0]} and {comparison.names[1]}: {comparison.task}",
+        tables.policies_markdown(rows),
+        f"{problems_text([comparison.n])}, one greedy completion each; in brackets 95 % Wilson intervals.",
+        tables.contingency_markdown(comparison),
+        tables.disagreement_markdown(comparison),
+        write_csv(rows, out, f"{name}-policies"),
+        write_csv(tables.contingency_rows(comparison), out, f"{name}-contingency"),
+    ]
+
+
+def problems_text(counts: Sequence[int]) -> str:
+    """How many held-out problems a table rests on."""
+    return f"{' or '.join(map(str, counts))} held-out problems"
+
+
+def write_csv(rows: Sequence[dict[str, Any]], out: Path, name: str) -> str:
+    """Write rows as CSV. Returns a link to them."""
+    (out / f"{name}.csv").write_text(tables.csv_text(rows), encoding="utf-8")
+    return f"[{name}.csv]({name}.csv)"
+
+
+def write_figure(figure: Figure, out: Path, name: str, caption: str) -> str:
+    """Write a figure as PNG and SVG. Returns the Markdown that shows it."""
+    save(figure, out / name)
+    return f"![{caption}]({name}.png)\n\n{caption} ([svg]({name}.svg))."

@@ -1,0 +1,142 @@
+"""Rates, pass@k, comparisons, and that mistakes are found before a model is loaded."""
+
+import pytest
+from jsonargparse import auto_cli
+
+from lmix.evaluation.compare import compare
+from lmix.evaluation.config import EvaluationConfig
+from lmix.evaluation.decoding import judge_once
+from lmix.evaluation.evaluate import evaluate, interval
+from lmix.evaluation.rows import read_rows
+from lmix.evaluation.statistics import wilson_interval
+from lmix.evaluation.sweep import sweep
+from lmix.model.adapters import AdapterConfig
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.tasks import ArithmeticTask
+from tests.evaluation.conftest import N, common, correct, load
+
+
+def test_evaluate_gives_what_the_sweep_gives(swept, tmp_path, capsys):
+    content = evaluate(alpha=0.4, who=("mixed", "reference"), out=str(tmp_path), **common())
+    assert content == load(tmp_path / "evaluation.json")
+    for who, alpha in (("mixed", 0.4), ("reference", 1.0)):
+        rates, rows = content["policies"][who], correct(tmp_path, who=who)
+        assert rows == correct(swept, mixture="logits", alpha=alpha)
+        assert (rates["n"], rates["solved"]) == (N, sum(row[3] for row in rows))
+        assert rates["solve_rate"] == rates["pass_at_k"]["1"] == rates["solved"] / N
+        assert rates["solve_interval"] == list(wilson_interval(rates["solved"], N))
+        assert rates["format_interval"] == list(wilson_interval(rates["format"], N))
+    assert {"lmix", "torch", "transformers", "math-verify"} == set(content["settings"]["versions"])
+    assert "reference" in capsys.readouterr().out
+
+
+def test_pass_at_k_of_samples(tmp_path):
+    content = evaluate(alpha=0.4, samples=4, out=str(tmp_path), **common(problems=6, seed=3))
+    rates, rows = content["policies"]["mixed"], read_rows(tmp_path)
+    assert [(row.problem_id, row.sample) for row in rows[:4]] == [(rows[0].problem_id, g) for g in range(4)]
+    assert len(rows) == rates["n"] == 24
+    assert len({row.completion for row in rows}) > 12  # samples differ
+    solved = [[row.answer_correct for row in rows[i : i + 4]] for i in range(0, 24, 4)]
+    assert rates["pass_at_k"]["1"] == pytest.approx(sum(map(sum, solved)) / 24)
+    assert rates["pass_at_k"]["4"] == pytest.approx(sum(map(any, solved)) / 6)
+    assert list(rates["pass_at_k"]) == ["1", "2", "4"]
+
+
+def test_the_interval_of_samples_counts_problems():
+    assert interval(20, 40, samples=4) == list(wilson_interval(5, 10))
+
+
+def test_compare(swept, tmp_path):
+    content = compare(a="mixed", b="reference", alpha=0.4, out=str(tmp_path), **common())
+    assert content == load(tmp_path / "compare.json")
+    mixed, reference = (correct(tmp_path, who=who) for who in ("mixed", "reference"))
+    assert mixed == correct(swept, mixture="logits", alpha=0.4)
+    assert reference == correct(swept, mixture="logits", alpha=1.0)
+    table, policies = content["contingency"], content["policies"]
+    assert table["names"] == ["mixed", "reference"]
+    assert sum(table[name] for name in ("both", "only_a", "only_b", "neither")) == content["n"] == N
+    assert table["both"] + table["only_a"] == policies["mixed"]["solved"] == sum(row[3] for row in mixed)
+    assert table["both"] + table["only_b"] == policies["reference"]["solved"]
+    assert content["disagreement"] == sum(x[3] != y[3] for x, y in zip(mixed, reference, strict=True))
+
+
+def test_each_pair_of_answer_and_gold_is_judged_once():
+    asked = []
+
+    class Counting(ArithmeticTask):
+        def verify(self, answers, golds):
+            asked.extend(zip(answers, golds, strict=True))
+            return super().verify(answers, golds)
+
+    known, task = {}, Counting()
+    texts = [r"\boxed{4}", r"so \boxed{4}", r"\boxed{5}", "none", r"\boxed{4}"]
+    judged = judge_once(task, texts, ["4", "4", "4", "4", "5"], known)
+    again = judge_once(task, texts, ["4", "4", "4", "4", "5"], known)
+    assert [(j.answer, j.answer_correct) for j in judged] == [
+        ("4", True), ("4", True), ("5", False), (None, False), ("4", False),
+    ]  # fmt: skip
+    assert again == judged
+    assert len(asked) == len(set(asked)) == 4
+
+
+def test_examples_of_each_split():
+    ids = {
+        (split, seed): [e.problem.id for e in EvaluationConfig(**common(split=split, seed=seed)).examples()]
+        for split in ("train", "test")
+        for seed in (0, 0, 1)
+    }
+    assert all(len(chosen) == N for chosen in ids.values())
+    assert ids["train", 0] != ids["train", 1]
+    assert ids["test", 0] != ids["test", 1]
+
+
+def test_long_prompts_are_dropped():
+    every = EvaluationConfig(**common()).examples()
+    limit = sorted(len(e.prompt_ids) for e in every)[N // 2]
+    some = EvaluationConfig(**common(max_prompt_tokens=limit)).examples()
+    assert some == [e for e in every if len(e.prompt_ids) <= limit]
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "message"),
+    [
+        (evaluate, {"problems": 0}, "problems must be at least 1, not 0"),
+        (compare, {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        (sweep, {"slots": -1}, "slots must be at least 1"),
+        (evaluate, {"max_prompt_tokens": 0}, "max_prompt_tokens must be at least 1"),
+        (evaluate, {"samples": 0}, "samples must be at least 1"),
+        (evaluate, {"alpha": 1.5}, "alpha must lie in"),
+        (compare, {"alpha": -0.1}, "alpha must lie in"),
+        (sweep, {"alphas": (0.5, 2.0)}, "alpha must lie in"),
+        (sweep, {"alphas": ()}, "alphas and mixtures must name at least one"),
+        (evaluate, {"who": ()}, "who must name"),
+        (evaluate, {"who": ("mixed", "mixed")}, "each once"),
+        (compare, {"a": "mixed", "b": "mixed"}, "a and b are both mixed"),
+        (evaluate, {"adapters": AdapterConfig(reference="nowhere")}, "adapter 'nowhere'"),
+        (evaluate, {"out": __file__}, "can't be made a folder"),
+    ],
+)
+def test_mistakes_are_found_before_the_model_is_loaded(command, changes, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(MixedPolicy, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=message) as caught:
+        command(**common(**{"out": str(tmp_path), **changes}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [evaluate, sweep, compare])
+def test_a_folder_of_another_command_is_left_alone(command, tmp_path):
+    for name in ("evaluation.json", "sweep.json", "compare.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match="holds another command's"):
+        command(out=str(tmp_path), **common())
+
+
+@pytest.mark.parametrize("command", [evaluate, sweep, compare])
+def test_the_command_line(command, tmp_path, capsys):
+    (tmp_path / "task.yaml").write_text("class_path: lmix.tasks.ArithmeticTask\ninit_args:\n  test_size: 3\n")
+    line = [f"--task={tmp_path}/task.yaml", "--backbone.quantization=none", f"--out={tmp_path}", "--problems=0"]
+    with pytest.raises(ValueError, match="problems must be at least 1, not 0"):
+        auto_cli(command, args=line, as_positional=False)
+    with pytest.raises(SystemExit):
+        auto_cli(command, args=["--help"], as_positional=False)
+    assert "--max_new_tokens" in capsys.readouterr().out

@@ -1,0 +1,39 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from lmix.evaluation.output import drawing, write_json, write_lines
+
+
+def test_files_are_whole_or_not_there(tmp_path):
+    def lines():
+        yield "one\n"
+        raise RuntimeError
+
+    write_json(tmp_path / "x", {"half a pair": "\ud800", "é": 1})
+    assert json.loads((tmp_path / "x").read_text(encoding="utf-8")) == {"half a pair": "\ud800", "é": 1}
+    before = (tmp_path / "x").read_bytes()
+    with pytest.raises(RuntimeError):
+        write_lines(tmp_path / "x", lines())
+    assert (tmp_path / "x").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(("every", "count"), [(0.0, 2), (1000.0, 0)])
+def test_lines_off_a_terminal(every, count):
+    text = io.StringIO()
+    with drawing(Console(file=text), "mixed", every) as progress:
+        progress(1, 4, 50)
+        progress(4, 4, 2000)
+    assert text.getvalue().count("mixed: ") == count
+    if count:
+        assert "4/4 completions, 2,000 tokens" in text.getvalue()
+
+
+def test_a_bar_on_a_terminal():
+    text = io.StringIO()
+    with drawing(Console(file=text, force_terminal=True, width=100), "mixed") as progress:
+        progress(3, 4, 2000)
+    assert "3/4 completions, 2,000 tokens" in text.getvalue()

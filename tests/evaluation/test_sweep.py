@@ -1,0 +1,119 @@
+"""The sweep's ends, its files, and that it goes on where it stopped."""
+
+import json
+import shutil
+
+import pytest
+
+from lmix.evaluation.decoding import Decoder
+from lmix.evaluation.evaluate import evaluate
+from lmix.evaluation.rows import read_rows
+from lmix.evaluation.sweep import sweep
+from lmix.model.adapters import AdapterConfig
+from tests.evaluation.conftest import N, common, correct, load
+
+CELLS = [(mixture, alpha) for mixture in ("logits", "probs") for alpha in (0.0, 0.4, 1.0)]
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[float]:
+    """The alphas that are decoded."""
+    alphas, decode = [], Decoder.decode
+
+    def counted(self, who, alpha, mixture, samples=1):
+        alphas.append(alpha)
+        return decode(self, who, alpha, mixture, samples)
+
+    monkeypatch.setattr(Decoder, "decode", counted)
+    return alphas
+
+
+def test_files_are_complete(swept):
+    content, rows = load(swept / "sweep.json"), read_rows(swept)
+    assert (content["task"], content["problems"]) == ("arithmetic", N)
+    assert [(row["mixture"], row["alpha"]) for row in content["rows"]] == CELLS
+    assert len(rows) == len({(r.mixture, r.alpha, r.problem_id) for r in rows}) == N * len(CELLS)
+    for cell in content["rows"]:
+        found = [r for r in rows if (r.mixture, r.alpha) == (cell["mixture"], cell["alpha"])]
+        assert cell["n"] == len(found) == N
+        assert cell["format"] == sum(r.answer is not None for r in found) >= cell["solved"]
+        assert cell["solved"] == sum(r.answer_correct for r in found)
+        assert {r.who for r in found} == {{0.0: "policy", 1.0: "reference"}.get(cell["alpha"], "mixed")}
+    assert sorted(path.name for path in swept.iterdir()) == ["rows.jsonl", "sweep.json"]
+
+
+def test_the_ends_are_the_streams_alone(swept, tmp_path):
+    alone = common(adapters=AdapterConfig(policy="lmix:tiny-arithmetic-sft"))  # the streams change places
+    evaluate(who=("policy", "reference"), out=str(tmp_path), **alone)
+    for mixture in ("logits", "probs"):
+        assert correct(swept, mixture=mixture, alpha=0.0) == correct(tmp_path, who="reference")
+        assert correct(swept, mixture=mixture, alpha=1.0) == correct(tmp_path, who="policy")
+    assert correct(swept, alpha=0.0) != correct(swept, alpha=1.0)
+
+
+def test_a_stopped_sweep_goes_on_to_the_same_files(swept, tmp_path, monkeypatch, decoded):
+    decode = Decoder.decode
+
+    def stop(self, who, alpha, *arguments):
+        if alpha == 1.0:
+            raise KeyboardInterrupt
+        return decode(self, who, alpha, *arguments)
+
+    monkeypatch.setattr(Decoder, "decode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(alphas=(0, 0.4, 1), out=str(tmp_path), **common())
+    monkeypatch.setattr(Decoder, "decode", decode)
+    assert len(load(tmp_path / "sweep.json")["rows"]) == 2
+    assert decoded == [0.0, 0.4]
+    decoded.clear()
+    sweep(alphas=(0, 0.4, 1), out=str(tmp_path), **common())
+    assert decoded == [1.0, 0.4]  # both ends are shared by the mixtures
+    for name in ("sweep.json", "rows.jsonl"):
+        assert (tmp_path / name).read_bytes() == (swept / name).read_bytes()
+
+
+def test_a_whole_sweep_loads_no_model(swept, decoded, monkeypatch, capsys):
+    monkeypatch.setattr(Decoder, "__init__", lambda *_: pytest.fail("loaded"))
+    assert sweep(alphas=(0.4,), out=str(swept), **common(slots=8))["rows"] == load(swept / "sweep.json")["rows"]
+    assert not decoded
+    assert "2 of 2 are in" in capsys.readouterr().out
+
+
+def test_only_missing_rows_are_done_again(swept, tmp_path, decoded):
+    lines = (swept / "rows.jsonl").read_text().splitlines(keepends=True)
+    shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "rows.jsonl").write_text("".join(lines[: 2 * N + 3] + lines[3 * N :]))
+    sweep(alphas=(0, 0.4, 1), out=str(tmp_path), **common())
+    assert not decoded  # the other mixture has them
+    assert (tmp_path / "rows.jsonl").read_text() == "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_new_tokens": 47}, "max_new_tokens 48, not 47"),
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"adapters": AdapterConfig(rank=4)}, "adapters.reference 'lmix:tiny-arithmetic-sft', not None"),
+    ],
+)
+def test_other_settings_are_refused(swept, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        sweep(out=str(swept), **common(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_that_changed_is_refused(swept, tmp_path):
+    shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
+    content = load(tmp_path / "sweep.json")
+    content["settings"]["reference_weights"] = "0"
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="reference_weights"):
+        sweep(out=str(tmp_path), **common())
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "rows.jsonl"])
+def test_damaged_files(swept, tmp_path, name):
+    shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text('{"half":')
+    with pytest.raises(ValueError, match=f"{name} is damaged: remove the folder"):
+        sweep(out=str(tmp_path), **common())

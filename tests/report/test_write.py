@@ -1,0 +1,68 @@
+# ruff: noqa: RUF001 - the alpha is meant
+
+import re
+
+import pytest
+
+from lmix.report import write_report
+from tests.report.conftest import config, solving
+
+
+def test_report_of_everything(make_run, sweep_folder, compare_folder, tmp_path):
+    folders = [
+        make_run("fixed-0", solving(0.25, 0.75, 0.75), config(0)),
+        make_run("fixed-1", solving(0.25, 0.5), config(1)),
+        make_run("adaptive", solving(0.25, 1.0), config(0, callbacks=[{"class_path": "lmix.AdaptiveAlpha"}])),
+        make_run("unevaluated", {"train/reward": {0: 0.5}}),
+        sweep_folder,
+        compare_folder,
+    ]
+    path = write_report(folders, tmp_path / "out" / "report", title="Trial")
+    text = path.read_text()
+    assert text.startswith("# Trial\n\nLeft out, as they logged no val/solve_rate: ")
+    assert "- adaptive: 1 seed (0), 2 evaluations, steps 0 to 10" in text
+    assert (
+        "- fixed, α=0.5: 2 seeds (0, 1), 2 evaluations, steps 0 to 10; runs end at steps 10, 20, "
+        "and only what all of them have is shown" in text
+    )
+    links = re.findall(r"\]\((.+?)\)", text)
+    assert {link.partition("-")[0] for link in links} == {
+        "rates",
+        "accuracy",
+        "adaptive",
+        "training",
+        "sweep",
+        "compare",
+    }
+    assert all((path.parent / link).stat().st_size > 0 for link in links)
+
+
+def test_only_what_there_is_material_for(sweep_folder, tmp_path):
+    path = write_report([sweep_folder], tmp_path / "out")
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "report.md",
+        "sweep-1.csv",
+        "sweep-1.png",
+        "sweep-1.svg",
+    ]
+
+
+def test_settings_are_not_mixed(make_run, tmp_path):
+    other = config()
+    other["model"]["init_args"]["backbone"] = {"path": "Qwen/Qwen2.5-1.5B-Instruct"}
+    values = {"val/solve_rate": {0: 0.5}, "val/format_rate": {0: 1.0}}
+    folders = [make_run("a", values), make_run("b", values, other)]
+    text = write_report(folders, tmp_path / "out").read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
+        "arithmetic, tiny-arithmetic",
+        "arithmetic, Qwen2.5-1.5B-Instruct",
+    ]
+    assert "2 seeds" not in text
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no .*sweep\.json"):
+        write_report([tmp_path], tmp_path / "out")
+    with pytest.raises(ValueError, match="needs folders"):
+        write_report([], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

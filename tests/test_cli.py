@@ -1,0 +1,172 @@
+"""The front door, in this process."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lmix import cli
+from lmix.model import mixed_policy
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+DEMO = ["--config", str(CONFIGS / "demo.yaml")]
+SMALL = [
+    "--trainer.max_steps=2",
+    "--trainer.val_check_interval=1",
+    "--trainer.accelerator=cpu",
+    "--data.prompts_per_step=4",
+    "--data.eval_size=6",
+    "--model.sampling.samples_per_prompt=4",
+]
+
+
+def run(*args: str) -> int:
+    return cli.main(list(args))
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fail when a backbone is read."""
+
+    def load(*_):
+        raise AssertionError("a model was loaded before the mistake was found")
+
+    monkeypatch.setattr(mixed_policy, "load_backbone", load)
+
+
+def rows(path: Path, count: int = 3, **changes) -> str:
+    row = {"problem": "What is 1+1?", "solution": "\\boxed{2}", "answer": "2", "level": "Level 1", **changes}
+    row = {k: v for k, v in row.items() if v is not ...}
+    path.write_text("".join(json.dumps(row) + "\n" for _ in range(count)))
+    return str(path)
+
+
+MATH = ["--config", str(CONFIGS / "tasks/math.yaml"), "--config", str(CONFIGS / "models/tiny.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda tmp: [*DEMO, "--model.alpha=1.5"], "alpha must lie in [0, 1], not 1.5"),
+        (lambda tmp: [*DEMO, "--model.alpha=much"], '"alpha": Expected a <class \'float\'>. Got value: much'),
+        (lambda tmp: [*DEMO, "--model.alfa=0.5"], "'alfa' is not accepted"),
+        (lambda tmp: [*DEMO, "--data.sise=5"], "--data.sise=5"),
+        (lambda tmp: [*DEMO, f"--config={unknown_field(tmp)}"], "sampels"),
+        (lambda tmp: [*DEMO, f"--config={tmp}/none.yaml"], "does not exist"),
+        (lambda tmp: [*DEMO, "--data.task.train_size=0"], "train_size must be at least 1, not 0"),
+        (lambda tmp: [*DEMO, "--data.max_prompt_tokens=10"], "data.max_prompt_tokens is 10"),
+        (lambda tmp: [*DEMO, f"--model.backbone.path={tmp}"], "holds no model"),
+        (lambda tmp: [*DEMO, "--model.backbone.path=/nowhere/at/all"], "is no folder"),
+        (lambda tmp: [*DEMO, f"--model.adapters.reference={tmp}"], "has no adapter_config.json"),
+        (lambda tmp: [*DEMO, f"--model.adapters.reference={foreign(tmp)}"], "was made for another backbone"),
+        (lambda tmp: [*DEMO, "--model.adapters.dropout=0.1"], "dropout must be 0"),
+        (lambda tmp: [*DEMO, "--trainer.max_steps=-1", "--model.optimizer.schedule=cosine"], "trainer.max_steps"),
+        (lambda tmp: [*MATH, f"--data.task.source={rows(tmp / 'a.jsonl', problem=...)}"], "column 'problem' is not in"),
+        (lambda tmp: [*MATH, f"--data.task.source={rows(tmp / 'a.jsonl', 0)}"], "the file is empty"),
+        (lambda tmp: [*MATH, f"--data.task.source={tmp}/none.jsonl"], "there is no such file"),
+        (lambda tmp: [*DEMO, f"--ckpt_path={tmp}/none.ckpt"], "none.ckpt"),
+    ],
+)
+def test_a_mistake_is_one_line_and_found_before_a_model_is_loaded(make, message, tmp_path, capsys, no_model):
+    status = run("fit", *make(tmp_path), f"--trainer.logger.save_dir={tmp_path}/runs")
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lmix: error:")]
+    assert status == 1
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def unknown_field(tmp: Path) -> Path:
+    path = tmp / "typo.yaml"
+    path.write_text("model:\n  init_args:\n    sampels: 3\n")
+    return path
+
+
+def foreign(tmp: Path) -> Path:
+    """An adapter for layers that the tiny model has not."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=20))
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(str(tmp / "foreign"))
+    return tmp / "foreign"
+
+
+def test_the_demo_runs_and_writes_everything_down(tmp_path, capsys):
+    save_dir = f"--trainer.logger.save_dir={tmp_path}"
+    assert run("fit", *DEMO, *SMALL, save_dir, "--model.alpha=0.3") == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "demo" / "version_0"
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    wanted = """alpha train/reward train/solve_rate train/format_rate train/loss train/grad_norm train/clip_fraction
+        train/entropy train/completion_length train/dead_groups train/sampler_logprob_gap val/solve_rate val/format_rate
+        perf/rollout_tokens_per_second perf/train_tokens_per_second""".split()
+    scalars = events.Tags()["scalars"]
+    assert set(wanted) <= set(scalars)
+    assert [e.step for e in events.Scalars("val/solve_rate")] == [0, 1, 2]
+    assert [e.value for e in events.Scalars("alpha")] == pytest.approx([0.3, 0.3])
+    assert any("completions" in tag for tag in events.Tags()["tensors"])
+    for name, count in (("train", 2 * 4 * 4), ("val", 3 * 6)):
+        written = [json.loads(line) for line in (folder / "completions" / f"{name}.jsonl").open()]
+        assert len(written) == count
+        assert {"problem", "completion", "gold", "answer", "reward"} <= set(written[0])
+    assert (folder / "checkpoints" / "step=0002.ckpt").is_file()
+    assert (folder / "checkpoints" / "step=0002" / "adapter_model.safetensors").is_file()
+    assert "step   2/2" in out
+    assert "held-out problems" in out
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["init_args"]["alpha"] == 0.3
+
+
+def test_what_the_user_types_wins_over_the_checkpoint_s_run(tmp_path, capsys):
+    """Resume with another max_steps and learning rate; alpha is the checkpoint's."""
+    save_dir = f"--trainer.logger.save_dir={tmp_path}"
+    assert run("fit", *DEMO, *SMALL, save_dir, "--model.alpha=0.25") == 0
+    checkpoint = tmp_path / "demo/version_0/checkpoints/step=0002.ckpt"
+    assert run("fit", *DEMO, *SMALL, save_dir, "--trainer.max_steps=3", f"--ckpt_path={checkpoint}") == 0
+    events = EventAccumulator(str(tmp_path / "demo/version_1"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("alpha")] == [(3, pytest.approx(0.25))] or [
+        e.value for e in events.Scalars("alpha")
+    ] == [pytest.approx(0.25)]
+    assert "going on after step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_the_other_commands(command, tmp_path):
+    assert run(command, *DEMO, *SMALL, f"--trainer.logger.save_dir={tmp_path}") == 0
+    name = {"validate": "val"}.get(command, command)
+    lines = (tmp_path / "demo/version_0/completions" / f"{name}.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+
+
+def test_every_config_parses_alone_and_composed(capsys):
+    tasks, models, methods = (sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("tasks", "models", "methods"))
+    combinations = [(t, models[0], m) for t in tasks for m in methods] + [(tasks[0], x, methods[0]) for x in models]
+    for combination in [*combinations, (CONFIGS / "demo.yaml",)]:
+        flags = [f"--config={path}" for path in combination]
+        with pytest.raises(SystemExit) as stop:
+            run("fit", *flags, "--trainer.max_steps=7", "--print_config")
+        assert stop.value.code in (0, None), combination
+        parsed = yaml.safe_load(capsys.readouterr().out)
+        assert parsed["trainer"]["max_steps"] == 7
+
+
+def test_field_docstrings_are_the_help(capsys):
+    with pytest.raises(SystemExit):
+        run("fit", "--model.help=lmix.GRPOModule")
+    text = " ".join(capsys.readouterr().out.split())
+    for phrase in ("weight of the reference, in [0, 1]", "G, the completions of one prompt", "4 bits"):
+        assert phrase in text
+
+
+def test_a_run_works_away_from_the_checkout(tmp_path, monkeypatch):
+    shutil.copy(CONFIGS / "demo.yaml", tmp_path / "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert run("validate", "--config=mine.yaml", *SMALL) == 0
+    assert (tmp_path / "runs/demo/version_0").is_dir()
