@@ -5,6 +5,8 @@ import os
 import re
 import sys
 import warnings
+from argparse import ArgumentParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,43 +29,86 @@ DEFAULTS = {
 
 
 COMMANDS = ("fit", "validate", "test", "predict")
+FUNCTIONS = {
+    "evaluate": "lmix.evaluation.evaluate",
+    "sweep": "lmix.evaluation.sweep",
+    "compare": "lmix.evaluation.compare",
+}
+"""Commands that are plain functions of that name, and where they live."""
 
 
 def main(args: list[str] | None = None) -> int:
     """Parse, check, run. Returns the exit status: 0, 1 for a user's mistake."""
-    import lightning as L
     from jsonargparse import ArgumentError, set_parsing_settings
+
+    args = sys.argv[1:] if args is None else args
+    quieten()
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        if args and args[0] in FUNCTIONS:
+            run_function(args[0], args[1:])
+        elif args and args[0] == "report":
+            run_report(args[1:])
+        else:
+            run_trainer(args)
+    except (ValueError, ArgumentError) as error:
+        print(f"lmix: error: {one_line(str(error))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_function(command: str, args: list[str]) -> None:
+    """Run a command that is a plain function; its parameters are its flags."""
+    from jsonargparse import auto_cli
+
+    function = getattr(import_module(FUNCTIONS[command]), command)
+    auto_cli(function, args=args, as_positional=False, exit_on_error=False, prog=f"python -m lmix {command}")
+
+
+def run_report(args: list[str]) -> None:
+    """Write tables and figures of runs."""
+    from lmix.report import write_report
+
+    parser = ArgumentParser(prog="python -m lmix report", description="Write tables and figures of runs.")
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, and folders of sweep and compare")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder for report.md, CSV, PNG and SVG")
+    parser.add_argument("--title", default="lmix report", help="heading of report.md")
+    settings = parser.parse_args(args)
+    print(write_report(settings.folders, settings.out, settings.title))
+
+
+def run_trainer(args: list[str]) -> None:
+    """Run one of Lightning's commands."""
+    import lightning as L
     from lightning.pytorch.cli import LightningCLI
 
     from lmix.data.module import RLDataModule
-
-    quieten()
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
     class Door(LightningCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.set_defaults({"model": {"class_path": "lmix.GRPOModule"}})
 
         def before_instantiate_classes(self) -> None:
-            path = self.config[self.subcommand].get("ckpt_path")
+            path = self.config[str(self.subcommand)].get("ckpt_path")
             if path and path not in ("best", "last", "hpc") and not Path(path).is_file():
                 raise ValueError(f"ckpt_path {path!r} is no file: give a .ckpt of a run's checkpoints folder")
 
-    try:
-        Door(
-            L.LightningModule,
-            RLDataModule,
-            subclass_mode_model=True,
-            seed_everything_default=0,
-            trainer_defaults=DEFAULTS | {"callbacks": default_callbacks(), "logger": default_logger()},
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"exit_on_error": False} | {name: {"exit_on_error": False} for name in COMMANDS},
-            args=args,
-        )
-    except (ValueError, ArgumentError) as error:
-        print(f"lmix: error: {one_line(str(error))}", file=sys.stderr)
-        return 1
-    return 0
+    others = ", ".join([*FUNCTIONS, "report"])
+    Door(
+        L.LightningModule,
+        RLDataModule,
+        subclass_mode_model=True,
+        seed_everything_default=0,
+        trainer_defaults=DEFAULTS | {"callbacks": default_callbacks(), "logger": default_logger()},
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={
+            "exit_on_error": False,
+            "prog": "python -m lmix",
+            "description": f"Reinforcement learning with logit averaging. Other commands, each with --help: {others}.",
+            **{name: {"exit_on_error": False} for name in COMMANDS},
+        },
+        args=args,
+    )
 
 
 def one_line(message: str) -> str:

@@ -180,7 +180,8 @@ def loosen(source: Path, target: Path, tokenizer) -> None:
 
 
 def save(model: Qwen2ForCausalLM, tokenizer, target: Path) -> None:
-    torch.nn.Module.to(model, torch.bfloat16).save_pretrained(target)  # pyright: ignore[reportAttributeAccessIssue]
+    torch.nn.Module.to(model, torch.bfloat16)  # in place
+    model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 
 

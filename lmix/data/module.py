@@ -1,6 +1,7 @@
 """The LightningDataModule: a task's problems, tokenised and checked before any weight is read."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -9,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lmix.data.example import Example
 from lmix.data.loader import OneBatch, StepLoader
+from lmix.data.splits import split_problems
 from lmix.seed import run_seed
-from lmix.tasks.task import Split, Task
+from lmix.tasks.task import Problem, Split, Task
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +24,10 @@ class RLDataModule(L.LightningDataModule):
         task: where problems come from, how they are asked and judged.
         prompts_per_step: prompts of one outer step, over all ranks (the paper: 256).
         eval_size: held-out problems that `val/` and `test/` rates are measured on (the paper: 500).
+        validation_size: problems that adaptive alpha is decided on (the paper: 100); 0 where it is not used.
         max_prompt_tokens: longest prompt.
         long_prompts: what to do with a longer one: stop with an error, or drop the problem and say how many.
-        seed: of the choice of held-out problems; the order of training problems follows seed_everything.
+        seed: of the choice of held-out and validation problems; the order of training problems follows seed_everything.
         tokenizer: the backbone's tokenizer; by default the LightningModule's.
 
     Raises:
@@ -36,6 +39,7 @@ class RLDataModule(L.LightningDataModule):
         task: Task,
         prompts_per_step: int = 32,
         eval_size: int = 500,
+        validation_size: int = 0,
         max_prompt_tokens: int = 1024,
         long_prompts: Literal["error", "drop"] = "error",
         seed: int = 0,
@@ -47,45 +51,44 @@ class RLDataModule(L.LightningDataModule):
             if size < 1:
                 raise ValueError(f"data.{name} must be at least 1, not {size}")
         self.task = task
-        self.prompts_per_step, self.eval_size = prompts_per_step, eval_size
+        if validation_size < 0:
+            raise ValueError(f"data.validation_size must be at least 0, not {validation_size}")
+        self.prompts_per_step, self.eval_size, self.validation_size = prompts_per_step, eval_size, validation_size
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.seed = seed
         self.tokenizer = tokenizer
-        self.sets: dict[str, list[Example]] = {}
+        self.sets: dict[Split, list[Example]] = {}
 
     def setup(self, stage: str) -> None:
         """Read and check what the stage needs. Raises ValueError, in one line, where data are missing or malformed."""
         if self.tokenizer is None:
             assert self.trainer is not None
             self.tokenizer = self.trainer.lightning_module.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
-        splits: tuple[Split, ...] = ("train", "test") if stage == "fit" else ("test",)
-        for split in splits:
-            if split not in self.sets:
-                self.sets[split] = self.examples(split)
+        splits: list[Split] = ["train", "validation", "test"] if stage == "fit" else ["test"]
+        if not set(splits) <= set(self.sets):
+            self.sets = self.read(splits)
 
-    def examples(self, split: Split) -> list[Example]:
-        """A split's problems with their prompts; of held-out ones, `eval_size` chosen by seed."""
-        problems = list(self.task.problems(split))
-        if split == "test" and len(problems) > self.eval_size:
-            chosen = torch.randperm(len(problems), generator=torch.Generator().manual_seed(self.seed))[: self.eval_size]
-            problems = [problems[i] for i in sorted(chosen.tolist())]
+    def read(self, splits: Sequence[Split]) -> dict[Split, list[Example]]:
+        """The problems of these splits, chosen by seed, with their prompts."""
+        problems = split_problems(self.task, splits, self.eval_size, self.validation_size, self.seed)
+        return {split: self.tokenise(split, problems.get(split, [])) for split in splits}
+
+    def tokenise(self, split: Split, problems: Sequence[Problem]) -> list[Example]:
+        """Problems with their prompts, those that are too long dropped or refused."""
         examples = [Example(problem, self.task.prompt_ids(problem, self.tokenizer)) for problem in problems]
-        if too_long := [e for e in examples if len(e.prompt_ids) > self.max_prompt_tokens]:
+        too_long = [e for e in examples if len(e.prompt_ids) > self.max_prompt_tokens]
+        if not too_long:
+            return examples
+        if self.long_prompts == "error":
             worst = max(too_long, key=lambda e: len(e.prompt_ids))
-            if self.long_prompts == "error":
-                raise ValueError(
-                    f"data.max_prompt_tokens is {self.max_prompt_tokens}, but the prompt of {split} problem "
-                    f"{worst.problem.id} has {len(worst.prompt_ids)} tokens: raise it, or set data.long_prompts to drop"
-                )
-            log.warning(
-                "%d of %d %s problems dropped: longer than data.max_prompt_tokens", len(too_long), len(examples), split
+            raise ValueError(
+                f"data.max_prompt_tokens is {self.max_prompt_tokens}, but the prompt of {split} problem "
+                f"{worst.problem.id} has {len(worst.prompt_ids)} tokens: raise it, or set data.long_prompts to drop"
             )
-            examples = [e for e in examples if len(e.prompt_ids) <= self.max_prompt_tokens]
-            if not examples:
-                raise ValueError(
-                    f"data.max_prompt_tokens of {self.max_prompt_tokens} leaves no {split} problem: raise it"
-                )
-        return examples
+        log.warning("%d of %d %s problems dropped: longer than max_prompt_tokens", len(too_long), len(examples), split)
+        if len(too_long) == len(examples):
+            raise ValueError(f"data.max_prompt_tokens of {self.max_prompt_tokens} leaves no {split} problem: raise it")
+        return [e for e in examples if len(e.prompt_ids) <= self.max_prompt_tokens]
 
     def train_dataloader(self) -> StepLoader:
         rank, world_size = self._rank()
@@ -97,6 +100,11 @@ class RLDataModule(L.LightningDataModule):
         return OneBatch(self.sets["test"][rank::world_size])
 
     test_dataloader = predict_dataloader = val_dataloader
+
+    def validation_share(self) -> list[Example]:
+        """This rank's part of the validation problems."""
+        rank, world_size = self._rank()
+        return self.sets["validation"][rank::world_size]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # lists of numbers: the engine moves what it needs

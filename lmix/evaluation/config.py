@@ -7,8 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import lmix
 from lmix.data.example import Example
 from lmix.data.module import RLDataModule
@@ -54,17 +52,13 @@ class EvaluationConfig:
         data = RLDataModule(
             self.task,
             eval_size=self.problems,
+            validation_size=self.problems if self.split == "validation" else 0,
             max_prompt_tokens=self.max_prompt_tokens,
             long_prompts="drop",
             seed=self.seed,
             tokenizer=load_tokenizer(self.backbone.path),
         )
-        examples = data.examples(self.split)
-        if len(examples) <= self.problems:
-            return examples
-        # the data module cuts the held-out split only
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(self.seed))
-        return [examples[i] for i in sorted(order[: self.problems].tolist())]
+        return data.read([self.split])[self.split][: self.problems]
 
     def settings(self, examples: list[Example]) -> dict[str, Any]:
         """All that the numbers depend on, as JSON takes it; problems and adapters as checksums of their contents.

@@ -38,45 +38,50 @@ def mix_log_probs(policy_log_probs: Tensor, reference_log_probs: Tensor, alpha: 
     return mix_streams_log_probs([policy_log_probs, reference_log_probs], _two_weights(alpha))
 
 
-def mix_streams(values_K: Sequence[Tensor], weights_K: Sequence[float]) -> Tensor:
+def mix_streams(values_K: Sequence[Tensor], weights_K: Sequence[float | Tensor]) -> Tensor:
     """Weighted sum of K streams' logits or hidden states, `sum_k w_k z_k`; two streams give eq. 1.
 
     Weights may be negative and need not sum to one (DExperts, contrastive decoding). A stream of weight zero is left
-    out, and a single stream of weight one is returned as it is.
+    out, and a single stream of weight one is returned as it is. A weight may be a tensor that broadcasts, so that rows
+    are mixed differently; no stream is left out then.
 
     Raises:
         ValueError: as many weights as streams are needed, and one of them not zero.
     """
     live = _live(values_K, weights_K)
-    if len(live) == 1 and live[0][1] == 1.0:
+    if len(live) == 1 and isinstance(live[0][1], float) and live[0][1] == 1.0:
         return live[0][0]
     mixed = live[0][0] * live[0][1]
     for value, weight in live[1:]:
-        mixed = torch.add(mixed, value, alpha=weight)
+        mixed = mixed + value * weight
     return mixed
 
 
-def mix_streams_log_probs(log_probs_K: Sequence[Tensor], weights_K: Sequence[float]) -> Tensor:
-    """Log of the weighted average of K streams' probabilities, `log sum_k w_k p_k`.
+def mix_streams_log_probs(log_probs_K: Sequence[Tensor], weights_K: Sequence[float | Tensor]) -> Tensor:
+    """Log of the weighted average of K streams' probabilities, `log sum_k w_k p_k`. Weights as in `mix_streams`.
 
     Raises:
         ValueError: the weights must be one a stream, none negative, and sum to 1.
     """
     live = _live(log_probs_K, weights_K)
-    if any(weight < 0 for _, weight in live) or abs(sum(weight for _, weight in live) - 1.0) > 1e-6:
+    negative = any(bool((torch.as_tensor(weight) < 0).any()) for _, weight in live)
+    total = torch.as_tensor(sum(weight for _, weight in live))
+    if negative or bool(((total - 1.0).abs() > 1e-6).any()):
         raise ValueError(f"weights of probabilities must be at least 0 and sum to 1, not {list(weights_K)}")
     if len(live) == 1:
         return live[0][0]
-    mixed = live[0][0] + math.log(live[0][1])
-    for value, weight in live[1:]:
-        mixed = torch.logaddexp(mixed, value + math.log(weight))
+    logs = [weight.log() if isinstance(weight, Tensor) else math.log(weight) for _, weight in live]
+    mixed = live[0][0] + logs[0]
+    for (value, _), log in zip(live[1:], logs[1:], strict=True):
+        mixed = torch.logaddexp(mixed, value + log)
     return mixed
 
 
-def _live(values_K: Sequence[Tensor], weights_K: Sequence[float]) -> list[tuple[Tensor, float]]:
+def _live(values_K: Sequence[Tensor], weights_K: Sequence[float | Tensor]) -> list[tuple[Tensor, float | Tensor]]:
     if len(values_K) != len(weights_K):
         raise ValueError(f"{len(values_K)} streams need as many weights, not {len(weights_K)}")
-    live = [(value, float(weight)) for value, weight in zip(values_K, weights_K, strict=True) if weight != 0]
+    pairs = zip(values_K, weights_K, strict=True)
+    live = [(v, w if isinstance(w, Tensor) else float(w)) for v, w in pairs if isinstance(w, Tensor) or w != 0]
     if not live:
         raise ValueError("all weights are 0: at least one stream must count")
     return live

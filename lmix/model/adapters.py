@@ -141,7 +141,7 @@ def add_adapters(
                 raise ValueError(
                     f"adapters.target_modules names {name}, which is not linear: lmix adapts linear layers only"
                 )
-            router.attach(layer)
+            router.attach(layer)  # pyright: ignore[reportArgumentType]
     return peft_model
 
 

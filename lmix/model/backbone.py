@@ -25,7 +25,7 @@ class BackboneConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """What the matmuls compute in, and what unquantised weights are held in. CPUs without bf16 units want float32."""
     activation_checkpointing: bool = False
-    """Recompute each decoder layer in the backward pass: less memory, about a third more time. Rollouts are untouched."""
+    """Recompute each decoder layer in the backward pass: less memory, more time. Rollouts are untouched."""
     trust_remote_code: bool = False
     """Run Python code that a hub repository brings along. Leave off unless you have read that code."""
 
@@ -61,7 +61,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         raise ValueError(f"backbone {config.path!r} can't be loaded: {first_line(error)}") from error
     if config.quantization == "nf4" and "gguf_file" in arguments:
         quantize_linears(model, config)
-    return model.to(device)
+    return nn.Module.to(model, device)  # pyright: ignore[reportReturnType]
 
 
 def freeze_backbone(model: PreTrainedModel) -> None:
@@ -71,10 +71,10 @@ def freeze_backbone(model: PreTrainedModel) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # any dropout makes the ratio of eq. 5 wrong
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # pyright: ignore[reportAttributeAccessIssue]
+            module.attention_dropout = 0.0  # pyright: ignore[reportArgumentType]
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # after one inference pass this kernel repacks the weights, and then silently gives no gradient
-            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue]
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
     model.eval()
 
 
@@ -87,7 +87,7 @@ def quantize_linears(model: PreTrainedModel, config: BackboneConfig) -> None:
         for name, layer in list(parent.named_children()):
             if type(layer) is not nn.Linear or layer is head:
                 continue
-            four_bit = bnb.nn.Linear4bit(
+            four_bit = bnb.nn.modules.Linear4bit(
                 layer.in_features,
                 layer.out_features,
                 bias=layer.bias is not None,
@@ -96,16 +96,17 @@ def quantize_linears(model: PreTrainedModel, config: BackboneConfig) -> None:
                 quant_type="nf4",
                 quant_storage=torch.uint8,
             )
-            four_bit.weight = bnb.nn.Params4bit(  # quantised when it is moved to its device
+            # quantised when it is moved to its device
+            four_bit.weight = bnb.nn.modules.Params4bit(
                 layer.weight.data,
                 requires_grad=False,
-                compress_statistics=config.double_quantization,
-                quant_type="nf4",
-                quant_storage=torch.uint8,
+                compress_statistics=config.double_quantization,  # pyright: ignore[reportCallIssue]
+                quant_type="nf4",  # pyright: ignore[reportCallIssue]
+                quant_storage=torch.uint8,  # pyright: ignore[reportCallIssue]
             )
             four_bit.bias = layer.bias
             setattr(parent, name, four_bit)
-    model.is_loaded_in_4bit = True  # what peft looks at
+    model.is_loaded_in_4bit = True  # pyright: ignore[reportArgumentType]  # peft looks at it
 
 
 def attention_for(config: PretrainedConfig) -> str:

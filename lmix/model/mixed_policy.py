@@ -110,7 +110,7 @@ class MixedPolicy(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        return self.backbone.get_output_embeddings()
+        return self.backbone.get_output_embeddings()  # pyright: ignore[reportReturnType]
 
     @property
     def device(self) -> torch.device:
@@ -140,15 +140,18 @@ class MixedPolicy(nn.Module):
         with self.router.stacked((stream,)):
             return self._cap(self.head(hidden))
 
-    def mixed_logits(self, hidden_K: Sequence[Tensor], weights: dict[str, float] | None = None) -> Tensor:
+    def mixed_logits(self, hidden_K: Sequence[Tensor], alphas: Tensor | None = None) -> Tensor:
         """Logits of the mixed policy, float32 `[..., V]`; their softmax is eq. 2-3 (or the mixture of probabilities).
 
         Args:
             hidden_K: `[..., H]` of each stream in the mixture, in the order of `streams`.
-            weights: in place of `self.weights`; those of weight zero must be left out of both.
+            alphas: `[...]`, a weight of the reference for each row in place of `alpha`; `hidden_K` is then that of
+                policy and reference.
         """
-        weights = weights or {name: self.weights[name] for name in self.streams}
-        return self._mixed_logits(list(hidden_K), list(weights), list(weights.values()))
+        if alphas is not None:
+            alphas = alphas[..., None]
+            return self._mixed_logits(list(hidden_K), [POLICY, REFERENCE], [1.0 - alphas, alphas])
+        return self._mixed_logits(list(hidden_K), list(self.streams), [self.weights[name] for name in self.streams])
 
     def log_probs(self, hidden_K: Sequence[Tensor], tokens: Tensor, chunk: int | None = None) -> Tensor:
         """Log-probabilities of chosen tokens under the mixed policy; only the policy's hidden states get a gradient.
@@ -194,10 +197,10 @@ class MixedPolicy(nn.Module):
 
     # inside
 
-    def _mixed_logits(self, hidden_K: list[Tensor], names: list[str], weights: list[float]) -> Tensor:
+    def _mixed_logits(self, hidden_K: list[Tensor], names: list[str], weights: Sequence[float | Tensor]) -> Tensor:
         if self.mixes_hidden:
-            return self.head(mix_streams(hidden_K, weights)).float()
-        if len(names) == 1 and weights[0] == 1.0:
+            return self.head(mix_streams(hidden_K, weights).to(hidden_K[0].dtype)).float()
+        if len(names) == 1:
             return self.logits(hidden_K[0], names[0]).float()
         logits_K = [self.logits(h, name).float() for h, name in zip(hidden_K, names, strict=True)]
         if self.mixture == "logits":

@@ -64,7 +64,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     # AutoTokenizer gives a Qwen2 model Qwen2's own tokenizer, even where the folder says that it has another
     loader = PreTrainedTokenizerFast if path.startswith(EMBEDDED) else AutoTokenizer
     try:
-        tokenizer = loader.from_pretrained(where, **arguments)
+        tokenizer = loader.from_pretrained(where, **arguments)  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError) as error:
         raise ValueError(f"tokenizer of backbone {path!r} can't be read: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:

@@ -33,8 +33,8 @@ class StreamCache:
     def insert(self, prefill: DynamicCache, sources: Sequence[int], slots: Sequence[int]) -> None:
         """Copy prompts' keys and values into slots: prompt `sources[i]` of every stream goes to slot `slots[i]`."""
         for i, layer in enumerate(prefill.layers):
-            keys, values = layer.keys, layer.values
-            assert keys is not None and values is not None
+            keys: Tensor = layer.keys  # pyright: ignore
+            values: Tensor = layer.values  # pyright: ignore
             if i == len(self.layers):
                 shape = (self.streams * self.slots, keys.shape[1], self.length)
                 self.layers.append((keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3])))
@@ -92,7 +92,7 @@ class StreamCache:
 
 
 def as_attention_mask(seen: Tensor, dtype: torch.dtype, additive: bool) -> Tensor:
-    """A mask as the attention implementation wants it: true where seen, or 0 there and the dtype's minimum elsewhere."""
+    """A mask as the attention wants it: true where seen, or 0 there and the dtype's minimum elsewhere."""
     if not additive:
         return seen
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)

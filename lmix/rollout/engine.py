@@ -1,4 +1,4 @@
-"""Sampling from the mixed policy, token by token: one prefill a prompt and stream, slots that rows come to and leave."""
+"""Sampling from the mixed policy, token by token: one prefill a prompt and stream; rows come to slots and leave."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.streams import REFERENCE
+from lmix.model.streams import POLICY, REFERENCE
 from lmix.rollout.cache import StreamCache
 from lmix.rollout.randomness import row_keys, uniforms
 from lmix.rollout.rollout import Rollout, token_budget_batches
@@ -64,6 +64,7 @@ class RolloutEngine:
         prompt_ids: Sequence[int] | None = None,
         keep_reference: bool = False,
         progress: Progress | None = None,
+        alphas: Sequence[float] | None = None,
     ) -> list[Rollout]:
         """Complete each prompt `samples` times.
 
@@ -76,13 +77,15 @@ class RolloutEngine:
                 they do not depend on what it is batched with; by default its place in `prompts`.
             keep_reference: keep the reference's hidden states, so that scoring needs no reference pass.
             progress: see `Progress`.
+            alphas: a weight of the reference for each of the G samples in place of the policy's alpha, so that one
+                pass decodes several mixtures from the same prefill.
 
         Returns:
             Rollouts in order of prompt, then sample.
         """
         rollouts = [Rollout(p, g, list(ids)) for p, ids in enumerate(prompts) for g in range(samples)]
         if rollouts and max_new_tokens > 0:
-            _Wave(self, rollouts, samples, max_new_tokens, draw, prompt_ids, keep_reference, progress).run()
+            _Wave(self, rollouts, samples, max_new_tokens, draw, prompt_ids, keep_reference, progress, alphas).run()
         return rollouts
 
 
@@ -99,9 +102,12 @@ class _Wave:
         prompt_ids: Sequence[int] | None,
         keep_reference: bool,
         progress: Progress | None,
+        alphas: Sequence[float] | None,
     ) -> None:
         self.engine, self.policy, self.draw, self.progress = engine, engine.policy, draw, progress
-        self.streams, self.device = engine.policy.streams, engine.policy.device
+        self.device = engine.policy.device
+        self.streams = engine.policy.streams if alphas is None else (POLICY, REFERENCE)
+        self.alphas = None if alphas is None else torch.tensor(alphas, device=self.device)
         self.rollouts, self.samples, self.limit = rollouts, samples, max_new_tokens
         self.waiting = list(range(0, len(rollouts), samples))  # first rollout of each group that has not started
         self.ended, self.tokens_drawn = 0, 0
@@ -117,8 +123,9 @@ class _Wave:
             torch.tensor([prompt_ids[r.prompt] if prompt_ids else r.prompt for r in rollouts], device=self.device),
             torch.tensor([r.sample for r in rollouts], device=self.device),
         )
-        # per slot: its key, the position of its newest token, and what it has drawn
+        # per slot: its key, its sample, the position of its newest token, and what it has drawn
         self.slot_keys = torch.zeros(slots, dtype=torch.long, device=self.device)
+        self.slot_samples = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.positions = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.tokens = torch.zeros(slots, max_new_tokens, dtype=torch.long, device=self.device)
         self.log_probs = torch.zeros(slots, max_new_tokens, device=self.device)
@@ -167,6 +174,7 @@ class _Wave:
         for slot, row in zip(slots, rows, strict=True):
             self.rollout_of[slot], self.drawn[slot] = row, 0
         self.slot_keys[at] = self.keys[torch.tensor(rows, device=self.device)]
+        self.slot_samples[at] = torch.arange(self.samples, device=self.device).repeat(len(groups))
         self.positions[at] = lengths.repeat_interleave(self.samples) - 1
         self.places[at] = 0
         self.choose(last_KPH.repeat_interleave(self.samples, dim=1), at, slots)
@@ -185,7 +193,8 @@ class _Wave:
 
     def choose(self, hidden_KSH: Tensor, at: Tensor, slots: list[int]) -> None:
         """Draw a token for the slots `at` from the streams' hidden states, and write it down."""
-        logits = self.policy.mixed_logits(list(hidden_KSH))
+        alphas = None if self.alphas is None else self.alphas[self.slot_samples[at]]
+        logits = self.policy.mixed_logits(list(hidden_KSH), alphas)
         if self.draw.greedy:
             tokens, log_probs = greedy(logits)
         else:
@@ -239,6 +248,6 @@ class _Wave:
         at = torch.tensor(slots, device=self.device)
         self.rollout_of = [self.rollout_of[s] for s in slots]
         self.drawn = [self.drawn[s] for s in slots]
-        for name in ("slot_keys", "positions", "tokens", "log_probs", "places", "last", "reference"):
+        for name in ("slot_keys", "slot_samples", "positions", "tokens", "log_probs", "places", "last", "reference"):
             if (tensor := getattr(self, name)) is not None:
                 setattr(self, name, tensor[at])

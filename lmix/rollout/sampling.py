@@ -16,7 +16,7 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draw from softmax(logits): the first token whose cumulative probability exceeds the row's uniform number.
 
     Exponentials are taken once; sums of blocks of columns are searched first, so that no cumulative sum over the whole
-    vocabulary is made. Sums over blocks and inside the block are float64, and a token of probability zero is never drawn.
+    vocabulary is made. Sums over blocks and inside the block are float64. A token of probability zero is never drawn.
 
     Args:
         logits: `[B, V]`, float32.

@@ -12,7 +12,7 @@ from typing import Any
 
 from lmix.tasks.task import Problem, Split, Task
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _PEOPLE = ("Tom", "Ann", "Sam", "Mia", "Leo", "Eva", "Max", "Zoe", "Ben", "Ida")
 _THINGS = ("apples", "books", "coins", "cards", "pens", "shells", "stamps", "eggs", "cups", "rings")
@@ -89,6 +89,7 @@ class ArithmeticTask(Task):
     """
 
     name = "arithmetic"
+    splits: frozenset[Split] = frozenset(SPLITS)
 
     def __init__(
         self,
@@ -100,6 +101,8 @@ class ArithmeticTask(Task):
         **kwargs: Any,
     ) -> None:
         super().__init__(prompt=prompt, **kwargs)
+        if not steps or min(steps) < 1:
+            raise ValueError(f"task.steps must name numbers of at least 1, not {list(steps)}")
         for name, size in (("train_size", train_size), ("test_size", test_size)):
             if size < 1:
                 raise ValueError(f"task.{name} must be at least 1, not {size}: the data set would be empty")

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from lmix.tasks.rows import load_rows
+from lmix.tasks.rows import is_file, load_rows
 from lmix.tasks.task import Problem, Split, Task
 from lmix.tasks.templates import answer_template
 from lmix.tasks.verifier import Verifier
@@ -17,10 +17,12 @@ class DatasetTask(Task):
 
     Args:
         source: hub id, local folder, or file (.json, .jsonl, .parquet, .csv) with the training problems.
-        test_source: the same for held-out problems; null means `source`, with its split `test`.
+        test_source: the same for held-out problems. Null means `source` with its split `test`, or, where `source` is a
+            file, some of its problems.
         config_name: which configuration of a hub data set.
         problem_column: column with the problem's text.
         answer_column: column with the answer; null takes it from the last box in the solution.
+        where: values of other columns that rows must have, such as `{source: cn_k12}`; a list allows any of several.
         solution_column: column with a worked solution; null where there is none.
         deadline: seconds that one answer may take to judge.
         verifier_workers: processes that judge.
@@ -37,6 +39,7 @@ class DatasetTask(Task):
         problem_column: str = "problem",
         answer_column: str | None = "answer",
         solution_column: str | None = None,
+        where: dict[str, Any] | None = None,
         deadline: float = 5.0,
         verifier_workers: int = 2,
         **kwargs: Any,
@@ -45,6 +48,9 @@ class DatasetTask(Task):
         if answer_column is None and solution_column is None:
             raise ValueError("task.answer_column and task.solution_column are both null: name the one with the answers")
         self.source, self.test_source, self.config_name = source, test_source or source, config_name
+        if test_source is None and is_file(source):
+            self.splits = frozenset({"train"})
+        self.where = {column: v if isinstance(v, list) else [v] for column, v in (where or {}).items()}
         self.problem_column, self.answer_column = problem_column, answer_column
         self.solution_column = solution_column
         self.deadline, self.verifier_workers = deadline, verifier_workers
@@ -53,7 +59,7 @@ class DatasetTask(Task):
     def problems(self, split: Split) -> Sequence[Problem]:
         source = self.test_source if split == "test" else self.source
         rows = load_rows(source, "test" if split == "test" else "train", self.config_name)
-        for column in (self.problem_column, self.answer_column, self.solution_column):
+        for column in (self.problem_column, self.answer_column, self.solution_column, *self.where):
             if column is not None and column not in rows.column_names:
                 raise ValueError(f"column {column!r} is not in {source!r}, which has {', '.join(rows.column_names)}")
         problems = []
@@ -66,8 +72,8 @@ class DatasetTask(Task):
         return problems
 
     def keep(self, row: dict[str, Any]) -> bool:
-        """Whether a row is used; a subclass's filter."""
-        return True
+        """Whether a row is used."""
+        return all(row[column] in values for column, values in self.where.items())
 
     def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
         """Turn a row into a problem; None for a solution without a box, which MATH has. Raises ValueError where a

@@ -30,10 +30,7 @@ class MathTask(DatasetTask):
         solution_column: str | None = "solution",
         **kwargs: Any,
     ) -> None:
-        super().__init__(source=source, answer_column=answer_column, solution_column=solution_column, **kwargs)
         if not levels or set(levels) - {1, 2, 3, 4, 5}:
             raise ValueError(f"task.levels must name some of 1 to 5, not {list(levels)}")
-        self.levels = {f"Level {level}" for level in levels}
-
-    def keep(self, row: dict[str, Any]) -> bool:
-        return len(self.levels) == 5 or row.get("level") in self.levels
+        where = {} if len(set(levels)) == 5 else {"level": [f"Level {level}" for level in levels]}
+        super().__init__(source, answer_column=answer_column, solution_column=solution_column, where=where, **kwargs)

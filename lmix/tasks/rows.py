@@ -7,6 +7,11 @@ from datasets import Dataset, load_dataset
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
+def is_file(source: str) -> bool:
+    """Whether a source is one file, and so one split."""
+    return Path(source).suffix in _BUILDERS
+
+
 def load_rows(source: str, split: str, config_name: str | None = None) -> Dataset:
     """Load one split of a data set.
 
@@ -20,7 +25,7 @@ def load_rows(source: str, split: str, config_name: str | None = None) -> Datase
     """
     path = Path(source).expanduser()
     try:
-        if path.suffix in _BUILDERS:
+        if is_file(source):
             if not path.is_file():
                 raise ValueError("there is no such file")
             if path.stat().st_size == 0:

@@ -54,6 +54,8 @@ class Task:
     """
 
     name = "task"
+    splits: frozenset[Split] = frozenset({"train", "test"})
+    """The splits that the data come in; the others are taken out of `train`."""
 
     def __init__(
         self,

@@ -26,8 +26,8 @@ from lmix.training.state import check_adapter_state
 class AdapterModule(L.LightningModule):
     """A mixed policy under training; subclasses give `training_step`.
 
-    `trainer.max_steps` counts their outer steps. Nothing heavy happens before `configure_model`, so mistakes in settings
-    and data are found first.
+    `trainer.max_steps` counts their outer steps. Nothing heavy happens before `configure_model`, so mistakes in
+    settings and data are found first.
     """
 
     policy: MixedPolicy
@@ -90,12 +90,17 @@ class AdapterModule(L.LightningModule):
         )
 
     def judge(self, rollouts: Sequence[Rollout], batch: Sequence[Example]) -> list[Judgement]:
-        """Format, answer and reward of each rollout; its row is kept for callbacks."""
-        texts = [str(self.tokenizer.decode(without_end(r))) for r in rollouts]
+        """Format, answer and reward of each rollout."""
         golds = [batch[r.prompt].problem.answer for r in rollouts]
-        judgements = self.task.judge(texts, [r.ended for r in rollouts], golds)
-        self.rows = completion_rows(rollouts, texts, judgements, batch, self.global_step)
-        return judgements
+        return self.task.judge(self.texts(rollouts), [r.ended for r in rollouts], golds)
+
+    def texts(self, rollouts: Sequence[Rollout]) -> list[str]:
+        """Completions as text, without their end-of-sequence tokens."""
+        return [str(self.tokenizer.decode(without_end(r))) for r in rollouts]
+
+    def keep_rows(self, rollouts: Sequence[Rollout], judgements: Sequence[Judgement], batch: Sequence[Example]) -> None:
+        """Lay completions out for callbacks."""
+        self.rows = completion_rows(rollouts, self.texts(rollouts), judgements, batch, self.global_step)
 
     def score(self, packed: Packed) -> Tensor:
         """Log-probability of each completion token under the mixed policy, `[N]`, with the policy's gradient."""
@@ -140,15 +145,18 @@ class AdapterModule(L.LightningModule):
 
     def validation_step(self, batch: list[Example], batch_idx: int) -> None:
         """Greedy completions of held-out problems by the mixed policy."""
-        judgements = self.judge(self.sample(batch, greedy=True), batch)
+        rollouts = self.sample(batch, greedy=True)
+        judgements = self.judge(rollouts, batch)
         self.format_rate.update(judgements)
         self.solve_rate.update(judgements)
+        self.keep_rows(rollouts, judgements, batch)
 
     test_step = validation_step
 
     def predict_step(self, batch: list[Example], batch_idx: int) -> list[dict[str, Any]]:
         """Greedy completions of held-out problems as rows, each with its parsed answer."""
-        self.judge(self.sample(batch, greedy=True), batch)
+        rollouts = self.sample(batch, greedy=True)
+        self.keep_rows(rollouts, self.judge(rollouts, batch), batch)
         return [row.as_dict() for row in self.rows]
 
     def on_validation_epoch_end(self) -> None:

@@ -63,7 +63,7 @@ def completion_rows(
 
 def end_tokens(policy: MixedPolicy, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a completion: the tokenizer's, and those of the model's generation settings."""
-    ends = {tokenizer.eos_token_id}
+    ends: set[Any] = {tokenizer.eos_token_id}  # pyright: ignore[reportUnhashable]
     generation = getattr(policy.backbone, "generation_config", None)
     configured = getattr(generation, "eos_token_id", None)
     ends |= set(configured if isinstance(configured, list | tuple) else [configured])

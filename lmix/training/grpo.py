@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from lmix.data.example import Example
-from lmix.functional import clipped_surrogate, dead_groups, group_advantages, group_token_weights
+from lmix.functional import clipped_surrogate, dead_groups, group_advantages, group_token_weights, k3_kl
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixed_policy import Mixture
-from lmix.rollout.rollout import Rollout, length_mask, pack, token_budget_batches
+from lmix.model.streams import REFERENCE
+from lmix.rollout.rollout import Packed, Rollout, length_mask, pack, token_budget_batches
 from lmix.tasks.task import Judgement
 from lmix.training.base import AdapterModule
 from lmix.training.clock import Clock
@@ -57,7 +58,7 @@ class GRPOModule(AdapterModule):
 
         judgements_B = self.judge(rollouts_B, batch)
         rewards_PG = torch.tensor([j.reward for j in judgements_B]).view(len(batch), -1)
-        advantages_PG = group_advantages(rewards_PG)
+        advantages_PG = group_advantages(rewards_PG, scale_by_std=self.objective.scale_by_std)
         clock.lap()
 
         old_log_probs: list[Tensor] = []
@@ -66,6 +67,7 @@ class GRPOModule(AdapterModule):
             stats["grad_norm"] = self.optimizer_step(last=inner == self.objective.inner_updates - 1)
         update_seconds = clock.lap()
 
+        self.keep_rows(rollouts_B, judgements_B, batch)
         self.log_step(rollouts_B, judgements_B, rewards_PG, stats, rollout_seconds, update_seconds)
 
     def accumulate_gradient(
@@ -73,34 +75,36 @@ class GRPOModule(AdapterModule):
     ) -> dict[str, float]:
         """Add the gradient of eq. 6 over all rollouts, a micro-batch at a time.
 
-        Rollouts of dead groups have advantage zero, so gradient zero: they get no pass, but the mean counts them.
+        Rollouts of dead groups have advantage zero. Without a KL term their gradient is zero: they get no pass, but the
+        mean counts them.
 
         Args:
             old_log_probs: `[b, C]` of each micro-batch before the first inner update; filled by the first call.
 
         Returns:
-            Loss, clip fraction, and mean distance of the sampler's log-probabilities from these, over the tokens of
-            live groups.
+            Loss, clip fraction, KL, and mean distance of the sampler's log-probabilities from these, the last three
+            over the tokens that got a pass.
         """
-        weights_B = group_token_weights(length_mask(rollouts_B), torch.tensor([r.prompt for r in rollouts_B]))
-        live = [i for i in range(len(rollouts_B)) if advantages_B[i] != 0]
+        objective = self.objective
+        weights_B = self.token_weights(rollouts_B)
+        live = [i for i in range(len(rollouts_B)) if advantages_B[i] != 0 or objective.beta]
         tokens = sum(len(rollouts_B[i].completion_ids) for i in live)
-        sums = {"loss": 0.0, "clip_fraction": 0.0, "sampler_logprob_gap": 0.0}
-        budget = self.objective.micro_batch_tokens
-        for number, part in enumerate(token_budget_batches([len(rollouts_B[i]) for i in live], budget)):
+        sums = {"loss": 0.0, "clip_fraction": 0.0, "kl": 0.0, "sampler_logprob_gap": 0.0}
+        lengths = [len(rollouts_B[i]) for i in live]
+        for number, part in enumerate(token_budget_batches(lengths, objective.micro_batch_tokens)):
             rows = [live[i] for i in part]
             packed = pack([rollouts_B[i] for i in rows], self.device)
             log_probs_bC = packed.unflatten(self.score(packed))
             if number == len(old_log_probs):
                 old_log_probs.append(log_probs_bC.detach())  # so with one inner update the ratio is exactly 1
-            surrogate_bC, clipped_bC, _ = clipped_surrogate(
-                log_probs_bC,
-                old_log_probs[number],
-                advantages_B[rows].to(self.device),
-                packed.mask,
-                self.objective.clip_radius,
+            terms_bC, clipped_bC, _ = clipped_surrogate(
+                log_probs_bC, old_log_probs[number], advantages_B[rows].to(self.device), packed.mask, objective.clip
             )
-            loss = -(surrogate_bC * weights_B[rows].to(self.device)[:, None]).sum()
+            if objective.beta:
+                kl_bC = k3_kl(log_probs_bC, packed.unflatten(self.reference_log_probs(packed)))
+                terms_bC = terms_bC - objective.beta * kl_bC
+                sums["kl"] += float(kl_bC.detach().sum() / tokens)
+            loss = -(terms_bC * weights_B[rows].to(self.device)[:, None]).sum()
             if loss.requires_grad:  # at alpha 1 the policy has no part in the mixture
                 self.manual_backward(loss)
             sampled = torch.cat([rollouts_B[i].log_probs for i in rows]).to(self.device)
@@ -109,6 +113,19 @@ class GRPOModule(AdapterModule):
             sums["clip_fraction"] += float(clipped_bC.sum() / tokens)
             sums["sampler_logprob_gap"] += float(gap / tokens)
         return sums
+
+    def token_weights(self, rollouts_B: Sequence[Rollout]) -> Tensor:
+        """What each token of a rollout weighs in the loss, `[B]`; the batch as one group is DAPO's normaliser."""
+        groups = [r.prompt if self.objective.normaliser == "group" else 0 for r in rollouts_B]
+        return group_token_weights(length_mask(rollouts_B), torch.tensor(groups))
+
+    @torch.no_grad()
+    def reference_log_probs(self, packed: Packed) -> Tensor:
+        """Log-probability of each completion token under the reference alone, `[N]`."""
+        hidden = packed.reference_hidden
+        if hidden is None:
+            hidden = self.policy.stream_hidden(packed.input_ids, REFERENCE).flatten(0, 1)[packed.predicts]
+        return self.policy.stream_log_probs(hidden, packed.targets, REFERENCE)
 
     def log_step(
         self,

@@ -17,8 +17,7 @@ def check_adapter_state(found: Mapping[str, Tensor], expected: Mapping[str, Tens
         raise ValueError(f"the checkpoint does not fit this model: {differing[0]} {where} ({len(differing)} such)")
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
-            raise ValueError(
-                f"the checkpoint does not fit this model: {name} is {list(found[name].shape)}, must be {list(tensor.shape)}"
-            )
+            shapes = f"{list(found[name].shape)}, must be {list(tensor.shape)}"
+            raise ValueError(f"the checkpoint does not fit this model: {name} is {shapes}")
         if not torch.isfinite(found[name]).all():
             raise ValueError(f"the checkpoint is damaged: {name} holds NaN or Inf; take an earlier one")

@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 
 from lmix.data.loader import StepLoader
@@ -18,14 +20,14 @@ def ids(batches):
 
 def loader(**arguments) -> StepLoader:
     m = module()
-    return StepLoader(m.examples("train"), 4, **{"seed": 0, **arguments})
+    return StepLoader(m.read(["train"])["train"], 4, **{"seed": 0, **arguments})
 
 
 def test_an_epoch_holds_every_problem_once_and_the_next_one_in_another_order():
     one = loader()
     first, second = ids(one), ids(one)
     assert [len(b) for b in first] == [4, 4, 2]
-    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(10))
+    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(10))
     assert first != second
     assert first == ids(loader())
     assert first != ids(loader(seed=1))
@@ -46,24 +48,24 @@ def test_ranks_share_each_batch():
     whole = ids(loader())
     shares = [ids(loader(rank=r, world_size=3)) for r in range(3)]
     for step, batch in enumerate(whole):
-        assert sorted(sum((share[step] for share in shares), [])) == sorted(batch)
+        assert sorted(chain(*(share[step] for share in shares))) == sorted(batch)
 
 
 def test_held_out_problems_are_chosen_by_seed():
-    one, other = module(eval_size=3).examples("test"), module(eval_size=3, seed=1).examples("test")
+    one, other = module(eval_size=3).read(["test"])["test"], module(eval_size=3, seed=1).read(["test"])["test"]
     assert len(one) == len(other) == 3
     assert one != other
-    assert one == module(eval_size=3).examples("test")
+    assert one == module(eval_size=3).read(["test"])["test"]
 
 
 def test_a_prompt_longer_than_the_limit():
     with pytest.raises(ValueError, match=r"data.max_prompt_tokens is 20, but the prompt of train problem \d+ has \d+"):
-        module(max_prompt_tokens=20).examples("train")
-    lengths = sorted(len(e.prompt_ids) for e in module().examples("train"))
-    kept = module(max_prompt_tokens=lengths[4], long_prompts="drop").examples("train")
+        module(max_prompt_tokens=20).read(["train"])["train"]
+    lengths = sorted(len(e.prompt_ids) for e in module().read(["train"])["train"])
+    kept = module(max_prompt_tokens=lengths[4], long_prompts="drop").read(["train"])["train"]
     assert sorted(len(e.prompt_ids) for e in kept) == [n for n in lengths if n <= lengths[4]]
     with pytest.raises(ValueError, match="leaves no train problem"):
-        module(max_prompt_tokens=1, long_prompts="drop").examples("train")
+        module(max_prompt_tokens=1, long_prompts="drop").read(["train"])["train"]
 
 
 @pytest.mark.parametrize("name", ["prompts_per_step", "eval_size", "max_prompt_tokens"])

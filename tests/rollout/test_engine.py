@@ -130,3 +130,14 @@ def test_nothing_to_do(folders):
     policy = make_policy("qwen2", folders)
     assert generate(policy, prompts=[]) == []
     assert all(r.completion_ids == [] for r in generate(policy, limit=0))
+
+
+@pytest.mark.parametrize("mixture", ["logits", "probs"])
+def test_several_alphas_in_one_pass_equal_a_pass_for_each(policy, mixture):
+    policy.mixture = mixture
+    alphas = [0.0, 0.3, 0.8, 1.0]
+    together = generate(policy, draw=Draw(greedy=True), alphas=alphas)
+    for g, alpha in enumerate(alphas):
+        policy.alpha = alpha
+        alone = generate(policy, draw=Draw(greedy=True), samples=1)
+        assert [r.completion_ids for r in together[g::4]] == [r.completion_ids for r in alone]

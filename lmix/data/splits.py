@@ -1,0 +1,62 @@
+"""Training, validation and held-out problems that share none."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from lmix.tasks.task import Problem, Split, Task
+
+log = logging.getLogger(__name__)
+
+
+def split_problems(
+    task: Task, splits: Sequence[Split], eval_size: int, validation_size: int, seed: int
+) -> dict[Split, list[Problem]]:
+    """Choose a task's problems by seed.
+
+    Validation and held-out problems come from the task's own splits where it has them, and are taken out of its
+    training problems otherwise. A training problem that is also a validation or held-out one, by its text, is left out.
+
+    Args:
+        splits: which are wanted.
+        eval_size: held-out problems, or fewer where the task has fewer.
+        validation_size: the same for validation.
+
+    Raises:
+        ValueError: a split would be empty.
+    """
+    sizes: dict[Split, int] = {"test": eval_size, "validation": validation_size}
+    held_out: tuple[Split, ...] = ("test", "validation")
+    chosen: dict[Split, list[Problem]] = {}
+    wanted: list[Split] = [split for split in held_out if sizes[split] and (split in splits or "train" in splits)]
+    carved: list[Split] = [split for split in wanted if split not in task.splits]
+    if "train" in splits or carved:
+        pool = shuffled(task.problems("train"), seed)
+        for split in carved:
+            chosen[split], pool = pool[: sizes[split]], pool[sizes[split] :]
+    for split in wanted:
+        if split not in carved:
+            chosen[split] = shuffled(task.problems(split), seed)[: sizes[split]]
+    if "train" in splits:
+        held = {as_text(p) for split in wanted for p in chosen[split]}
+        train = [p for p in pool if as_text(p) not in held]
+        if len(train) < len(pool):
+            log.warning("%d training problems left out: validation or test has them too", len(pool) - len(train))
+        chosen["train"] = train
+    if empty := [split for split in splits if split in chosen and not chosen[split]]:
+        raise ValueError(
+            f"no problem is left for {empty[0]}: the task has too few for data.eval_size {eval_size} "
+            f"and data.validation_size {validation_size}"
+        )
+    return {split: sorted(chosen[split], key=lambda p: p.id) for split in splits if split in chosen}
+
+
+def shuffled(problems: Sequence[Problem], seed: int) -> list[Problem]:
+    order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed))
+    return [problems[i] for i in order.tolist()]
+
+
+def as_text(problem: Problem) -> str:
+    """What makes two problems the same: their text, whatever its white space and case."""
+    return " ".join(problem.problem.split()).casefold()
