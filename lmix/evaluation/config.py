@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import lmix
 from lmix.data.example import Example
 from lmix.data.module import RLDataModule
@@ -58,7 +60,12 @@ class EvaluationConfig:
             seed=self.seed,
             tokenizer=load_tokenizer(self.backbone.path),
         )
-        return data.read([self.split])[self.split][: self.problems]
+        examples = data.read([self.split])[self.split]
+        if len(examples) <= self.problems:
+            return examples
+        # the data module cuts held-out splits only
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(self.seed))
+        return [examples[i] for i in sorted(order[: self.problems].tolist())]
 
     def settings(self, examples: list[Example]) -> dict[str, Any]:
         """All that the numbers depend on, as JSON takes it; problems and adapters as checksums of their contents.
