@@ -140,6 +140,7 @@ def default_logger() -> dict[str, Any]:
 
 def quieten() -> None:
     """Leave out what lmix knows and users can't change."""
+    import lightning.pytorch  # noqa: F401  # it sets its own log level when it is imported
     import transformers.utils.logging
 
     if not sys.stderr.isatty():  # bars are for people; a log wants lines

@@ -1,0 +1,56 @@
+import json
+
+import pytest
+
+from lmix.data.splits import as_text, split_problems
+from lmix.tasks import ArithmeticTask, DatasetTask, MathTask
+
+
+def file(tmp_path, count=40, name="all.jsonl", **changes):
+    rows = [{"problem": f"Problem  {i}", "answer": str(i), "source": "ab"[i % 2], **changes} for i in range(count)]
+    path = tmp_path / name
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+def ids(chosen):
+    return {split: {p.id for p in problems} for split, problems in chosen.items()}
+
+
+def test_one_file_is_split_by_seed_into_three_that_share_nothing(tmp_path):
+    task = DatasetTask(file(tmp_path))
+    chosen = ids(split_problems(task, ["train", "validation", "test"], 10, 5, seed=0))
+    assert {split: len(found) for split, found in chosen.items()} == {"train": 25, "validation": 5, "test": 10}
+    assert set.union(*chosen.values()) == set(range(40))
+    assert chosen == ids(split_problems(task, ["train", "validation", "test"], 10, 5, seed=0))
+    assert chosen != ids(split_problems(task, ["train", "validation", "test"], 10, 5, seed=1))
+    # an evaluation alone finds the same held-out problems as training did
+    assert ids(split_problems(task, ["test"], 10, 5, seed=0))["test"] == chosen["test"]
+
+
+def test_training_problems_that_are_held_out_elsewhere_are_left_out(tmp_path, caplog):
+    task = DatasetTask(file(tmp_path), test_source=file(tmp_path, 8, "test.jsonl"))
+    chosen = split_problems(task, ["train", "validation", "test"], 500, 4, seed=0)
+    assert {p.id for p in chosen["test"]} == set(range(8))
+    texts = {split: {as_text(p) for p in problems} for split, problems in chosen.items()}
+    assert not texts["train"] & texts["test"]
+    assert not texts["train"] & texts["validation"]
+    assert "left out" in caplog.text
+
+
+def test_a_task_with_its_own_splits(tmp_path):
+    chosen = split_problems(ArithmeticTask(50, 20), ["train", "validation", "test"], 15, 10, seed=0)
+    assert {split: len(found) for split, found in chosen.items()} == {"train": 50, "validation": 10, "test": 15}
+
+
+def test_too_few_problems(tmp_path):
+    with pytest.raises(ValueError, match="no problem is left for train"):
+        split_problems(DatasetTask(file(tmp_path, 5)), ["train", "test"], 10, 0, seed=0)
+
+
+def test_rows_are_filtered_by_other_columns(tmp_path):
+    path = file(tmp_path)
+    assert {p.id % 2 for p in DatasetTask(path, where={"source": "b"}).problems("train")} == {1}
+    assert len(DatasetTask(path, where={"source": ["a", "b"]}).problems("train")) == 40
+    with pytest.raises(ValueError, match="column 'level' is not in"):
+        MathTask(path, levels=[1], solution_column=None, answer_column="answer").problems("train")

@@ -1,0 +1,94 @@
+import lightning as L
+import pytest
+import torch
+
+from lmix.functional import net_gain_alpha
+from lmix.rollout.engine import Draw
+from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
+from lmix.training.checkpoints import PolicyCheckpoint
+from tests.training.test_grpo import data, module, trainer
+
+
+class Watch(L.Callback):
+    """Alpha at the start and at the end of each step."""
+
+    def __init__(self):
+        self.alphas = []
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        self.alphas.append(pl_module.policy.alpha)
+
+
+def test_alpha_follows_the_validation_problems_between_steps(tmp_path):
+    m, watch = module(alpha=0.6), Watch()
+    t = trainer(tmp_path, 3, callbacks=[AdaptiveAlpha(offset=1.0, scale=2.0), watch])
+    source = data(validation_size=6)
+    t.fit(m, source)
+    metrics = {name: float(value) for name, value in t.callback_metrics.items()}
+    # the newest update again, by two decodings one after the other: the slow twin
+    correct = []
+    for alpha in (0.0, watch.alphas[-1]):
+        m.policy.alpha = alpha
+        examples = source.sets["validation"]
+        rollouts = m.engine.generate([e.prompt_ids for e in examples], 48, Draw(greedy=True))
+        correct.append(torch.tensor([j.answer_correct for j in m.judge(rollouts, examples)]))
+    expected = net_gain_alpha(*correct, offset=1.0, scale=2.0)
+    assert metrics["alpha/next"] == pytest.approx(expected.alpha)
+    assert metrics["alpha/gain"] == expected.gain
+    assert metrics["alpha/forgetting"] == expected.forgetting
+    assert metrics["alpha/net_gain"] == expected.net_gain
+    assert 0 < metrics["perf/alpha_share"] < 1
+    assert metrics["alpha"] == pytest.approx(watch.alphas[-1])  # the step's own alpha, not the next one
+    assert watch.alphas[0] == 0.6
+    assert len(set(watch.alphas)) > 1
+
+
+def test_alpha_is_constant_inside_a_step(tmp_path, monkeypatch):
+    m = module()
+    seen = []
+    score = m.score
+
+    def watched(packed):
+        seen.append((m.global_step, m.policy.alpha))
+        return score(packed)
+
+    monkeypatch.setattr(m, "score", watched)
+    trainer(tmp_path, 3, callbacks=[AdaptiveAlpha(offset=1.0, scale=2.0)]).fit(m, data(validation_size=6))
+    for step in {s for s, _ in seen}:
+        assert len({alpha for s, alpha in seen if s == step}) == 1
+
+
+def test_the_new_alpha_is_in_the_checkpoint_and_resumed(tmp_path):
+    m = module()
+    keep = PolicyCheckpoint(every_n_steps=1, keep=-1)
+    trainer(tmp_path, 2, callbacks=[keep, AdaptiveAlpha(offset=0.5, scale=2.0)]).fit(m, data(validation_size=6))
+    saved = torch.load(keep.saved[-1], weights_only=True)["lmix"]["alpha"]
+    assert saved == m.policy.alpha
+    assert saved != 0.5
+    again, watch = module(), Watch()
+    trainer(tmp_path, 3, callbacks=[watch]).fit(again, data(), ckpt_path=str(keep.saved[-1]))
+    assert watch.alphas == [saved]
+
+
+@pytest.mark.parametrize(("shape", "middle"), [("linear", 0.7), ("cosine", 0.7)])
+def test_schedules(shape, middle):
+    schedule = AlphaSchedule(1.0, 0.4, shape)
+    alphas = [schedule.at(step, 5) for step in range(5)]
+    assert alphas[0] == 1.0
+    assert alphas[-1] == pytest.approx(0.4)
+    assert alphas[2] == pytest.approx(middle)
+    assert alphas == sorted(alphas, reverse=True)
+    assert schedule.at(0, 1) == 1.0
+
+
+def test_a_schedule_moves_alpha(tmp_path):
+    watch = Watch()
+    trainer(tmp_path, 3, callbacks=[AlphaSchedule(0.8, 0.2), watch]).fit(module(), data())
+    assert watch.alphas == pytest.approx([0.8, 0.5, 0.2])
+
+
+def test_adaptive_alpha_needs_validation_problems(tmp_path):
+    with pytest.raises(ValueError, match="validation_size is 0"):
+        trainer(tmp_path, 1, callbacks=[AdaptiveAlpha()]).fit(module(), data())
+    with pytest.raises(ValueError, match="scale must be positive"):
+        AdaptiveAlpha(scale=0.0)
