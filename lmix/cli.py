@@ -40,6 +40,7 @@ FUNCTIONS = {
 def main(args: list[str] | None = None) -> int:
     """Parse, check, run. Returns the exit status: 0, 1 for a user's mistake."""
     from jsonargparse import ArgumentError, set_parsing_settings
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     args = sys.argv[1:] if args is None else args
     quieten()
@@ -51,7 +52,7 @@ def main(args: list[str] | None = None) -> int:
             run_report(args[1:])
         else:
             run_trainer(args)
-    except (ValueError, ArgumentError) as error:
+    except (ValueError, ArgumentError, MisconfigurationException) as error:
         print(f"lmix: error: {one_line(str(error))}", file=sys.stderr)
         return 1
     return 0

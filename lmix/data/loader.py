@@ -33,6 +33,8 @@ class StepLoader:
         return -(-len(self.examples) // self.prompts)
 
     def __iter__(self) -> Iterator[list[Example]]:
+        if self.position >= len(self):  # Lightning stops asking after the last list, so the epoch ends here
+            self.epoch, self.position = self.epoch + 1, 0
         order = torch.randperm(
             len(self.examples), generator=torch.Generator().manual_seed(self.seed + self.epoch)
         ).tolist()
@@ -40,7 +42,6 @@ class StepLoader:
             step = order[self.position * self.prompts : (self.position + 1) * self.prompts]
             self.position += 1
             yield [self.examples[i] for i in step[self.rank :: self.world_size]]
-        self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position}

@@ -160,8 +160,10 @@ def save_adapter(peft_model: PeftModel, stream: str, folder: Path, weights: dict
         config.save_pretrained(str(temporary))
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / WEIGHTS)
         os.chmod(temporary, 0o755)
+        old = temporary.with_name(temporary.name + "-old")
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)
         os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

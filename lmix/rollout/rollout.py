@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class Rollout:
-    """One completion of one prompt. Tensors are on the CPU unless they were asked to stay."""
+    """One completion of one prompt. Tensors are on the CPU."""
 
     prompt: int
     """Place of the prompt in the list that was sampled from."""

@@ -39,7 +39,7 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     inside = blocks[torch.arange(rows, device=logits.device), block].double().cumsum(dim=-1)
     before = (block_cdf - block_sums).gather(1, block[:, None]).squeeze(1)
     # a block's float32 sum and its float64 one differ by rounding: stay below the latter
-    rest = torch.minimum(target - before, inside[:, -1] * (1.0 - 1e-12))
+    rest = torch.minimum((target - before).clamp(min=0.0), inside[:, -1] * (1.0 - 1e-12))
     column = (inside > rest[:, None]).int().argmax(dim=-1)
     tokens = block * _BLOCK + column
     log_probs = (logits.gather(1, tokens[:, None]) - top).squeeze(1) - total.log().float()

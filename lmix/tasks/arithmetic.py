@@ -1,7 +1,7 @@
 """Word problems in several steps of arithmetic, made on the spot: the task of the embedded default.
 
 A problem tells of one person's things in two to four steps; its solution writes one equation a step. The text uses a
-small set of words, so that a model of 1.6M parameters can read and solve it. Everything here is synthetic.
+small set of words, so that a model of 0.8M parameters can read and solve it. Everything here is synthetic.
 """
 
 import itertools

@@ -63,6 +63,11 @@ class AdapterModule(L.LightningModule):
     def task(self) -> Task:
         return self.trainer.datamodule.task  # pyright: ignore[reportAttributeAccessIssue]
 
+    @property
+    def root_device(self) -> torch.device:
+        """Where the model goes: the module itself is moved there only after `configure_model`."""
+        return self.device if self._trainer is None else self.trainer.strategy.root_device
+
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.optimizer.schedule in ("linear", "cosine") and self.trainer.max_steps < 1:
             raise ValueError(f"optimizer.schedule {self.optimizer.schedule} ends at trainer.max_steps: set it above 0")
@@ -71,7 +76,7 @@ class AdapterModule(L.LightningModule):
         if hasattr(self, "policy"):
             return
         self.policy = MixedPolicy.from_pretrained(
-            self.backbone, self.adapters, self.initial_alpha, self.mixture, device=self.device
+            self.backbone, self.adapters, self.initial_alpha, self.mixture, device=self.root_device
         )
         self.engine = RolloutEngine(self.policy, end_tokens(self.policy, self.tokenizer), self.sampling.slots)
 
@@ -140,6 +145,11 @@ class AdapterModule(L.LightningModule):
         if last:
             scheduler.step()
         return float(norm)
+
+    def learning_rate(self) -> float:
+        """The rate that the next optimiser step will use."""
+        scheduler: Any = self.lr_schedulers()
+        return scheduler.get_last_lr()[0]
 
     # evaluation
 

@@ -49,8 +49,9 @@ class PolicyCheckpoint(Checkpoint):
         temporary = path.with_suffix(".part")
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
-            os.replace(temporary, path)
+            # the file last: where it is, its folder is
             trainer.lightning_module.policy.save_policy(path.with_suffix(""))  # pyright: ignore
+            os.replace(temporary, path)
         self.last_step = trainer.global_step
         self.saved.append(path)
         while 0 < self.keep < len(self.saved):

@@ -38,7 +38,7 @@ class CompletionLog(L.Callback):
         self.append(trainer, "predict", pl_module.rows)
 
     def append(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
-        if trainer.log_dir is None:
+        if trainer.log_dir is None or not rows:
             return
         suffix = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = Path(trainer.log_dir) / "completions" / f"{name}{suffix}.jsonl"
@@ -47,7 +47,7 @@ class CompletionLog(L.Callback):
             file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in rows)
 
     def table(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if rows else ():
             if isinstance(logger, TensorBoardLogger):
                 text = markdown_table(rows[: self.table_rows])
                 logger.experiment.add_text(f"{name}/completions", text, trainer.global_step)

@@ -62,12 +62,14 @@ class GRPOModule(AdapterModule):
         clock.lap()
 
         old_log_probs: list[Tensor] = []
+        rate = self.learning_rate()
         for inner in range(self.objective.inner_updates):
             stats = self.accumulate_gradient(rollouts_B, advantages_PG.flatten(), old_log_probs)
             stats["grad_norm"] = self.optimizer_step(last=inner == self.objective.inner_updates - 1)
         update_seconds = clock.lap()
 
         self.keep_rows(rollouts_B, judgements_B, batch)
+        stats["lr"] = rate
         self.log_step(rollouts_B, judgements_B, rewards_PG, stats, rollout_seconds, update_seconds)
 
     def accumulate_gradient(
@@ -139,7 +141,6 @@ class GRPOModule(AdapterModule):
         """Log a step's figures."""
         count = len(rollouts_B)
         tokens = sum(len(r.completion_ids) for r in rollouts_B)
-        scheduler = self.lr_schedulers()
         figures = {
             "step": float(self.global_step),  # the x axis
             "alpha": self.policy.alpha,
@@ -150,7 +151,6 @@ class GRPOModule(AdapterModule):
             "train/entropy": -float(torch.cat([r.log_probs for r in rollouts_B]).mean()),
             "train/completion_length": tokens / count,
             "train/dead_groups": float(dead_groups(rewards_PG).float().mean()),
-            "train/lr": scheduler.get_last_lr()[0],  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
             "perf/rollout_tokens_per_second": tokens / rollout_seconds,
             "perf/train_tokens_per_second": tokens / update_seconds,
             "perf/rollout_seconds": rollout_seconds,

@@ -44,6 +44,7 @@ class SFTModule(AdapterModule):
     def training_step(self, batch: list[Example], batch_idx: int) -> None:
         """One step: the mean negative log-likelihood of the batch's completion tokens."""
         clock = Clock(self.device)
+        self.rows = []  # nothing is drawn in training
         demonstrations = [
             Rollout(i, 0, example.prompt_ids, self.demonstration_ids(example)) for i, example in enumerate(batch)
         ]

@@ -6,6 +6,7 @@ from lmix.functional import net_gain_alpha
 from lmix.rollout.engine import Draw
 from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
 from lmix.training.checkpoints import PolicyCheckpoint
+from lmix.training.config import ObjectiveConfig
 from tests.training.test_grpo import data, module, trainer
 
 
@@ -44,7 +45,7 @@ def test_alpha_follows_the_validation_problems_between_steps(tmp_path):
 
 
 def test_alpha_is_constant_inside_a_step(tmp_path, monkeypatch):
-    m = module()
+    m = module(objective=ObjectiveConfig(inner_updates=2, micro_batch_tokens=200))
     seen = []
     score = m.score
 
@@ -54,6 +55,7 @@ def test_alpha_is_constant_inside_a_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(m, "score", watched)
     trainer(tmp_path, 3, callbacks=[AdaptiveAlpha(offset=1.0, scale=2.0)]).fit(m, data(validation_size=6))
+    assert len(seen) > 6
     for step in {s for s, _ in seen}:
         assert len({alpha for s, alpha in seen if s == step}) == 1
 

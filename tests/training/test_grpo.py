@@ -276,3 +276,9 @@ def test_checkpoints_that_do_not_fit(tmp_path):
 def test_settings_out_of_range(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_two_epochs_are_two_passes(tmp_path):
+    t = trainer(tmp_path, -1, max_epochs=2)
+    t.fit(module(), data(prompts=8))
+    assert t.global_step == 4
