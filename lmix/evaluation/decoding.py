@@ -13,9 +13,9 @@ from lmix.evaluation.output import drawing
 from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved
 from lmix.model.mixed_policy import MixedPolicy, Mixture
 from lmix.model.tokenizer import load_tokenizer
-from lmix.rollout.engine import Draw, RolloutEngine
+from lmix.rollout.engine import Draw, RolloutEngine, end_tokens
+from lmix.rollout.rollout import decode_texts
 from lmix.tasks.task import Judgement, Task
-from lmix.training.completions import end_tokens, without_end
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Decoder:
                 progress=progress,
             )
         seconds = time.perf_counter() - start
-        texts = [str(self.tokenizer.decode(without_end(r))) for r in rollouts]
+        decode_texts(rollouts, self.tokenizer)
         problems = [self.examples[r.prompt].problem for r in rollouts]
-        judgements = judge_once(self.config.task, texts, [p.answer for p in problems], self.judged)
+        judgements = judge_once(self.config.task, [r.text for r in rollouts], [p.answer for p in problems], self.judged)
         rows = [
             EvaluationRow(
                 who=who,
@@ -79,7 +79,7 @@ class Decoder:
                 alpha=alpha,
                 problem_id=problem.id,
                 sample=rollout.sample,
-                completion=text,
+                completion=rollout.text,
                 answer=judgement.answer,
                 gold=problem.answer,
                 format_correct=judgement.format_correct,
@@ -87,7 +87,7 @@ class Decoder:
                 ended=rollout.ended,
                 tokens=len(rollout.completion_ids),
             )
-            for rollout, problem, text, judgement in zip(rollouts, problems, texts, judgements, strict=True)
+            for rollout, problem, judgement in zip(rollouts, problems, judgements, strict=True)
         ]
         decoded = Decoded(rows, seconds)
         self.console.print(f"{name}: {decoded}")

@@ -150,9 +150,9 @@ def is_adapted(module: nn.Module) -> bool:
     return isinstance(module, LoraLayer)
 
 
-def save_adapter(peft_model: PeftModel, stream: str, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+def save_adapter(peft_model: PeftModel, stream: str, folder: Path) -> None:
     """Write one adapter as a peft folder that plain peft loads. The folder is there whole or not at all."""
-    weights = get_peft_model_state_dict(peft_model, state_dict=weights, adapter_name=stream)
+    weights = get_peft_model_state_dict(peft_model, adapter_name=stream)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:

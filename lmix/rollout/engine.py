@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.streams import POLICY, REFERENCE
@@ -89,6 +90,15 @@ class RolloutEngine:
         return rollouts
 
 
+def end_tokens(policy: MixedPolicy, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a completion: the tokenizer's, and those of the model's generation settings."""
+    ends: set[Any] = {tokenizer.eos_token_id}  # pyright: ignore[reportUnhashable]
+    generation = getattr(policy.backbone, "generation_config", None)
+    configured = getattr(generation, "eos_token_id", None)
+    ends |= set(configured if isinstance(configured, list | tuple) else [configured])
+    return sorted(int(token) for token in ends if token is not None)  # pyright: ignore[reportArgumentType]
+
+
 class _Wave:
     """One call of `generate`: its slots, and what each of them has drawn so far."""
 
@@ -111,6 +121,7 @@ class _Wave:
         self.rollouts, self.samples, self.limit = rollouts, samples, max_new_tokens
         self.waiting = list(range(0, len(rollouts), samples))  # first rollout of each group that has not started
         self.ended, self.tokens_drawn = 0, 0
+        self.ends = torch.tensor(engine.eos_ids, dtype=torch.long, device=self.device)
         slots = min(max(engine.slots // samples, 1) * samples, len(rollouts))
         length = max(len(r.prompt_ids) for r in rollouts) + max_new_tokens
         self.cache = StreamCache(self.policy.backbone.config, len(self.streams), slots, length)
@@ -218,20 +229,22 @@ class _Wave:
 
     def retire(self) -> None:
         """Take out rows that drew an end-of-sequence token or reached the limit; shrink the batch when none wait."""
-        tokens = self.tokens.cpu()
-        is_end = torch.isin(tokens, torch.tensor(self.engine.eos_ids)) if self.engine.eos_ids else tokens < 0
-        for slot, row in enumerate(self.rollout_of):
-            if row is None:
-                continue
-            count = self.drawn[slot]
-            ends = is_end[slot, :count].nonzero()
-            if len(ends) or count == self.limit:
-                self.finish(slot, self.rollouts[row], int(ends[0]) + 1 if len(ends) else count, bool(len(ends)))
+        for slot, (row, first_end) in enumerate(zip(self.rollout_of, self.first_ends(), strict=True)):
+            if row is not None and (first_end < self.limit or self.drawn[slot] == self.limit):
+                self.finish(slot, self.rollouts[row], min(first_end + 1, self.limit), first_end < self.limit)
         if self.progress:
             self.progress(self.ended, len(self.rollouts), self.tokens_drawn)
         live = [s for s, r in enumerate(self.rollout_of) if r is not None]
         if not self.waiting and live and len(live) <= 0.8 * len(self.rollout_of):
             self.keep(live)
+
+    def first_ends(self) -> list[int]:
+        """Each slot's first end-of-sequence token drawn since the last look, as a place; the limit where there is none."""
+        # a prefill's token and those of the steps after it; what was drawn before has been looked at
+        window = torch.arange(self.engine.check_every + 1, device=self.device)
+        places = (self.places.clamp(max=self.limit)[:, None] - 1 - window).clamp(min=0)
+        ends = torch.isin(self.tokens.gather(1, places), self.ends)
+        return places.masked_fill(~ends, self.limit).amin(dim=1).tolist()
 
     def finish(self, slot: int, rollout: Rollout, count: int, ended: bool) -> None:
         rollout.completion_ids = self.tokens[slot, :count].tolist()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -24,9 +25,17 @@ class Rollout:
     """Whether an end-of-sequence token was drawn within the limit."""
     reference_hidden: Tensor | None = None
     """`[T, H]`, the reference's hidden state that each token was drawn from, where it was asked for."""
+    text: str = ""
+    """The completion without its end-of-sequence token, once `decode_texts` has run."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def decode_texts(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fill in each rollout's `text`."""
+    for r in rollouts:
+        r.text = str(tokenizer.decode(r.completion_ids[:-1] if r.ended else r.completion_ids))
 
 
 @dataclass

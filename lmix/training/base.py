@@ -13,11 +13,11 @@ from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixed_policy import MixedPolicy, Mixture, check_alpha
 from lmix.model.tokenizer import load_tokenizer
-from lmix.rollout.engine import Draw, Progress, RolloutEngine
-from lmix.rollout.rollout import Packed, Rollout
+from lmix.rollout.engine import Draw, Progress, RolloutEngine, end_tokens
+from lmix.rollout.rollout import Packed, Rollout, decode_texts
 from lmix.seed import run_seed
 from lmix.tasks.task import Judgement, Task
-from lmix.training.completions import CompletionRow, completion_rows, end_tokens, without_end
+from lmix.training.completions import CompletionRow, completion_rows
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.metrics import FormatRate, SolveRate
 from lmix.training.state import check_adapter_state
@@ -95,17 +95,14 @@ class AdapterModule(L.LightningModule):
         )
 
     def judge(self, rollouts: Sequence[Rollout], batch: Sequence[Example]) -> list[Judgement]:
-        """Format, answer and reward of each rollout."""
+        """Format, answer and reward of each rollout; fills in its text."""
         golds = [batch[r.prompt].problem.answer for r in rollouts]
-        return self.task.judge(self.texts(rollouts), [r.ended for r in rollouts], golds)
-
-    def texts(self, rollouts: Sequence[Rollout]) -> list[str]:
-        """Completions as text, without their end-of-sequence tokens."""
-        return [str(self.tokenizer.decode(without_end(r))) for r in rollouts]
+        decode_texts(rollouts, self.tokenizer)
+        return self.task.judge([r.text for r in rollouts], [r.ended for r in rollouts], golds)
 
     def keep_rows(self, rollouts: Sequence[Rollout], judgements: Sequence[Judgement], batch: Sequence[Example]) -> None:
         """Lay completions out for callbacks."""
-        self.rows = completion_rows(rollouts, self.texts(rollouts), judgements, batch, self.global_step)
+        self.rows = completion_rows(rollouts, judgements, batch, self.global_step)
 
     def score(self, packed: Packed) -> Tensor:
         """Log-probability of each completion token under the mixed policy, `[N]`, with the policy's gradient."""
