@@ -239,7 +239,7 @@ class _Wave:
             self.keep(live)
 
     def first_ends(self) -> list[int]:
-        """Each slot's first end-of-sequence token drawn since the last look, as a place; the limit where there is none."""
+        """Place of each slot's first end-of-sequence token since the last look; the limit where there is none."""
         # a prefill's token and those of the steps after it; what was drawn before has been looked at
         window = torch.arange(self.engine.check_every + 1, device=self.device)
         places = (self.places.clamp(max=self.limit)[:, None] - 1 - window).clamp(min=0)
