@@ -84,15 +84,16 @@ def run_trainer(args: list[str]) -> None:
     from lightning.pytorch.cli import LightningCLI
 
     from lmix.data.module import RLDataModule
+    from lmix.training.state import check_checkpoint
 
     class Door(LightningCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.set_defaults({"model": {"class_path": "lmix.GRPOModule"}})
 
-        def before_instantiate_classes(self) -> None:
-            path = self.config[str(self.subcommand)].get("ckpt_path")
-            if path and path not in ("best", "last", "hpc") and not Path(path).is_file():
-                raise ValueError(f"ckpt_path {path!r} is no file: give a .ckpt of a run's checkpoints folder")
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            super().parse_arguments(parser, args)
+            if path := self.config[self.config["subcommand"]].get("ckpt_path"):
+                check_checkpoint(path)
 
     others = ", ".join([*FUNCTIONS, "report"])
     Door(
@@ -117,7 +118,7 @@ def one_line(message: str) -> str:
     if "Errors:" in message:
         tried = message.partition("Errors:")[2].partition("Given value type:")[0]
         reasons = [reason.strip() for reason in re.split(r"\n\s*- ", tried)]
-        message = next(reason for reason in reasons if reason and "NoneType" not in reason)
+        message = next((reason for reason in reasons if reason and "NoneType" not in reason), message)
     line = " ".join(message.split())
     if re.search(r"not accepted|unrecognized arguments|not expected", line):
         line += " (--print_config shows the fields there are)"

@@ -12,6 +12,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -45,10 +47,12 @@ ARCHITECTURES = {
         Gemma3ForCausalLM,
         Gemma3TextConfig(**SHAPE, **WINDOWS, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
     ),
+    # every layer looks at a window, and the configuration has no list of layers that would say so
+    "mistral": (MistralForCausalLM, MistralConfig(**SHAPE, **WINDOWS)),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config(**SHAPE, **WINDOWS, final_logit_softcapping=3.0)),  # caps its logits
 }
-EXACT = [*ARCHITECTURES]
-ALL = [*ARCHITECTURES, "qwen2-nf4", "llama-nf4"]
+EXACT = ["qwen2", "llama", "gemma3", "gemma2"]
+ALL = [*EXACT, "qwen2-nf4", "llama-nf4"]
 
 
 def tiny_model(architecture: str) -> PreTrainedModel:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -68,7 +69,13 @@ MATH = ["--config", str(CONFIGS / "tasks/math.yaml"), "--config", str(CONFIGS / 
         (lambda tmp: [*MATH, f"--data.task.source={rows(tmp / 'a.jsonl', problem=...)}"], "column 'problem' is not in"),
         (lambda tmp: [*MATH, f"--data.task.source={rows(tmp / 'a.jsonl', 0)}"], "the file is empty"),
         (lambda tmp: [*MATH, f"--data.task.source={tmp}/none.jsonl"], "there is no such file"),
-        (lambda tmp: [*DEMO, f"--ckpt_path={tmp}/none.ckpt"], "none.ckpt"),
+        (lambda tmp: [*DEMO, f"--ckpt_path={tmp}/none.ckpt"], "none.ckpt' is no file"),
+        (lambda tmp: [*DEMO, "--ckpt_path=last"], "ckpt_path 'last' is no file"),
+        (lambda tmp: [*DEMO, f"--ckpt_path={garbage(tmp)}"], "is damaged or no checkpoint"),
+        (lambda tmp: [*DEMO, f"--ckpt_path={foreign_checkpoint(tmp)}"], "was not written by lmix"),
+        (lambda tmp: [*DEMO, "--data.task=lmix.tasks.Task"], "Task has no problems of its own"),
+        (lambda tmp: [*DEMO, "--trainer.precision=bf16-mixed"], "trainer.precision must be 32-true"),
+        (lambda tmp: [*DEMO, "--model.adapters.experts=[a]"], "experts needs model.weights"),
     ],
 )
 def test_a_mistake_is_one_line_and_found_before_a_model_is_loaded(make, message, tmp_path, capsys, no_model):
@@ -83,6 +90,16 @@ def unknown_field(tmp: Path) -> Path:
     path = tmp / "typo.yaml"
     path.write_text("model:\n  init_args:\n    sampels: 3\n")
     return path
+
+
+def garbage(tmp: Path) -> Path:
+    (tmp / "garbage.ckpt").write_bytes(b"no checkpoint")
+    return tmp / "garbage.ckpt"
+
+
+def foreign_checkpoint(tmp: Path) -> Path:
+    torch.save({"state_dict": {}}, tmp / "foreign.ckpt")
+    return tmp / "foreign.ckpt"
 
 
 def foreign(tmp: Path) -> Path:
@@ -127,16 +144,16 @@ def test_the_demo_runs_and_writes_everything_down(tmp_path, capsys):
 
 
 def test_what_the_user_types_wins_over_the_checkpoint_s_run(tmp_path, capsys):
-    """Resume with another max_steps and learning rate; alpha is the checkpoint's."""
+    """Resume with another max_steps, learning rate and alpha."""
     save_dir = f"--trainer.logger.save_dir={tmp_path}"
     assert run("fit", *DEMO, *SMALL, save_dir, "--model.alpha=0.25") == 0
     checkpoint = tmp_path / "demo/version_0/checkpoints/step=0002.ckpt"
-    assert run("fit", *DEMO, *SMALL, save_dir, "--trainer.max_steps=3", f"--ckpt_path={checkpoint}") == 0
+    more = ["--trainer.max_steps=3", "--model.alpha=0.75", "--model.optimizer.lr=0.0001", f"--ckpt_path={checkpoint}"]
+    assert run("fit", *DEMO, *SMALL, save_dir, *more) == 0
     events = EventAccumulator(str(tmp_path / "demo/version_1"))
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("alpha")] == [(3, pytest.approx(0.25))] or [
-        e.value for e in events.Scalars("alpha")
-    ] == [pytest.approx(0.25)]
+    assert [(e.step, e.value) for e in events.Scalars("alpha")] == [(3, pytest.approx(0.75))]
+    assert [e.value for e in events.Scalars("train/lr")] == [pytest.approx(1e-4)]
     assert "going on after step 2" in capsys.readouterr().out
 
 

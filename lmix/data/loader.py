@@ -35,9 +35,9 @@ class StepLoader:
     def __iter__(self) -> Iterator[list[Example]]:
         if self.position >= len(self):  # Lightning stops asking after the last list, so the epoch ends here
             self.epoch, self.position = self.epoch + 1, 0
-        order = torch.randperm(
-            len(self.examples), generator=torch.Generator().manual_seed(self.seed + self.epoch)
-        ).tolist()
+        # a stride, so that the second epoch of one seed is not the first of the next
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        order = torch.randperm(len(self.examples), generator=generator).tolist()
         while self.position < len(self):
             step = order[self.position * self.prompts : (self.position + 1) * self.prompts]
             self.position += 1

@@ -1,6 +1,7 @@
 """The LightningDataModule: a task's problems, tokenised and checked before any weight is read."""
 
 import logging
+import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -105,6 +106,13 @@ class RLDataModule(L.LightningDataModule):
         """This rank's part of the validation problems."""
         rank, world_size = self._rank()
         return self.sets["validation"][rank::world_size]
+
+    def spare_examples(self, count: int, step: int, attempt: int, exclude: set[int]) -> list[Example]:
+        """Up to `count` training examples for this rank, none of `exclude` (problem ids), by (seed, step, attempt)."""
+        rank, world_size = self._rank()
+        order = list(self.sets["train"])
+        random.Random(f"spare {run_seed()} {step} {attempt}").shuffle(order)
+        return [e for e in order[rank::world_size] if e.problem.id not in exclude][:count]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # lists of numbers: the engine moves what it needs

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,9 +16,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lmix.model.streams import POLICY, StreamRouter
+from lmix.model.streams import POLICY, REFERENCE, StreamRouter
 from lmix.model.tokenizer import first_line, load_config, resolve
 
+PLAIN = {
+    "use_dora": False,
+    "lora_bias": False,
+    "bias": "none",
+    "modules_to_save": None,
+    "trainable_token_indices": None,
+    "layer_replication": None,
+}
+"""peft's fields that must be at these values (or unset)."""
+REBASED = ("pissa", "olora", "loftq", "corda")
+"""Initialisations that subtract something from the base, which two streams share."""
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -30,6 +41,8 @@ class AdapterConfig:
     """Folder of the frozen reference (an SFT adapter in peft's layout); `base` or null anchors to the base itself."""
     policy: str | None = None
     """Folder of an adapter that the policy starts from; `base` or null starts at the base (LoRA B = 0: Algorithm 1)."""
+    experts: list[str] = field(default_factory=list)
+    """Folders of further frozen adapters: an ensemble, whose weights are `model.weights`."""
     rank: int = 16
     """Rank of a policy that starts at the base."""
     lora_alpha: float = 32
@@ -40,17 +53,18 @@ class AdapterConfig:
     """Must stay 0: dropout would make the ratio of eq. 5 wrong. It is here to say so."""
 
     def __post_init__(self) -> None:
-        for field in ("reference", "policy"):
-            if getattr(self, field) in (
-                "base",
-                "null",
-                "None",
-            ):  # jsonargparse makes "None" of a null typed as override
-                object.__setattr__(self, field, None)
+        for name in ("reference", "policy"):
+            # jsonargparse makes "None" of a null typed as override
+            if getattr(self, name) in ("base", "null", "None"):
+                object.__setattr__(self, name, None)
         if self.dropout != 0.0:
             raise ValueError(f"adapters.dropout must be 0, not {self.dropout}: it makes GRPO's ratio wrong")
         if self.rank < 1:
             raise ValueError(f"adapters.rank must be at least 1, not {self.rank}")
+
+    def frozen(self) -> dict[str, str | None]:
+        """The frozen streams by name, each with its folder, or None for the base itself."""
+        return {REFERENCE: self.reference, **{f"expert_{k}": path for k, path in enumerate(self.experts, start=1)}}
 
     def fresh(self) -> LoraConfig:
         """The policy's peft configuration when it starts at the base."""
@@ -82,11 +96,17 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
     except (ValueError, TypeError, SafetensorError) as error:
         raise ValueError(f"adapter {path!r} can't be read: {first_line(error)}") from error
     assert isinstance(config, LoraConfig)
-    for field, plain in (("use_dora", False), ("lora_bias", False), ("bias", "none"), ("modules_to_save", None)):
-        if (getattr(config, field) or plain) != plain:
-            raise ValueError(f"adapter {path!r} has {field}={getattr(config, field)}: lmix takes plain LoRA only")
+    for name, plain in PLAIN.items():
+        if (getattr(config, name, plain) or plain) != plain:
+            raise ValueError(f"adapter {path!r} has {name}={getattr(config, name)}: lmix takes plain LoRA only")
     if bad := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
         raise ValueError(f"adapter {path!r} holds NaN or Inf in {bad[0]}: take another copy of it")
+    if str(config.init_lora_weights).startswith(REBASED):
+        raise ValueError(
+            f"adapter {path!r} has init_lora_weights={config.init_lora_weights}, which changes the base's weights: "
+            "save it as a plain LoRA (peft's path_initial_model_for_weight_conversion)"
+        )
+    config.init_lora_weights = True  # its values are read, not made
     config.lora_dropout = 0.0
     config.inference_mode = False
     config.base_model_name_or_path = None  # peft fills in the backbone at hand

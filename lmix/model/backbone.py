@@ -1,5 +1,6 @@
 """Load the frozen backbone: bf16, fp32, or 4-bit NF4 by bitsandbytes. Only this file knows bitsandbytes."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,8 +27,6 @@ class BackboneConfig:
     """What the matmuls compute in, and what unquantised weights are held in. CPUs without bf16 units want float32."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: less memory, more time. Rollouts are untouched."""
-    trust_remote_code: bool = False
-    """Run Python code that a hub repository brings along. Leave off unless you have read that code."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -42,6 +41,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     """
     where, arguments = hub_arguments(config.path)
     model_config = load_config(config.path)
+    attention_kinds(model_config)
     arguments |= {"dtype": config.torch_dtype, "attn_implementation": attention_for(model_config)}
     if config.quantization == "nf4" and "gguf_file" not in arguments:
         arguments |= {
@@ -56,7 +56,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
             ),
         }
     try:
-        model = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=config.trust_remote_code, **arguments)
+        model = AutoModelForCausalLM.from_pretrained(where, **arguments)
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone {config.path!r} can't be loaded: {first_line(error)}") from error
     if config.quantization == "nf4" and "gguf_file" in arguments:
@@ -107,6 +107,33 @@ def quantize_linears(model: PreTrainedModel, config: BackboneConfig) -> None:
             four_bit.bias = layer.bias
             setattr(parent, name, four_bit)
     model.is_loaded_in_4bit = True  # pyright: ignore[reportArgumentType]  # peft looks at it
+
+
+def attention_kinds(config: PretrainedConfig) -> list[str]:
+    """What each kind of layer attends to: `full_attention`, or `sliding_attention` over the newest `sliding_window`.
+
+    Raises:
+        ValueError: the backbone has layers of another kind, whose state lmix can't keep for each row.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        kind = getattr(config, "model_type", None)
+        raise ValueError(
+            f"backbone of type {kind!r} has layers of kind {min(unknown)}: lmix samples from models whose layers "
+            "have full or sliding-window attention only"
+        )
+    return sorted(kinds)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A checksum of the norms and biases, which no quantisation touches: the same model in any precision has the same,
+    wherever its files lie; another finetune of the same architecture has another."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        if parameter.dim() == 1 and parameter.is_floating_point():
+            digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def attention_for(config: PretrainedConfig) -> str:

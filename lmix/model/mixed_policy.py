@@ -1,5 +1,6 @@
 """The mixed policy: streams of one backbone, mixed into one distribution (eq. 1-3)."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lmix.functional import mix_streams, mix_streams_log_probs, token_log_probs, tokenwise
 from lmix.model.adapters import AdapterConfig, add_adapters, check_adapter, is_adapted, save_adapter
-from lmix.model.backbone import BackboneConfig, freeze_backbone, load_backbone
+from lmix.model.backbone import BackboneConfig, fingerprint, freeze_backbone, load_backbone
 from lmix.model.streams import POLICY, REFERENCE, StreamRouter
 
 Mixture = Literal["logits", "probs"]
@@ -28,6 +29,7 @@ class MixedPolicy(nn.Module):
         adapters: where the policy starts and what the reference is.
         alpha: weight of the reference, in [0, 1].
         mixture: `logits` averages logits (eq. 1), `probs` averages probabilities (section 5).
+        weights: of the policy, the reference and each expert, in place of alpha (an ensemble); see `check_weights`.
         activation_checkpointing: recompute decoder layers in the backward pass; rollouts are untouched.
 
     Raises:
@@ -41,14 +43,21 @@ class MixedPolicy(nn.Module):
         adapters: AdapterConfig,
         alpha: float = 0.5,
         mixture: Mixture = "logits",
+        weights: Sequence[float] | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.alpha = alpha
+        self.is_ensemble = check_weights(weights, adapters, mixture) is not None
+        frozen = adapters.frozen()
+        if weights is None:
+            self._weights = two_weights(alpha)
+        else:
+            self._weights = dict(zip((POLICY, *frozen), map(float, weights), strict=True))
         self.mixture: Mixture = mixture
         self.router = StreamRouter()
         freeze_backbone(model)
-        self.peft_model = add_adapters(model, adapters, {REFERENCE: adapters.reference}, self.router)
+        self.fingerprint = fingerprint(model)
+        self.peft_model = add_adapters(model, adapters, frozen, self.router)
         self.softcap: float | None = getattr(self.backbone.config, "final_logit_softcapping", None)
         self._checkpointed: list[nn.Module] = []
         if activation_checkpointing:
@@ -63,14 +72,16 @@ class MixedPolicy(nn.Module):
         adapters: AdapterConfig,
         alpha: float = 0.5,
         mixture: Mixture = "logits",
+        weights: Sequence[float] | None = None,
         device: torch.device | str = "cpu",
     ) -> "MixedPolicy":
         """Check the adapters against the backbone's configuration, then load. Errors as in the class."""
         check_alpha(alpha)
-        for path in {adapters.reference, adapters.policy} - {None}:
+        check_weights(weights, adapters, mixture)
+        for path in {adapters.policy, *adapters.frozen().values()} - {None}:
             check_adapter(path, backbone.path)  # pyright: ignore[reportArgumentType]
         model = load_backbone(backbone, device)
-        return cls(model, adapters, alpha, mixture, backbone.activation_checkpointing)
+        return cls(model, adapters, alpha, mixture, weights, backbone.activation_checkpointing)
 
     def train(self, mode: bool = True) -> "MixedPolicy":
         """Do nothing: the forward pass is the same in training and evaluation, and has no dropout."""
@@ -80,22 +91,28 @@ class MixedPolicy(nn.Module):
 
     @property
     def alpha(self) -> float:
-        """Weight of the reference. A Python float: a buffer would be rounded by bf16 trainer precision."""
-        return self._alpha
+        """Weight of the reference. A Python float: a buffer would be rounded by bf16 trainer precision.
+
+        Raises:
+            ValueError: when it is set outside [0, 1], or in an ensemble, whose weights are fixed.
+        """
+        return self._weights[REFERENCE]
 
     @alpha.setter
     def alpha(self, value: float) -> None:
-        self._alpha = check_alpha(value)
+        if self.is_ensemble:
+            raise ValueError("alpha can't be moved where model.weights is given: an ensemble's weights are fixed")
+        self._weights = two_weights(value)
 
     @property
     def weights(self) -> dict[str, float]:
         """Each stream's weight in the mixture."""
-        return {POLICY: 1.0 - self.alpha, REFERENCE: self.alpha}
+        return dict(self._weights)
 
     @property
     def streams(self) -> tuple[str, ...]:
         """The streams that count, in the order in which they are stacked: those of weight zero cost nothing."""
-        return tuple(name for name, weight in self.weights.items() if weight != 0.0)
+        return tuple(name for name, weight in self._weights.items() if weight != 0.0)
 
     @property
     def mixes_hidden(self) -> bool:
@@ -237,6 +254,36 @@ class MixedPolicy(nn.Module):
         if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
             kind = self.backbone.config.model_type
             raise ValueError(f"backbone of type {kind!r} changes its logits after the head in a way lmix does not know")
+
+
+def two_weights(alpha: float) -> dict[str, float]:
+    """The weights of policy and reference, eq. 1. Raises ValueError where alpha is outside [0, 1]."""
+    alpha = check_alpha(alpha)
+    return {POLICY: 1.0 - alpha, REFERENCE: alpha}
+
+
+def check_weights(weights: Sequence[float] | None, adapters: AdapterConfig, mixture: Mixture) -> Sequence[float] | None:
+    """See that an ensemble's weights are one a stream, the policy's not zero; logits take negative ones as well
+    (DExperts, contrastive decoding), probabilities need them to be at least 0 and to sum to 1.
+
+    Raises:
+        ValueError: they are not.
+    """
+    streams = 1 + len(adapters.frozen())
+    if weights is None:
+        if streams > 2:
+            raise ValueError("adapters.experts needs model.weights: of the policy, the reference and each expert")
+        return None
+    given = list(weights)
+    if len(given) != streams:
+        raise ValueError(
+            f"model.weights must be {streams} numbers, not {given}: of the policy, the reference and each expert"
+        )
+    if not all(map(math.isfinite, given)) or given[0] == 0:
+        raise ValueError(f"model.weights must be finite, and the first, the policy's, not 0: not {given}")
+    if mixture == "probs" and (min(given) < 0 or abs(sum(given) - 1.0) > 1e-6):
+        raise ValueError(f"model.weights of probabilities must be at least 0 and sum to 1, not {given}")
+    return weights
 
 
 def check_alpha(alpha: float) -> float:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
+from lmix.model.backbone import attention_kinds
+
 
 class StreamCache:
     """Keys and values of `slots` rows in each of K streams, stacked as the streams' rows are (stream 0's slots first).
@@ -24,7 +26,7 @@ class StreamCache:
     is_compileable = False
 
     def __init__(self, config: PretrainedConfig, streams: int, slots: int, length: int) -> None:
-        self.config = config
+        self.config, self.kinds = config, attention_kinds(config)
         self.streams, self.slots, self.length = streams, slots, length
         self.layers: list[tuple[Tensor, Tensor]] = []
         self._rows = self._places = torch.empty(0)
@@ -49,7 +51,9 @@ class StreamCache:
         """Drop all slots but these, in this order: rows that have ended leave the batch."""
         index = [k * self.slots + s for k in range(self.streams) for s in slots]
         at = torch.tensor(index, device=self.layers[0][0].device)
-        self.layers = [(keys[at], values[at]) for keys, values in self.layers]
+        for i, (keys, values) in enumerate(self.layers):  # one by one, so that each old tensor is freed at once
+            self.layers[i] = (keys[at], values[at])
+            del keys, values
         self.slots = len(slots)
 
     def step_arguments(self, positions: Tensor, visible: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -66,14 +70,13 @@ class StreamCache:
         place = torch.arange(visible, device=positions.device)
         seen = place <= self._places[:, None]
         masks = {"full_attention": seen}
-        if window := getattr(self.config, "sliding_window", None):
-            masks["sliding_attention"] = seen & (place > self._places[:, None] - window)
+        if "sliding_attention" in self.kinds:
+            masks["sliding_attention"] = seen & (place > self._places[:, None] - self.config.sliding_window)
         additive = self.config._attn_implementation == "eager"
-        four = {name: as_attention_mask(mask[:, None, None, :], dtype, additive) for name, mask in masks.items()}
-        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
+        four = {kind: as_attention_mask(masks[kind][:, None, None, :], dtype, additive) for kind in self.kinds}
         return {
             "position_ids": self._places[:, None],
-            "attention_mask": four if len(kinds) > 1 else four[kinds.pop()],
+            "attention_mask": four if len(four) > 1 else four[self.kinds[0]],
             "past_key_values": self,
             "use_cache": True,
         }

@@ -63,7 +63,7 @@ class RolloutEngine:
         draw: Draw,
         samples: int = 1,
         prompt_ids: Sequence[int] | None = None,
-        keep_reference: bool = False,
+        keep_frozen: bool = False,
         progress: Progress | None = None,
         alphas: Sequence[float] | None = None,
     ) -> list[Rollout]:
@@ -76,7 +76,7 @@ class RolloutEngine:
             samples: G.
             prompt_ids: a number for each prompt that its random numbers depend on (its place in the data set), so that
                 they do not depend on what it is batched with; by default its place in `prompts`.
-            keep_reference: keep the reference's hidden states, so that scoring needs no reference pass.
+            keep_frozen: keep the frozen streams' hidden states, so that scoring needs no pass of theirs.
             progress: see `Progress`.
             alphas: a weight of the reference for each of the G samples in place of the policy's alpha, so that one
                 pass decodes several mixtures from the same prefill.
@@ -86,7 +86,7 @@ class RolloutEngine:
         """
         rollouts = [Rollout(p, g, list(ids)) for p, ids in enumerate(prompts) for g in range(samples)]
         if rollouts and max_new_tokens > 0:
-            _Wave(self, rollouts, samples, max_new_tokens, draw, prompt_ids, keep_reference, progress, alphas).run()
+            _Wave(self, rollouts, samples, max_new_tokens, draw, prompt_ids, keep_frozen, progress, alphas).run()
         return rollouts
 
 
@@ -110,7 +110,7 @@ class _Wave:
         max_new_tokens: int,
         draw: Draw,
         prompt_ids: Sequence[int] | None,
-        keep_reference: bool,
+        keep_frozen: bool,
         progress: Progress | None,
         alphas: Sequence[float] | None,
     ) -> None:
@@ -142,8 +142,8 @@ class _Wave:
         self.log_probs = torch.zeros(slots, max_new_tokens, device=self.device)
         self.places = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.last = torch.zeros(slots, dtype=torch.long, device=self.device)
-        self.reference: Tensor | None = None
-        self.keep_reference = keep_reference and REFERENCE in self.streams
+        self.frozen: Tensor | None = None
+        self.kept = [k for k, name in enumerate(self.streams) if keep_frozen and name != POLICY]
 
     def run(self) -> None:
         self.admit()
@@ -214,11 +214,11 @@ class _Wave:
         writes = self.places[at] < self.limit
         self.tokens[at, places] = torch.where(writes, tokens, self.tokens[at, places])
         self.log_probs[at, places] = torch.where(writes, log_probs, self.log_probs[at, places])
-        if self.keep_reference:
-            hidden = hidden_KSH[self.streams.index(REFERENCE)]
-            if self.reference is None:
-                self.reference = hidden.new_zeros(len(self.rollout_of), self.limit, hidden.shape[-1])
-            self.reference[at, places] = torch.where(writes[:, None], hidden, self.reference[at, places])
+        if self.kept:
+            hidden_SFH = torch.stack([hidden_KSH[k] for k in self.kept], dim=1)
+            if self.frozen is None:
+                self.frozen = hidden_SFH.new_zeros(len(self.rollout_of), self.limit, *hidden_SFH.shape[1:])
+            self.frozen[at, places] = torch.where(writes[:, None, None], hidden_SFH, self.frozen[at, places])
         self.last[at] = tokens
         self.places[at] += 1
         self.positions[at] += 1
@@ -250,8 +250,8 @@ class _Wave:
         rollout.completion_ids = self.tokens[slot, :count].tolist()
         rollout.log_probs = self.log_probs[slot, :count].to("cpu", copy=True)  # the slot will be used again
         rollout.ended = ended
-        if self.keep_reference and self.reference is not None:
-            rollout.reference_hidden = self.reference[slot, :count].to("cpu", copy=True)
+        if self.frozen is not None:
+            rollout.frozen_hidden = self.frozen[slot, :count].to("cpu", copy=True)
         self.rollout_of[slot] = None
         self.ended += 1
 
@@ -261,6 +261,6 @@ class _Wave:
         at = torch.tensor(slots, device=self.device)
         self.rollout_of = [self.rollout_of[s] for s in slots]
         self.drawn = [self.drawn[s] for s in slots]
-        for name in ("slot_keys", "slot_samples", "positions", "tokens", "log_probs", "places", "last", "reference"):
+        for name in ("slot_keys", "slot_samples", "positions", "tokens", "log_probs", "places", "last", "frozen"):
             if (tensor := getattr(self, name)) is not None:
                 setattr(self, name, tensor[at])

@@ -23,8 +23,8 @@ class Rollout:
     """`[T]`, of the drawn tokens under the mixed policy, as the sampler saw them."""
     ended: bool = False
     """Whether an end-of-sequence token was drawn within the limit."""
-    reference_hidden: Tensor | None = None
-    """`[T, H]`, the reference's hidden state that each token was drawn from, where it was asked for."""
+    frozen_hidden: Tensor | None = None
+    """`[T, F, H]`, hidden states of the mixture's F frozen streams that each token was drawn from, where asked for."""
     text: str = ""
     """The completion without its end-of-sequence token, once `decode_texts` has run."""
 
@@ -50,8 +50,8 @@ class Packed:
     """`[N]`, those completion tokens."""
     mask: Tensor
     """`[B, C]`, true for the tokens of each row's completion; C of the longest."""
-    reference_hidden: Tensor | None
-    """`[N, H]`, where every rollout has it."""
+    frozen_hidden: Tensor | None
+    """`[N, F, H]`, where every rollout has it."""
 
     def unflatten(self, values: Tensor) -> Tensor:
         """`[N]` -> `[B, C]` with zeros in the padding; keeps the gradient."""
@@ -68,7 +68,7 @@ def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu") -> Pac
         first = row * width + len(r.prompt_ids) - 1
         predicts.append(torch.arange(first, first + len(r.completion_ids)))
         targets += r.completion_ids
-    hidden = [r.reference_hidden for r in rollouts if r.reference_hidden is not None]
+    hidden = [r.frozen_hidden for r in rollouts if r.frozen_hidden is not None]
     return Packed(
         input_ids.to(device),
         torch.cat(predicts).to(device),

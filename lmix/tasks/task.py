@@ -73,7 +73,7 @@ class Task:
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems of a split. Raises ValueError, in one line, where the data are missing or malformed."""
-        raise NotImplementedError
+        raise ValueError(f"{type(self).__name__} has no problems of its own: name a task such as lmix.tasks.MathTask")
 
     def verify(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[bool]:
         """Whether each answer (None: not format-correct) is right."""

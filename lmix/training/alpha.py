@@ -9,8 +9,17 @@ import torch
 from lmix.functional import net_gain_alpha
 from lmix.model.mixed_policy import check_alpha
 from lmix.rollout.engine import Draw
-from lmix.training.base import AdapterModule
 from lmix.training.clock import Clock
+from lmix.training.grpo import GRPOModule
+
+
+def check_moves(callback: L.Callback, module: L.LightningModule) -> None:
+    """Raise ValueError where a module has no alpha that a callback could move."""
+    name = type(callback).__name__
+    if not isinstance(module, GRPOModule):
+        raise ValueError(f"{name} moves the alpha of lmix.GRPOModule; {type(module).__name__} has none: leave it out")
+    if module.weights is not None:
+        raise ValueError(f"{name} moves alpha, but model.weights is given and fixed: leave one of the two out")
 
 
 class AdaptiveAlpha(L.Callback):
@@ -33,10 +42,11 @@ class AdaptiveAlpha(L.Callback):
         self.offset, self.scale = offset, scale
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        check_moves(self, pl_module)
         if stage == "fit" and not trainer.datamodule.validation_size:  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError("data.validation_size is 0, but AdaptiveAlpha decides on these problems: set it (100)")
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: AdapterModule, *_: Any, **__: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GRPOModule, *_: Any, **__: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         clock = Clock(pl_module.device)
         examples = trainer.datamodule.validation_share()  # pyright: ignore[reportAttributeAccessIssue]
         rollouts = pl_module.engine.generate(
@@ -80,6 +90,7 @@ class AlphaSchedule(L.Callback):
         self.start, self.end, self.shape = check_alpha(start), check_alpha(end), shape
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        check_moves(self, pl_module)
         if stage == "fit" and trainer.max_steps < 1:
             raise ValueError("AlphaSchedule ends at trainer.max_steps: set it above 0")
 
@@ -90,5 +101,8 @@ class AlphaSchedule(L.Callback):
             done = 0.5 * (1.0 - math.cos(math.pi * done))
         return self.start + (self.end - self.start) * done
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: AdapterModule, *_: Any, **__: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def on_fit_start(self, trainer: L.Trainer, pl_module: GRPOModule) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        pl_module.policy.alpha = self.at(0, trainer.max_steps)  # for the evaluation before the first step
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: GRPOModule, *_: Any, **__: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         pl_module.policy.alpha = self.at(trainer.global_step, trainer.max_steps)

@@ -1,5 +1,6 @@
 """What all training of the policy adapter shares: the model, the optimiser, greedy evaluation, the checkpoint."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 from lmix.data.example import Example
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
-from lmix.model.mixed_policy import MixedPolicy, Mixture, check_alpha
-from lmix.model.tokenizer import load_tokenizer
+from lmix.model.mixed_policy import MixedPolicy, Mixture, check_alpha, check_weights
+from lmix.model.streams import POLICY
+from lmix.model.tokenizer import load_config, load_tokenizer
 from lmix.rollout.engine import Draw, Progress, RolloutEngine, end_tokens
 from lmix.rollout.rollout import Packed, Rollout, decode_texts
 from lmix.seed import run_seed
@@ -20,7 +22,9 @@ from lmix.tasks.task import Judgement, Task
 from lmix.training.completions import CompletionRow, completion_rows
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.metrics import FormatRate, SolveRate
-from lmix.training.state import check_adapter_state
+from lmix.training.state import check_adapter_state, check_origin
+
+log = logging.getLogger(__name__)
 
 
 class AdapterModule(L.LightningModule):
@@ -41,6 +45,7 @@ class AdapterModule(L.LightningModule):
         mixture: Mixture,
         sampling: SamplingConfig,
         optimizer: OptimizerConfig,
+        weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -48,6 +53,7 @@ class AdapterModule(L.LightningModule):
         self.backbone, self.adapters = backbone, adapters
         self.initial_alpha = check_alpha(alpha)
         self.mixture: Mixture = mixture
+        self.weights = check_weights(weights, adapters, mixture)
         self.sampling, self.optimizer = sampling, optimizer
         self.format_rate, self.solve_rate = FormatRate(), SolveRate()
         self.rows: list[CompletionRow] = []
@@ -69,14 +75,31 @@ class AdapterModule(L.LightningModule):
         return self.device if self._trainer is None else self.trainer.strategy.root_device
 
     def setup(self, stage: str) -> None:
+        if self.trainer.precision != "32-true":
+            raise ValueError(
+                f"trainer.precision must be 32-true, not {self.trainer.precision}: backbone.dtype says what the "
+                "backbone computes in, and adapters are trained in float32"
+            )
+        self.check_length()
         if stage == "fit" and self.optimizer.schedule in ("linear", "cosine") and self.trainer.max_steps < 1:
             raise ValueError(f"optimizer.schedule {self.optimizer.schedule} ends at trainer.max_steps: set it above 0")
+
+    def check_length(self) -> None:
+        """Raise ValueError where the longest prompt and completion are more tokens than the backbone has places."""
+        places = getattr(load_config(self.backbone.path), "max_position_embeddings", None)
+        sets = self.trainer.datamodule.sets.values()  # pyright: ignore[reportAttributeAccessIssue]
+        longest = max((len(example.prompt_ids) for examples in sets for example in examples), default=0)
+        if places is not None and longest + self.sampling.max_new_tokens > places:
+            raise ValueError(
+                f"sampling.max_new_tokens {self.sampling.max_new_tokens} after a prompt of {longest} tokens is more "
+                f"than the {places} places of backbone {self.backbone.path!r}: lower it, or data.max_prompt_tokens"
+            )
 
     def configure_model(self) -> None:
         if hasattr(self, "policy"):
             return
         self.policy = MixedPolicy.from_pretrained(
-            self.backbone, self.adapters, self.initial_alpha, self.mixture, device=self.root_device
+            self.backbone, self.adapters, self.initial_alpha, self.mixture, self.weights, device=self.root_device
         )
         self.engine = RolloutEngine(self.policy, end_tokens(self.policy, self.tokenizer), self.sampling.slots)
 
@@ -90,7 +113,7 @@ class AdapterModule(L.LightningModule):
             Draw(run_seed(self.sampling.seed), self.global_step, greedy),
             samples=1 if greedy else self.sampling.samples_per_prompt,
             prompt_ids=[example.problem.id for example in batch],
-            keep_reference=self.sampling.keep_reference and not greedy,
+            keep_frozen=self.sampling.keep_frozen and not greedy,
             progress=self.progress,
         )
 
@@ -106,14 +129,15 @@ class AdapterModule(L.LightningModule):
 
     def score(self, packed: Packed) -> Tensor:
         """Log-probability of each completion token under the mixed policy, `[N]`, with the policy's gradient."""
-        hidden_K = []
-        for stream in self.policy.streams:
-            if stream != "policy" and packed.reference_hidden is not None:
-                hidden_K.append(packed.reference_hidden)
-            else:
-                hidden_BTH = self.policy.stream_hidden(packed.input_ids, stream)
-                hidden_K.append(hidden_BTH.flatten(0, 1)[packed.predicts])
+        hidden_K = [self.hidden(packed, stream) for stream in self.policy.streams]
         return self.policy.log_probs(hidden_K, packed.targets)
+
+    def hidden(self, packed: Packed, stream: str) -> Tensor:
+        """A stream's hidden states that predict the completion tokens, `[N, H]`: kept ones, or by a pass."""
+        frozen = [name for name in self.policy.streams if name != POLICY]
+        if packed.frozen_hidden is not None and stream in frozen:
+            return packed.frozen_hidden[:, frozen.index(stream)]
+        return self.policy.stream_hidden(packed.input_ids, stream).flatten(0, 1)[packed.predicts]
 
     # the optimiser
 
@@ -125,10 +149,23 @@ class AdapterModule(L.LightningModule):
         )
         return [optimizer], [get_scheduler(settings.schedule, optimizer, settings.warmup_steps, steps)]
 
+    def on_train_start(self) -> None:
+        """Let the settings at hand rule the optimiser, also where a checkpoint has brought another run's."""
+        settings = self.optimizer
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        rate = settings.lr * scheduler.lr_lambdas[0](scheduler.last_epoch)
+        for group in optimizer.param_groups:
+            group.update(lr=rate, initial_lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+        scheduler.base_lrs, scheduler._last_lr = [settings.lr], [rate]
+
     def optimizer_step(self, last: bool = True) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Clip, step, and clear; returns the gradient's norm before clipping.
 
         Only the last inner update goes through Lightning's wrapper, which counts `global_step`: it is the paper's step.
+
+        Raises:
+            ValueError: the gradient is not finite; the adapter is as it was before.
         """
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
@@ -136,7 +173,12 @@ class AdapterModule(L.LightningModule):
         for parameter in parameters:
             if parameter.grad is None:  # all groups dead: a step of zero gradient, so that momentum goes on alike
                 parameter.grad = torch.zeros_like(parameter)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer.max_grad_norm, error_if_nonfinite=True)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise ValueError(
+                f"the gradient of step {self.global_step + 1} is not finite: lower optimizer.lr "
+                f"({self.optimizer.lr}), and go on from the newest checkpoint by --ckpt_path"
+            )
         (optimizer if last else optimizer.optimizer).step()
         optimizer.zero_grad()
         if last:
@@ -193,13 +235,23 @@ class AdapterModule(L.LightningModule):
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load adapters. Raises ValueError unless names and shapes are exactly those of this model, and all finite."""
-        check_adapter_state(state_dict, self.state_dict())
+        # Lightning calls this with a checkpoint's tensors wherever they were saved
+        check_adapter_state({k: v.to(self.policy.device) for k, v in state_dict.items()}, self.state_dict())
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lmix"] = {"alpha": self.policy.alpha, "backbone": self.backbone.path}
+        checkpoint["lmix"] = {
+            "alpha": self.policy.alpha,
+            "initial_alpha": self.initial_alpha,
+            "backbone": self.backbone.path,
+            "fingerprint": self.policy.fingerprint,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "lmix" not in checkpoint:
-            raise ValueError("this checkpoint was not written by lmix: give one from a run's checkpoints folder")
-        self.policy.alpha = checkpoint["lmix"]["alpha"]
+        """Take up alpha where a callback had moved it to, unless this run's settings start from another one."""
+        saved = checkpoint["lmix"]
+        check_origin(saved, self.backbone.path, self.policy.fingerprint)
+        if self.weights is None and self.initial_alpha == saved["initial_alpha"]:
+            self.policy.alpha = saved["alpha"]
+        elif self.weights is None:
+            log.warning("alpha %g as in the settings; the checkpoint's was %g", self.initial_alpha, saved["alpha"])

@@ -32,6 +32,13 @@ class PolicyCheckpoint(Checkpoint):
         self.last_step: int | None = None
         self.saved: list[Path] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"saved": [str(path) for path in self.saved]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of a run that goes on in the same folder, older checkpoints are still this one's to drop."""
+        self.saved = [Path(path) for path in state_dict["saved"]]
+
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         if trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
@@ -46,6 +53,7 @@ class PolicyCheckpoint(Checkpoint):
             return
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
         path = folder / f"step={trainer.global_step:04d}.ckpt"
+        self.saved = [*(old for old in self.saved if old.parent == folder and old != path), path]
         temporary = path.with_suffix(".part")
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
@@ -53,7 +61,6 @@ class PolicyCheckpoint(Checkpoint):
             trainer.lightning_module.policy.save_policy(path.with_suffix(""))  # pyright: ignore
             os.replace(temporary, path)
         self.last_step = trainer.global_step
-        self.saved.append(path)
         while 0 < self.keep < len(self.saved):
             old = self.saved.pop(0)
             if trainer.is_global_zero:

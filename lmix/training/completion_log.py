@@ -17,9 +17,15 @@ class CompletionLog(L.Callback):
     Args:
         table_rows: completions of a step in the table.
         every_n_steps: steps between tables.
+
+    Raises:
+        ValueError: a number below 1.
     """
 
     def __init__(self, table_rows: int = 8, every_n_steps: int = 5) -> None:
+        for name, value in (("table_rows", table_rows), ("every_n_steps", every_n_steps)):
+            if value < 1:
+                raise ValueError(f"CompletionLog.{name} must be at least 1, not {value}")
         self.table_rows, self.every_n_steps = table_rows, every_n_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:

@@ -14,13 +14,17 @@ class SamplingConfig:
     """A completion that has not ended by then is cut, and earns nothing."""
     slots: int = 64
     """Rows that are decoded at once; more need more memory for keys and values."""
-    keep_reference: bool = True
-    """Keep the reference's hidden states from decoding, so that the update needs no reference pass."""
+    keep_frozen: bool = True
+    """Keep the frozen streams' hidden states from decoding, so that the update needs no pass of theirs."""
+    resample_dead: int = 0
+    """How often dead groups are replaced by other prompts' groups (DAPO's dynamic sampling); 0 leaves them in."""
     seed: int | None = None
     """A row's tokens depend on (seed, step, problem, sample, position) and on nothing else; null: seed_everything."""
 
     def __post_init__(self) -> None:
         _at_least_one(self, "sampling", "samples_per_prompt", "max_new_tokens", "slots")
+        if self.resample_dead < 0:
+            raise ValueError(f"sampling.resample_dead must be at least 0, not {self.resample_dead}")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Legend: P prompts, G samples of a prompt, B = P * G rollouts, C tokens of the lo
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,16 @@ from lmix.training.clock import Clock
 from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
 
 
+@dataclass
+class BeforeUpdate:
+    """Log-probabilities before the first inner update, `[b, C]` of each micro-batch; without gradient."""
+
+    log_probs: list[Tensor] = field(default_factory=list)
+    """Of the mixed policy: the old ones of eq. 5."""
+    reference_log_probs: list[Tensor] = field(default_factory=list)
+    """Of the reference, where there is a KL term; it never changes."""
+
+
 class GRPOModule(AdapterModule):
     """Reinforcement learning of the policy adapter inside the mixture with a frozen reference.
 
@@ -29,12 +40,14 @@ class GRPOModule(AdapterModule):
         adapters: where the policy starts, and what the reference is.
         alpha: weight of the reference, in [0, 1]: 0 is the policy alone (GRPO), 1 the reference alone.
         mixture: average logits (eq. 1) or probabilities (section 5).
+        weights: of the policy, the reference and each of adapters.experts, in place of alpha: an ensemble. Logits take
+            any numbers, probabilities those that sum to 1.
         sampling: how rollouts are drawn.
         objective: how a step's rollouts become a gradient.
         optimizer: how the gradient becomes a step.
 
     Raises:
-        ValueError: alpha outside [0, 1].
+        ValueError: alpha outside [0, 1], or weights that do not fit the adapters.
     """
 
     def __init__(
@@ -43,11 +56,12 @@ class GRPOModule(AdapterModule):
         adapters: AdapterConfig = AdapterConfig(),
         alpha: float = 0.5,
         mixture: Mixture = "logits",
+        weights: list[float] | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         objective: ObjectiveConfig = ObjectiveConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
     ) -> None:
-        super().__init__(backbone, adapters, alpha, mixture, sampling, optimizer)
+        super().__init__(backbone, adapters, alpha, mixture, sampling, optimizer, weights)
         self.objective = objective
 
     def training_step(self, batch: list[Example], batch_idx: int) -> None:
@@ -57,14 +71,19 @@ class GRPOModule(AdapterModule):
         rollout_seconds = clock.lap()
 
         judgements_B = self.judge(rollouts_B, batch)
+        clock.lap()
+        for attempt in range(self.sampling.resample_dead):
+            batch, rollouts_B, judgements_B = self.replace_dead(batch, rollouts_B, judgements_B, attempt)
+        rollout_seconds += clock.lap()
+
         rewards_PG = torch.tensor([j.reward for j in judgements_B]).view(len(batch), -1)
         advantages_PG = group_advantages(rewards_PG, scale_by_std=self.objective.scale_by_std)
         clock.lap()
 
-        old_log_probs: list[Tensor] = []
+        before = BeforeUpdate()
         rate = self.learning_rate()
         for inner in range(self.objective.inner_updates):
-            stats = self.accumulate_gradient(rollouts_B, advantages_PG.flatten(), old_log_probs)
+            stats = self.accumulate_gradient(rollouts_B, advantages_PG.flatten(), before)
             stats["grad_norm"] = self.optimizer_step(last=inner == self.objective.inner_updates - 1)
         update_seconds = clock.lap()
 
@@ -72,8 +91,34 @@ class GRPOModule(AdapterModule):
         stats["lr"] = rate
         self.log_step(rollouts_B, judgements_B, rewards_PG, stats, rollout_seconds, update_seconds)
 
+    def replace_dead(
+        self, batch: list[Example], rollouts_B: list[Rollout], judgements_B: list[Judgement], attempt: int
+    ) -> tuple[list[Example], list[Rollout], list[Judgement]]:
+        """Put other training prompts with new rollouts in the place of dead groups (DAPO's dynamic sampling).
+
+        Which prompts is a function of (seed, step, attempt), so nothing of it needs to be saved. Where no prompt is
+        left, dead groups stay.
+        """
+        rewards_PG = torch.tensor([j.reward for j in judgements_B]).view(len(batch), -1)
+        dead = dead_groups(rewards_PG).nonzero().flatten().tolist()
+        spare = self.trainer.datamodule.spare_examples(  # pyright: ignore[reportAttributeAccessIssue]
+            len(dead), self.global_step, attempt, {example.problem.id for example in batch}
+        )
+        if not spare:
+            return batch, rollouts_B, judgements_B
+        fresh = self.sample(spare)
+        judged = self.judge(fresh, spare)
+        batch, rollouts_B, judgements_B = list(batch), list(rollouts_B), list(judgements_B)
+        samples = self.sampling.samples_per_prompt
+        for place, prompt in enumerate(dead[: len(spare)]):
+            old, new = (slice(p * samples, (p + 1) * samples) for p in (prompt, place))
+            batch[prompt] = spare[place]
+            rollouts_B[old] = [replace(r, prompt=prompt) for r in fresh[new]]
+            judgements_B[old] = judged[new]
+        return batch, rollouts_B, judgements_B
+
     def accumulate_gradient(
-        self, rollouts_B: Sequence[Rollout], advantages_B: Tensor, old_log_probs: list[Tensor]
+        self, rollouts_B: Sequence[Rollout], advantages_B: Tensor, before: BeforeUpdate
     ) -> dict[str, float]:
         """Add the gradient of eq. 6 over all rollouts, a micro-batch at a time.
 
@@ -81,7 +126,7 @@ class GRPOModule(AdapterModule):
         mean counts them.
 
         Args:
-            old_log_probs: `[b, C]` of each micro-batch before the first inner update; filled by the first call.
+            before: filled by the first inner update, used by all.
 
         Returns:
             Loss, clip fraction, KL, and mean distance of the sampler's log-probabilities from these, the last three
@@ -97,20 +142,23 @@ class GRPOModule(AdapterModule):
             rows = [live[i] for i in part]
             packed = pack([rollouts_B[i] for i in rows], self.device)
             log_probs_bC = packed.unflatten(self.score(packed))
-            if number == len(old_log_probs):
-                old_log_probs.append(log_probs_bC.detach())  # so with one inner update the ratio is exactly 1
+            if number == len(before.log_probs):
+                before.log_probs.append(log_probs_bC.detach())  # so with one inner update the ratio is exactly 1
+            old_bC = before.log_probs[number]
             terms_bC, clipped_bC, _ = clipped_surrogate(
-                log_probs_bC, old_log_probs[number], advantages_B[rows].to(self.device), packed.mask, objective.clip
+                log_probs_bC, old_bC, advantages_B[rows].to(self.device), packed.mask, objective.clip
             )
             if objective.beta:
-                kl_bC = k3_kl(log_probs_bC, packed.unflatten(self.reference_log_probs(packed)))
+                if number == len(before.reference_log_probs):
+                    before.reference_log_probs.append(packed.unflatten(self.reference_log_probs(packed)))
+                kl_bC = k3_kl(log_probs_bC, before.reference_log_probs[number])
                 terms_bC = terms_bC - objective.beta * kl_bC
                 sums["kl"] += float(kl_bC.detach().sum() / tokens)
             loss = -(terms_bC * weights_B[rows].to(self.device)[:, None]).sum()
             if loss.requires_grad:  # at alpha 1 the policy has no part in the mixture
                 self.manual_backward(loss)
             sampled = torch.cat([rollouts_B[i].log_probs for i in rows]).to(self.device)
-            gap = (old_log_probs[number][packed.mask] - sampled).abs().sum()
+            gap = (old_bC[packed.mask] - sampled).abs().sum()
             sums["loss"] += float(loss.detach())
             sums["clip_fraction"] += float(clipped_bC.sum() / tokens)
             sums["sampler_logprob_gap"] += float(gap / tokens)
@@ -124,10 +172,7 @@ class GRPOModule(AdapterModule):
     @torch.no_grad()
     def reference_log_probs(self, packed: Packed) -> Tensor:
         """Log-probability of each completion token under the reference alone, `[N]`."""
-        hidden = packed.reference_hidden
-        if hidden is None:
-            hidden = self.policy.stream_hidden(packed.input_ids, REFERENCE).flatten(0, 1)[packed.predicts]
-        return self.policy.stream_log_probs(hidden, packed.targets, REFERENCE)
+        return self.policy.stream_log_probs(self.hidden(packed, REFERENCE), packed.targets, REFERENCE)
 
     def log_step(
         self,

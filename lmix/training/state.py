@@ -1,13 +1,41 @@
 """What a checkpoint must hold to be this run's."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
+def check_checkpoint(path: str) -> None:
+    """See that a file is a whole checkpoint of lmix, before any model is loaded.
+
+    Raises:
+        ValueError: it is none, in one line.
+    """
+    where = f"ckpt_path {path!r}"
+    if not Path(path).is_file():
+        raise ValueError(f"{where} is no file: give a .ckpt of a run's checkpoints folder")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle's, zip's and torch's own classes
+        raise ValueError(f"{where} is damaged or no checkpoint: give a .ckpt of a run's checkpoints folder") from error
+    if not isinstance(checkpoint, dict) or "lmix" not in checkpoint:
+        raise ValueError(f"{where} was not written by lmix: give a .ckpt of a run's checkpoints folder")
+
+
+def check_origin(saved: Mapping[str, Any], backbone: str, fingerprint: str) -> None:
+    """Raise ValueError where a checkpoint's adapters were trained on another backbone."""
+    if saved["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"the checkpoint was trained on another backbone ({saved['backbone']}) than backbone.path {backbone}: "
+            "give that one"
+        )
+
+
 def check_adapter_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Compare adapters' names and shapes, and see that values are finite.
+    """Compare adapters' names and shapes, see that values are finite, and that frozen adapters are the same.
 
     Raises:
         ValueError: they differ, in one line with the first difference.
@@ -21,3 +49,8 @@ def check_adapter_state(found: Mapping[str, Tensor], expected: Mapping[str, Tens
             raise ValueError(f"the checkpoint does not fit this model: {name} is {shapes}")
         if not torch.isfinite(found[name]).all():
             raise ValueError(f"the checkpoint is damaged: {name} holds NaN or Inf; take an earlier one")
+        if ".policy." not in name and not torch.equal(found[name].to(tensor), tensor):
+            raise ValueError(
+                f"the checkpoint was trained with another frozen adapter ({name} differs): "
+                "give adapters.reference and adapters.experts as they were"
+            )

@@ -31,6 +31,7 @@ def test_an_epoch_holds_every_problem_once_and_the_next_one_in_another_order():
     assert first != second
     assert first == ids(loader())
     assert first != ids(loader(seed=1))
+    assert second != ids(loader(seed=1))  # a seed's second epoch is not another seed's first
 
 
 def test_the_position_is_saved_and_restored():

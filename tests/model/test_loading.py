@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from lmix.model import backbone as backbone_module
 from lmix.model.adapters import AdapterConfig, check_adapter, read_adapter
-from lmix.model.backbone import BackboneConfig, load_backbone
-from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.backbone import BackboneConfig, fingerprint, load_backbone
+from lmix.model.mixed_policy import MixedPolicy, check_weights
 from lmix.model.tokenizer import load_tokenizer, resolve
 
 
@@ -64,7 +64,14 @@ def test_damaged_adapters(copy_of, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("use_dora", True, "use_dora"), ("bias", "all", "bias"), ("peft_type", "IA3", "not LORA")],
+    [
+        ("use_dora", True, "use_dora"),
+        ("bias", "all", "bias"),
+        ("peft_type", "IA3", "not LORA"),
+        ("trainable_token_indices", [1], "trainable_token_indices"),
+        ("init_lora_weights", "pissa_niter_4", "changes the base's weights"),
+        ("init_lora_weights", "olora", "changes the base's weights"),
+    ],
 )
 def test_adapters_that_are_no_plain_lora(copy_of, field, value, message):
     folder = copy_of("qwen2-sft")
@@ -72,6 +79,48 @@ def test_adapters_that_are_no_plain_lora(copy_of, field, value, message):
     (folder / "adapter_config.json").write_text(json.dumps({**config, field: value}))
     with pytest.raises(ValueError, match=message):
         read_adapter(str(folder))
+
+
+def test_layers_that_sampling_keeps_no_state_for_are_refused_before_weights_are_read(folders, tmp_path, monkeypatch):
+    import shutil
+
+    folder = shutil.copytree(folders["qwen2"], tmp_path / "chunked")
+    config = json.loads((folder / "config.json").read_text())
+    config["layer_types"] = ["full_attention", "linear_attention", "full_attention"]
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(backbone_module.AutoModelForCausalLM, "from_pretrained", None)
+    with pytest.raises(ValueError, match=r"'qwen2' has layers of kind linear_attention"):
+        load_backbone(BackboneConfig(str(folder), "none"))
+
+
+def test_a_fingerprint_is_of_the_model_and_not_of_its_precision(folders):
+    path = str(folders["qwen2"])
+    prints = {
+        fingerprint(load_backbone(BackboneConfig(path, "none", dtype="float32"))),
+        fingerprint(load_backbone(BackboneConfig(path, "nf4", dtype="float32"))),
+        fingerprint(load_backbone(BackboneConfig(path, "nf4", dtype="bfloat16"))),
+    }
+    assert len(prints) == 1
+    other = load_backbone(BackboneConfig(str(folders["qwen2"]), "none", dtype="float32"))
+    with torch.no_grad():
+        next(p for p in other.parameters() if p.dim() == 1)[0] += 0.1
+    assert fingerprint(other) not in prints
+
+
+@pytest.mark.parametrize(
+    ("weights", "mixture", "message"),
+    [
+        (None, "logits", "experts needs model.weights"),
+        ([0.5, 0.5], "logits", "must be 3 numbers"),
+        ([0.0, 0.5, 0.5], "logits", "the policy's, not 0"),
+        ([0.5, float("nan"), 0.5], "logits", "must be finite"),
+        ([1.0, 0.5, -0.5], "probs", "at least 0 and sum to 1"),
+        ([0.5, 0.5, 0.5], "probs", "at least 0 and sum to 1"),
+    ],
+)
+def test_weights_that_do_not_fit(weights, mixture, message):
+    with pytest.raises(ValueError, match=message):
+        check_weights(weights, AdapterConfig(experts=["somewhere"]), mixture)
 
 
 def test_dropout_on_the_policy_is_refused_and_a_loaded_adapter_s_is_set_to_0(copy_of):

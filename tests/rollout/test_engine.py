@@ -31,11 +31,19 @@ def test_greedy_decoding_equals_decoding_without_a_cache(policy):
         assert rollout.completion_ids == naive(policy, prompt, 16, ENDS)
 
 
+def test_windows_without_a_list_of_layers(folders):
+    """Mistral's prompts and completions are longer than its window of 6."""
+    policy = make_policy("mistral", folders)
+    assert policy.backbone.config.sliding_window == 6
+    for prompt, rollout in zip(PROMPTS, generate(policy, draw=Draw(greedy=True), samples=1), strict=True):
+        assert rollout.completion_ids == naive(policy, prompt, 16, ENDS)
+
+
 @pytest.mark.parametrize("mixture", ["logits", "probs"])
 def test_the_sampler_s_log_probs_equal_teacher_forced_ones(policy, mixture):
     """With padding, with rows that end at different times, and with rows that come into slots of others."""
     policy.mixture = mixture
-    rollouts = generate(policy, keep_reference=True)
+    rollouts = generate(policy, keep_frozen=True)
     assert len({len(r.completion_ids) for r in rollouts}) > 3
     packed = pack(rollouts)
     with torch.no_grad():
@@ -43,8 +51,8 @@ def test_the_sampler_s_log_probs_equal_teacher_forced_ones(policy, mixture):
         forced = policy.log_probs(hidden, packed.targets)
     assert torch.allclose(forced, torch.cat([r.log_probs for r in rollouts]), atol=1e-4)
     # the reference's hidden states, kept from decoding, are those of a whole pass
-    assert packed.reference_hidden is not None
-    assert torch.allclose(packed.reference_hidden, hidden[1], atol=1e-4)
+    assert packed.frozen_hidden is not None
+    assert torch.allclose(packed.frozen_hidden[:, 0], hidden[1], atol=1e-4)
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_does_not(folders):
@@ -113,9 +121,9 @@ def test_sampled_first_tokens_follow_the_mixed_distribution(folders):
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_one_stream_at_the_borders(policy, alpha):
     policy.alpha = alpha
-    rollouts = generate(policy, draw=Draw(greedy=True), samples=1, keep_reference=True)
+    rollouts = generate(policy, draw=Draw(greedy=True), samples=1, keep_frozen=True)
     assert rollouts[0].completion_ids == naive(policy, PROMPTS[0], 16, ENDS)
-    assert (rollouts[0].reference_hidden is None) == (alpha == 0.0)
+    assert (rollouts[0].frozen_hidden is None) == (alpha == 0.0)
 
 
 def test_progress_moves_while_tokens_are_drawn(folders):

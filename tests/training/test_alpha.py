@@ -3,10 +3,12 @@ import pytest
 import torch
 
 from lmix.functional import net_gain_alpha
+from lmix.model.backbone import BackboneConfig
 from lmix.rollout.engine import Draw
 from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.config import ObjectiveConfig
+from lmix.training.sft import SFTModule
 from tests.training.test_grpo import data, module, trainer
 
 
@@ -87,6 +89,25 @@ def test_a_schedule_moves_alpha(tmp_path):
     watch = Watch()
     trainer(tmp_path, 3, callbacks=[AlphaSchedule(0.8, 0.2), watch]).fit(module(), data())
     assert watch.alphas == pytest.approx([0.8, 0.5, 0.2])
+
+
+def test_the_evaluation_before_the_first_step_is_at_the_schedule_s_first_alpha(tmp_path):
+    seen = []
+
+    class Look(L.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            seen.append(pl_module.policy.alpha)
+
+    callbacks = [AlphaSchedule(0.8, 0.2), Look()]
+    trainer(tmp_path, 1, callbacks=callbacks, num_sanity_val_steps=-1).fit(module(alpha=0.5), data())
+    assert seen[0] == 0.8
+
+
+def test_alpha_callbacks_refuse_a_module_without_alpha(tmp_path):
+    sft = SFTModule(BackboneConfig(quantization="none", dtype="float32"))
+    for callback in (AdaptiveAlpha(), AlphaSchedule()):
+        with pytest.raises(ValueError, match=r"moves the alpha of lmix.GRPOModule; SFTModule has none"):
+            trainer(tmp_path, 1, callbacks=[callback]).fit(sft, data(validation_size=2))
 
 
 def test_adaptive_alpha_needs_validation_problems(tmp_path):

@@ -12,9 +12,11 @@ from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.rollout.rollout import pack
 from lmix.tasks import ArithmeticTask
+from lmix.training.alpha import AlphaSchedule
 from lmix.training.checkpoints import PolicyCheckpoint
+from lmix.training.completion_log import CompletionLog
 from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
-from lmix.training.grpo import GRPOModule
+from lmix.training.grpo import BeforeUpdate, GRPOModule
 from tests.conftest import close
 
 SFT = "lmix:tiny-arithmetic-sft"
@@ -23,9 +25,9 @@ SFT = "lmix:tiny-arithmetic-sft"
 def module(alpha=0.5, **parts) -> GRPOModule:
     return GRPOModule(
         BackboneConfig(quantization="none", dtype="float32"),
-        AdapterConfig(reference=SFT, rank=4),
         alpha=alpha,
         **{
+            "adapters": AdapterConfig(reference=SFT, rank=4),
             "sampling": SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0),
             "optimizer": OptimizerConfig(lr=1e-3),
             **parts,
@@ -71,7 +73,7 @@ def step():
     m.manual_backward = lambda loss: loss.backward()  # no trainer here
     m.__dict__["_fabric"] = None
     batch = source.sets["train"][:4]
-    rollouts = m.engine.generate([e.prompt_ids for e in batch], 48, m_draw(), samples=4, keep_reference=True)
+    rollouts = m.engine.generate([e.prompt_ids for e in batch], 48, m_draw(), samples=4, keep_frozen=True)
     rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
     return m, rollouts, group_advantages(rewards).flatten()
 
@@ -85,9 +87,9 @@ def m_draw():
 def gradients(m, rollouts, advantages, **changes):
     m.objective = dataclasses.replace(ObjectiveConfig(), **changes)
     m.policy.zero_grad()
-    old: list[torch.Tensor] = []
-    stats = m.accumulate_gradient(rollouts, advantages, old)
-    return [p.grad.clone() for p in m.policy.policy_parameters()], stats, old
+    before = BeforeUpdate()
+    stats = m.accumulate_gradient(rollouts, advantages, before)
+    return [p.grad.clone() for p in m.policy.policy_parameters()], stats, before.log_probs
 
 
 def test_the_gradient_is_that_of_equation_6_by_autograd(step):
@@ -118,7 +120,7 @@ def test_1_x_8_and_8_x_1_micro_batches_agree(step):
 def test_a_reference_pass_gives_the_same_gradient_as_cached_hidden_states(step):
     m, rollouts, advantages = step
     cached, _, _ = gradients(m, rollouts, advantages)
-    bare = [dataclasses.replace(r, reference_hidden=None) for r in rollouts]
+    bare = [dataclasses.replace(r, frozen_hidden=None) for r in rollouts]
     passed, _, _ = gradients(m, bare, advantages)
     for a, b in zip(cached, passed, strict=True):
         assert (a - b).norm() <= 1e-4 * a.norm()
@@ -127,7 +129,7 @@ def test_a_reference_pass_gives_the_same_gradient_as_cached_hidden_states(step):
 def test_dead_groups_give_exactly_zero(step):
     m, rollouts, advantages = step
     m.policy.zero_grad()
-    stats = m.accumulate_gradient(rollouts, torch.zeros_like(advantages), [])
+    stats = m.accumulate_gradient(rollouts, torch.zeros_like(advantages), BeforeUpdate())
     assert stats["loss"] == 0.0
     assert all(p.grad is None for p in m.policy.policy_parameters())
 
@@ -261,6 +263,62 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         m.load_state_dict({**state, name: torch.zeros(3, 3)})
     with pytest.raises(ValueError, match="NaN or Inf"):
         m.load_state_dict({**state, name: state[name] * float("nan")})
+    frozen = next(name for name in state if ".reference." in name)
+    with pytest.raises(ValueError, match="another frozen adapter"):
+        m.load_state_dict({**state, frozen: state[frozen] + 1e-3})
+    saved = {"fingerprint": "that of another model", "backbone": "elsewhere", "alpha": 0.5, "initial_alpha": 0.5}
+    with pytest.raises(ValueError, match=r"trained on another backbone \(elsewhere\)"):
+        m.on_load_checkpoint({"lmix": saved})
+
+
+def test_settings_win_over_the_checkpoint_s(tmp_path):
+    """Another learning rate and alpha than those of the run that is gone on with."""
+    m, keep = module(), PolicyCheckpoint()
+    trainer(tmp_path, 1, callbacks=[keep]).fit(m, data())
+    again = module(alpha=0.25, optimizer=OptimizerConfig(lr=3e-4, betas=(0.5, 0.6)))
+    t = trainer(tmp_path, 2, callbacks=[PolicyCheckpoint()])
+    t.fit(again, data(), ckpt_path=str(keep.saved[-1]))
+    assert float(t.callback_metrics["alpha"]) == 0.25
+    assert float(t.callback_metrics["train/lr"]) == pytest.approx(3e-4)
+    group = t.optimizers[0].param_groups[0]
+    assert (group["lr"], group["betas"]) == (pytest.approx(3e-4), (0.5, 0.6))
+
+
+def test_a_run_that_goes_on_in_its_folder_drops_its_older_checkpoints(tmp_path):
+    keep = PolicyCheckpoint(every_n_steps=1, keep=2)
+    trainer(tmp_path, 2, callbacks=[keep]).fit(module(), data())
+    stays = tmp_path / "checkpoints" / "step=0099.ckpt"
+    stays.write_text("of somebody else")
+    last = str(keep.saved[-1])
+    trainer(tmp_path, 4, callbacks=[PolicyCheckpoint(every_n_steps=1, keep=2)]).fit(module(), data(), ckpt_path=last)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").glob("*.ckpt"))
+    assert names == ["step=0003.ckpt", "step=0004.ckpt", "step=0099.ckpt"]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(tmp_path, monkeypatch):
+    m = module()
+    score = m.score
+    monkeypatch.setattr(m, "score", lambda packed: score(packed) * float("nan"))
+    with pytest.raises(ValueError, match=r"the gradient of step 1 is not finite: lower optimizer.lr"):
+        trainer(tmp_path, 1).fit(m, data(prompts=16))
+    assert all(torch.isfinite(p).all() for p in m.policy.policy_parameters())
+
+
+@pytest.mark.parametrize(
+    ("parts", "arguments", "message"),
+    [
+        ({}, {"precision": "bf16-true"}, "trainer.precision must be 32-true, not bf16-true"),
+        (
+            {"sampling": SamplingConfig(max_new_tokens=5000)},
+            {},
+            "sampling.max_new_tokens 5000 after a prompt of .* places of backbone",
+        ),
+        ({"weights": [0.5, 0.5]}, {"callbacks": [AlphaSchedule()]}, "model.weights is given and fixed"),
+    ],
+)
+def test_settings_that_do_not_go_together(parts, arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, 1, **arguments).fit(module(**parts), data())
 
 
 @pytest.mark.parametrize(
@@ -271,6 +329,9 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         (lambda: ObjectiveConfig(clip_radius=1.5), "clip_radius"),
         (lambda: OptimizerConfig(lr=0.0), "lr must be positive"),
         (lambda: PolicyCheckpoint(keep=0), "keep"),
+        (lambda: CompletionLog(every_n_steps=0), "CompletionLog.every_n_steps must be at least 1"),
+        (lambda: SamplingConfig(resample_dead=-1), "resample_dead must be at least 0"),
+        (lambda: module(weights=[1.0]), "model.weights must be 2 numbers"),
     ],
 )
 def test_settings_out_of_range(make, message):

@@ -1,12 +1,18 @@
 """The baselines and the objective's options."""
 
+import itertools
+from pathlib import Path
+
+import lightning as L
 import pytest
 import torch
+import yaml
 
 from lmix.functional import group_token_weights, k3_kl
+from lmix.model.adapters import AdapterConfig
 from lmix.rollout.rollout import pack
-from lmix.training.config import ObjectiveConfig
-from tests.training.test_grpo import data, gradients, module, step, trainer  # noqa: F401
+from lmix.training.config import ObjectiveConfig, SamplingConfig
+from tests.training.test_grpo import SFT, data, gradients, module, step, trainer  # noqa: F401
 
 
 def test_the_kl_term_against_autograd_of_the_written_out_loss(step):  # noqa: F811
@@ -33,12 +39,89 @@ def test_the_kl_term_against_autograd_of_the_written_out_loss(step):  # noqa: F8
         assert (a - b).norm() <= 1e-4 * b.norm()
 
 
-def test_kl_grpo_at_beta_0_is_grpo(step):  # noqa: F811
-    m, rollouts, advantages = step
-    plain, _, _ = gradients(m, rollouts, advantages)
-    zero, stats, _ = gradients(m, rollouts, advantages, beta=0.0)
-    assert stats["kl"] == 0.0
-    assert all(torch.equal(a, b) for a, b in zip(plain, zero, strict=True))
+def trained(tmp_path, steps=2, **parts) -> list[torch.Tensor]:
+    """The policy adapter after some steps."""
+    L.seed_everything(0)  # of LoRA's A
+    m = module(**parts)
+    trainer(tmp_path, steps).fit(m, data(prompts=16))
+    return [p.detach() for p in m.policy.policy_parameters()]
+
+
+def test_kl_grpo_at_beta_0_is_grpo(tmp_path):
+    """The configurations of the two methods: with an anchor and without."""
+    anchored = {"alpha": 0.0, "adapters": AdapterConfig(policy=SFT, reference=SFT)}
+    grpo = trained(tmp_path, alpha=0.0, adapters=AdapterConfig(policy=SFT))
+    zero = trained(tmp_path, **anchored, objective=ObjectiveConfig(beta=0.0))
+    other = trained(tmp_path, **anchored, objective=ObjectiveConfig(beta=0.5))
+    assert all(torch.equal(a, b) for a, b in zip(grpo, zero, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(grpo, other, strict=True))
+
+
+def test_an_ensemble_of_two_is_fixed(tmp_path):
+    fixed = trained(tmp_path, alpha=0.25)
+    ensemble = trained(tmp_path, weights=[0.75, 0.25])
+    assert all(torch.equal(a, b) for a, b in zip(fixed, ensemble, strict=True))
+
+
+def test_an_expert_of_weight_0_changes_nothing_and_two_halves_are_a_whole(tmp_path):
+    fixed = trained(tmp_path, alpha=0.25)
+    experts = AdapterConfig(reference=SFT, experts=[SFT], rank=4)
+    idle = trained(tmp_path, weights=[0.75, 0.25, 0.0], adapters=experts)
+    halves = trained(tmp_path, weights=[0.75, 0.125, 0.125], adapters=experts)
+    assert all(torch.equal(a, b) for a, b in zip(fixed, idle, strict=True))
+    for a, b in zip(fixed, halves, strict=True):
+        assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6
+
+
+def test_the_ensemble_config_gives_weights(capsys):
+    text = (Path(__file__).parents[2] / "configs/methods/ensemble.yaml").read_text()
+    assert len(yaml.safe_load(text)["model"]["init_args"]["weights"]) == 3
+
+
+def test_the_kl_s_reference_is_scored_once(tmp_path, monkeypatch):
+    objective = ObjectiveConfig(beta=0.1, inner_updates=3, micro_batch_tokens=300)
+    m = module(alpha=0.0, adapters=AdapterConfig(policy=SFT, reference=SFT), objective=objective)
+    calls = {"score": 0, "reference": 0}
+    score, reference = m.score, m.reference_log_probs
+    monkeypatch.setattr(m, "score", lambda packed: (calls.update(score=calls["score"] + 1), score(packed))[1])
+    monkeypatch.setattr(
+        m, "reference_log_probs", lambda packed: (calls.update(reference=calls["reference"] + 1), reference(packed))[1]
+    )
+    trainer(tmp_path, 1).fit(m, data())
+    assert calls["score"] == 3 * calls["reference"] > 3
+
+
+def test_dead_groups_are_replaced_by_other_prompts(tmp_path):
+    """A task that rewards some problems always, and others never or sometimes."""
+    m = module(sampling=SamplingConfig(samples_per_prompt=4, max_new_tokens=48, seed=0, resample_dead=2))
+    seen: list[tuple[list[int], list[float]]] = []
+    replace_dead = m.replace_dead
+
+    def watched(batch, rollouts, judgements, attempt):
+        seen.append(([e.problem.id for e in batch], [j.reward for j in judgements]))
+        return replace_dead(batch, rollouts, judgements, attempt)
+
+    m.replace_dead = watched  # pyright: ignore
+    t = trainer(tmp_path, 1)
+    t.fit(m, data())
+    ids = [row.problem_id for row in m.rows][::4]
+    rewards = [row.reward for row in m.rows]
+    seen.append((ids, rewards))
+    assert len(seen) == 3
+    changed = 0
+    for (before, old), (after, _) in itertools.pairwise(seen):
+        for place, (a, b) in enumerate(zip(before, after, strict=True)):
+            dead = len(set(old[4 * place : 4 * place + 4])) == 1
+            assert (a != b) == dead  # 16 problems, 4 a step: there are always others
+            changed += dead
+        assert len(set(after)) == len(after)
+    assert changed > 0
+    dead = [len(set(rewards[i : i + 4])) == 1 for i in range(0, 16, 4)]
+    assert float(t.callback_metrics["train/dead_groups"]) == pytest.approx(sum(dead) / 4)
+    assert m.rows[0].sample == 0
+    again = module(sampling=m.sampling)
+    trainer(tmp_path, 1).fit(again, data())
+    assert [r.completion for r in again.rows] == [r.completion for r in m.rows]
 
 
 def test_dead_groups_have_a_gradient_where_there_is_a_kl(step):  # noqa: F811
@@ -63,17 +146,30 @@ def test_the_clip_s_half_widths():
         ObjectiveConfig(clip_radius_above=0.0)
 
 
-def test_advantages_without_the_standard_deviation(tmp_path):
-    m = module(objective=ObjectiveConfig(scale_by_std=False, beta=0.01))
-    t = trainer(tmp_path, 1)
-    t.fit(m, data())
-    assert float(t.callback_metrics["train/kl"]) >= 0
+def test_the_step_s_advantages_follow_scale_by_std(tmp_path, monkeypatch):
+    """With and without the division by the standard deviation, against the rewards of the step's own rows."""
+    for scale_by_std in (True, False):
+        m = module(objective=ObjectiveConfig(scale_by_std=scale_by_std))
+        seen = []
+        accumulate = m.accumulate_gradient
+
+        def watched(rollouts, advantages, before, seen=seen, accumulate=accumulate):
+            seen.append(advantages)
+            return accumulate(rollouts, advantages, before)
+
+        monkeypatch.setattr(m, "accumulate_gradient", watched)
+        trainer(tmp_path, 1).fit(m, data())
+        rewards = torch.tensor([row.reward for row in m.rows]).view(-1, 4)
+        assert len(set(rewards.sum(1).tolist()) - {0.0, 4.0}) > 0  # a live group
+        expected = rewards - rewards.mean(1, keepdim=True)
+        if scale_by_std:
+            expected = expected / (rewards.std(1, keepdim=True, correction=0) + 1e-6)
+        assert torch.allclose(seen[0].view(-1, 4), expected, atol=1e-5)
 
 
 def test_sft_lowers_the_loss_of_its_demonstrations(tmp_path):
-    from lmix.model.adapters import AdapterConfig
     from lmix.model.backbone import BackboneConfig
-    from lmix.training.config import OptimizerConfig, SamplingConfig
+    from lmix.training.config import OptimizerConfig
     from lmix.training.sft import SFTModule
 
     backbone = BackboneConfig(quantization="none", dtype="float32")
