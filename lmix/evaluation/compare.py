@@ -10,7 +10,7 @@ from lmix.evaluation.decoding import Decoder
 from lmix.evaluation.output import new_console, out_folder, write_json
 from lmix.evaluation.rows import Who, count_format, count_solved, write_rows
 from lmix.evaluation.statistics import contingency, mcnemar_p
-from lmix.model.mixed_policy import Mixture, check_alpha
+from lmix.model.mixed_policy import Mixture, check_alpha, check_weights
 from lmix.tasks.task import Task
 
 SUMMARY = "compare.json"
@@ -49,6 +49,7 @@ def compare(
     """
     config = EvaluationConfig(task, **kwargs)
     check_alpha(alpha)
+    check_weights(config.weights, config.adapters, mixture)
     if a == b:
         raise ValueError(f"a and b are both {a}: name two of mixed, policy and reference")
     folder, console = out_folder(out, SUMMARY), new_console()

@@ -32,6 +32,8 @@ class EvaluationConfig:
     """The frozen model."""
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
     """The two streams: policy is what was trained (a folder checkpoints/step=N), reference the SFT adapter."""
+    weights: list[float] | None = None
+    """Of the policy, the reference and each of adapters.experts, in place of alpha: an ensemble."""
     problems: int = 500
     """How many of the split's problems; they are chosen by `seed`, as training chooses data.eval_size by data.seed."""
     split: Split = "test"

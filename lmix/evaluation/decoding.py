@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
@@ -11,10 +11,11 @@ from lmix.data.example import Example
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.output import drawing
 from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved
-from lmix.model.mixed_policy import MixedPolicy, Mixture
+from lmix.model.mixed_policy import MixedPolicy, Mixture, two_weights
+from lmix.model.streams import POLICY, REFERENCE
 from lmix.model.tokenizer import load_tokenizer
-from lmix.rollout.engine import Draw, RolloutEngine, end_tokens
-from lmix.rollout.rollout import decode_texts
+from lmix.rollout.engine import Draw, Progress, RolloutEngine, end_tokens
+from lmix.rollout.rollout import Rollout, decode_texts
 from lmix.tasks.task import Judgement, Task
 
 
@@ -42,7 +43,10 @@ class Decoder:
         self.config, self.examples, self.console = config, examples, console
         self.tokenizer = load_tokenizer(config.backbone.path)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.policy = MixedPolicy.from_pretrained(config.backbone, config.adapters, device=device)
+        self.policy = MixedPolicy.from_pretrained(
+            config.backbone, config.adapters, weights=config.weights, device=device
+        )
+        self.ensemble = self.policy.weights
         self.engine = RolloutEngine(self.policy, end_tokens(self.policy, self.tokenizer), config.slots)
         self.judged: dict[tuple[str | None, str], Judgement] = {}
 
@@ -55,28 +59,65 @@ class Decoder:
             mixture: what is averaged.
             samples: completions of a problem.
         """
-        alpha = alpha_of(who, alpha)
-        self.policy.alpha, self.policy.mixture = alpha, mixture
-        name = f"mixed, {mixture}, alpha {alpha:g}" if who == "mixed" else f"{who} alone"
+        mixed = self.ensemble if self.config.weights else two_weights(alpha)
+        self.policy.weights = {"policy": {POLICY: 1.0}, "reference": {REFERENCE: 1.0}, "mixed": mixed}[who]
+        self.policy.mixture = mixture
+        alpha = self.policy.alpha
+        how = f"weights {self.config.weights}" if self.config.weights else f"alpha {alpha:g}"
+        name = f"mixed, {mixture}, {how}" if who == "mixed" else f"{who} alone"
         start = time.perf_counter()
         with drawing(self.console, name) as progress:
-            rollouts = self.engine.generate(
-                [example.prompt_ids for example in self.examples],
-                self.config.max_new_tokens,
-                Draw(self.config.seed, greedy=samples == 1),
-                samples=samples,
-                prompt_ids=[example.problem.id for example in self.examples],
-                progress=progress,
-            )
+            rollouts = self.draw(self.examples, samples, progress)
         seconds = time.perf_counter() - start
+        decoded = Decoded(self.judge(rollouts, self.examples, who, mixture, [alpha] * samples), seconds)
+        self.console.print(f"{name}: {decoded}")
+        return decoded
+
+    def decode_alphas(
+        self, alphas: Sequence[float], mixture: Mixture, examples: Sequence[Example]
+    ) -> dict[float, list[EvaluationRow]]:
+        """Complete problems greedily at each of several alphas, all from one prefill, and judge."""
+        self.policy.mixture = mixture
+        name = f"mixed, {mixture}, {len(alphas)} alphas, {len(examples)} problems"
+        start = time.perf_counter()
+        with drawing(self.console, name) as progress:
+            rollouts = self.draw(examples, len(alphas), progress, alphas)
+        seconds = time.perf_counter() - start
+        rows = self.judge(rollouts, examples, "mixed", mixture, alphas)
+        self.console.print(f"{name}: {Decoded(rows, seconds)}")
+        return {alpha: [replace(row, sample=0) for row in rows[i :: len(alphas)]] for i, alpha in enumerate(alphas)}
+
+    def draw(
+        self, examples: Sequence[Example], samples: int, progress: Progress, alphas: Sequence[float] | None = None
+    ) -> list[Rollout]:
+        """Complete problems at the policy's weights, or greedily at each of `alphas`."""
+        return self.engine.generate(
+            [example.prompt_ids for example in examples],
+            self.config.max_new_tokens,
+            Draw(self.config.seed, greedy=alphas is not None or samples == 1),
+            samples=samples,
+            prompt_ids=[example.problem.id for example in examples],
+            progress=progress,
+            alphas=alphas,
+        )
+
+    def judge(
+        self,
+        rollouts: Sequence[Rollout],
+        examples: Sequence[Example],
+        who: Who,
+        mixture: Mixture,
+        alphas: Sequence[float],
+    ) -> list[EvaluationRow]:
+        """Rows of rollouts, whose sample g was drawn at `alphas[g]`."""
         decode_texts(rollouts, self.tokenizer)
-        problems = [self.examples[r.prompt].problem for r in rollouts]
+        problems = [examples[r.prompt].problem for r in rollouts]
         judgements = judge_once(self.config.task, [r.text for r in rollouts], [p.answer for p in problems], self.judged)
-        rows = [
+        return [
             EvaluationRow(
                 who=who,
                 mixture=mixture,
-                alpha=alpha,
+                alpha=alphas[rollout.sample],
                 problem_id=problem.id,
                 sample=rollout.sample,
                 completion=rollout.text,
@@ -89,14 +130,6 @@ class Decoder:
             )
             for rollout, problem, judgement in zip(rollouts, problems, judgements, strict=True)
         ]
-        decoded = Decoded(rows, seconds)
-        self.console.print(f"{name}: {decoded}")
-        return decoded
-
-
-def alpha_of(who: Who, alpha: float) -> float:
-    """The alpha at which the mixture is this one's distribution: `alpha` itself for `mixed`."""
-    return {"policy": 0.0, "reference": 1.0, "mixed": alpha}[who]
 
 
 def judge_once(

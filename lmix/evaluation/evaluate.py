@@ -11,7 +11,7 @@ from lmix.evaluation.decoding import Decoded, Decoder
 from lmix.evaluation.output import new_console, out_folder, write_json
 from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved, write_rows
 from lmix.evaluation.statistics import pass_at_k, wilson_interval
-from lmix.model.mixed_policy import Mixture, check_alpha
+from lmix.model.mixed_policy import Mixture, check_alpha, check_weights
 from lmix.tasks.task import Task
 
 SUMMARY = "evaluation.json"
@@ -51,6 +51,7 @@ def evaluate(
     """
     config = EvaluationConfig(task, **kwargs)
     check_alpha(alpha)
+    check_weights(config.weights, config.adapters, mixture)
     check_count("samples", samples)
     if not who or len(set(who)) != len(who):
         raise ValueError(f"who must name some of mixed, policy and reference, each once, not {list(who)}")

@@ -1,7 +1,7 @@
 """The mixed policy at many alphas, by logits and by probabilities (Table 4)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lmix.data.example import Example
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.decoding import Decoder
 from lmix.evaluation.output import new_console, out_folder, write_json
@@ -20,6 +21,9 @@ SUMMARY = "sweep.json"
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ALONE: dict[float, Who] = {0.0: "policy", 1.0: "reference"}
 """At these alphas one stream is alone, so both mixtures are the same."""
+
+CHUNK = 64
+"""Problems that are decoded at all alphas before they are written down."""
 
 Cell = tuple[Mixture, float]
 """A mixture and an alpha; sorts as the results are listed."""
@@ -34,9 +38,9 @@ def sweep(
 ) -> dict[str, Any]:
     """Measure format and solve rate by greedy decoding at each alpha and mixture.
 
-    Writes `sweep.json` (counts for each) and `rows.jsonl` (each completion) into the folder `out` after each alpha and
-    mixture, and prints a table. What is in the folder already is not done again, so a sweep that was stopped goes on,
-    and alphas can be added.
+    All alphas of a mixture share one prefill of each prompt. Writes `sweep.json` (counts for each) and `rows.jsonl`
+    (each completion) into the folder `out` as it goes, and prints a table. What is in the folder already is not done
+    again, so a sweep that was stopped goes on, and alphas can be added.
 
     Args:
         task: lmix.tasks.MathTask, lmix.tasks.ArithmeticTask or another class (--task.help=CLASS lists its options, to
@@ -54,57 +58,100 @@ def sweep(
         ValueError: a setting, the data or an adapter is wrong, or `out` holds a sweep with other settings.
     """
     config = EvaluationConfig(task, **kwargs)
+    if config.weights or config.adapters.experts:
+        raise ValueError("sweep moves alpha, which an ensemble has not: leave out weights and adapters.experts")
     cells: list[Cell] = sorted((mixture, check_alpha(alpha)) for mixture in set(mixtures) for alpha in set(alphas))
     if not cells:
         raise ValueError("alphas and mixtures must name at least one each: leave them out for all")
     folder, console = out_folder(out, SUMMARY), new_console()
     examples = config.examples()
     settings = config.settings(examples)
-    done = finished(folder, settings, len(examples))
-    waiting = [cell for cell in cells if cell not in done]
-    if len(waiting) < len(cells):
-        console.print(f"{len(cells) - len(waiting)} of {len(cells)} are in {folder} already")
-    content = {"task": task.name, "problems": len(examples), "rows": counts(done), "settings": settings}
+    done = finished(folder, settings)
+    ids = [example.problem.id for example in examples]
+    whole = [cell for cell in cells if set(ids) == {row.problem_id for row in done.get(cell, ())}]
+    if whole:
+        console.print(f"{len(whole)} of {len(cells)} are in {folder} already")
+    share_ends(cells, done, len(ids))
+    content = {"task": task.name, "problems": len(examples), "rows": counts(done, len(ids)), "settings": settings}
+    write(folder, done, content)
     decoder = None
     try:
-        for mixture, alpha in waiting:
-            if (rows := twin(done, mixture, alpha)) is None:
-                decoder = decoder or Decoder(config, examples, console)
-                rows = decoder.decode(ALONE.get(alpha, "mixed"), alpha, mixture).rows
-            done[mixture, alpha] = rows
-            content["rows"] = counts(done)
-            write_rows(folder, (row for cell in sorted(done) for row in done[cell]))
-            write_json(folder / SUMMARY, content)
+        for part, chunk in work(cells, done, examples):
+            decoder = decoder or Decoder(config, examples, console)
+            for cell, rows in complete(decoder, part, chunk).items():
+                found = {row.problem_id: row for row in [*done.get(cell, []), *rows]}
+                done[cell] = [found[i] for i in ids if i in found]
+            content["rows"] = counts(done, len(ids))
+            write(folder, done, content)
     finally:
         task.close()
     print_sweep(console, content)
     return content
 
 
-def twin(done: dict[Cell, list[EvaluationRow]], mixture: Mixture, alpha: float) -> list[EvaluationRow] | None:
-    """The rows of a stream alone, where the other mixture has them already."""
-    for (_, other), rows in done.items():
-        if alpha in ALONE and other == alpha:
-            return [replace(row, mixture=mixture) for row in rows]
-    return None
+def write(folder: Path, done: dict[Cell, list[EvaluationRow]], content: dict[str, Any]) -> None:
+    """Write both files, the rows first: what the summary counts is there."""
+    write_rows(folder, (row for cell in sorted(done) for row in done[cell]))
+    write_json(folder / SUMMARY, content)
 
 
-def counts(done: dict[Cell, list[EvaluationRow]]) -> list[dict[str, Any]]:
-    """What Table 4 is made of, by mixture, then alpha."""
+def work(
+    cells: Sequence[Cell], done: dict[Cell, list[EvaluationRow]], examples: Sequence[Example]
+) -> Iterator[tuple[list[Cell], list[Example]]]:
+    """What is left to do, as cells that can be decoded together and the problems that they lack.
+
+    A stream alone is one cell for both mixtures, and costs one stream only. The alphas between are decoded together,
+    some problems at a time, so that little is lost when the sweep is stopped.
+    """
+    have = {cell: {row.problem_id for row in done.get(cell, ())} for cell in cells}
+    for alpha in sorted({alpha for _, alpha in cells if alpha in ALONE}):
+        ends = [cell for cell in cells if cell[1] == alpha]
+        if any(len(have[cell]) < len(examples) for cell in ends):
+            yield ends, list(examples)
+    for mixture in sorted({mixture for mixture, _ in cells}):
+        for start in range(0, len(examples), CHUNK):
+            chunk = examples[start : start + CHUNK]
+            ids = {example.problem.id for example in chunk}
+            between = [cell for cell in cells if cell[0] == mixture and cell[1] not in ALONE and ids - have[cell]]
+            if between:
+                yield between, list(chunk)
+
+
+def share_ends(cells: Sequence[Cell], done: dict[Cell, list[EvaluationRow]], problems: int) -> None:
+    """Give a mixture the rows of a stream alone where another one has them already."""
+    for mixture, alpha in cells:
+        for (_, other), rows in list(done.items()):
+            if alpha in ALONE and other == alpha and len(rows) == problems:
+                done[mixture, alpha] = [replace(row, mixture=mixture) for row in rows]
+
+
+def complete(decoder: Decoder, cells: list[Cell], examples: list[Example]) -> dict[Cell, list[EvaluationRow]]:
+    """Decode cells that belong together, see `work`."""
+    (mixture, alpha), *_ = cells
+    if alpha in ALONE:
+        rows = decoder.decode(ALONE[alpha], alpha, mixture).rows
+        return {cell: [replace(row, mixture=cell[0]) for row in rows] for cell in cells}
+    by_alpha = decoder.decode_alphas([alpha for _, alpha in cells], mixture, examples)
+    return {(mixture, alpha): rows for alpha, rows in by_alpha.items()}
+
+
+def counts(done: dict[Cell, list[EvaluationRow]], problems: int) -> list[dict[str, Any]]:
+    """What Table 4 is made of, by mixture, then alpha; cells with all of their problems only."""
     return [
         {
             "mixture": mixture,
             "alpha": alpha,
-            "format": count_format(done[mixture, alpha]),
-            "solved": count_solved(done[mixture, alpha]),
-            "n": len(done[mixture, alpha]),
+            "format": count_format(rows),
+            "solved": count_solved(rows),
+            "n": len(rows),
         }
-        for mixture, alpha in sorted(done)
+        for (mixture, alpha), rows in sorted(done.items(), key=lambda item: item[0])
+        if len(rows) == problems
     ]
 
 
-def finished(folder: Path, settings: dict[str, Any], problems: int) -> dict[Cell, list[EvaluationRow]]:
-    """The cells in a folder that are whole.
+def finished(folder: Path, settings: dict[str, Any]) -> dict[Cell, list[EvaluationRow]]:
+    """The rows in a folder.
 
     Raises:
         ValueError: its files are damaged, or it was made with other settings.
@@ -125,7 +172,7 @@ def finished(folder: Path, settings: dict[str, Any], problems: int) -> dict[Cell
     cells: dict[Cell, list[EvaluationRow]] = {}
     for row in read_rows(folder):
         cells.setdefault((row.mixture, row.alpha), []).append(row)
-    return {cell: rows for cell, rows in cells.items() if len(rows) == problems}
+    return cells
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -106,8 +106,12 @@ class MixedPolicy(nn.Module):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Each stream's weight in the mixture."""
+        """Each stream's weight in the mixture; when set, streams that are not named get 0."""
         return dict(self._weights)
+
+    @weights.setter
+    def weights(self, value: dict[str, float]) -> None:
+        self._weights = {name: float(value.get(name, 0.0)) for name in self._weights}
 
     @property
     def streams(self) -> tuple[str, ...]:

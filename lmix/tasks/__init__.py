@@ -10,14 +10,18 @@ from lmix.tasks.templates import AnswerTemplate, answer_template
 from lmix.tasks.verifier import Verdict, Verifier, verify_answer
 
 if TYPE_CHECKING:
+    from lmix.tasks.cn_k12 import CnK12Task
     from lmix.tasks.dataset import DatasetTask
     from lmix.tasks.math import MathTask
+    from lmix.tasks.mmlu import MMLUTask
 
 __all__ = [
     "AnswerTemplate",
     "ArithmeticTask",
+    "CnK12Task",
     "DatasetTask",
     "Judgement",
+    "MMLUTask",
     "MathTask",
     "Problem",
     "Task",
@@ -29,7 +33,12 @@ __all__ = [
 ]
 
 # these read data sets, so they wait for the `datasets` library
-_HOMES = {"DatasetTask": "lmix.tasks.dataset", "MathTask": "lmix.tasks.math"}
+_HOMES = {
+    "CnK12Task": "lmix.tasks.cn_k12",
+    "DatasetTask": "lmix.tasks.dataset",
+    "MMLUTask": "lmix.tasks.mmlu",
+    "MathTask": "lmix.tasks.math",
+}
 
 
 def __getattr__(name: str) -> Any:

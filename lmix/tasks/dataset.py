@@ -17,9 +17,11 @@ class DatasetTask(Task):
 
     Args:
         source: hub id, local folder, or file (.json, .jsonl, .parquet, .csv) with the training problems.
-        test_source: the same for held-out problems. Null means `source` with its split `test`, or, where `source` is a
-            file, some of its problems.
+        test_source: the same for held-out problems. Null means `source` with its split `test_split`, or, where `source`
+            is a file, some of its problems.
         config_name: which configuration of a hub data set.
+        train_split: which split of a hub data set or folder is for training.
+        test_split: which one holds the held-out problems; null takes them out of the training ones.
         problem_column: column with the problem's text.
         answer_column: column with the answer; null takes it from the last box in the solution.
         where: values of other columns that rows must have, such as `{source: cn_k12}`; a list allows any of several.
@@ -36,6 +38,8 @@ class DatasetTask(Task):
         source: str,
         test_source: str | None = None,
         config_name: str | None = None,
+        train_split: str = "train",
+        test_split: str | None = "test",
         problem_column: str = "problem",
         answer_column: str | None = "answer",
         solution_column: str | None = None,
@@ -48,7 +52,8 @@ class DatasetTask(Task):
         if answer_column is None and solution_column is None:
             raise ValueError("task.answer_column and task.solution_column are both null: name the one with the answers")
         self.source, self.test_source, self.config_name = source, test_source or source, config_name
-        if test_source is None and is_file(source):
+        self.split_names = {"train": train_split, "test": test_split or train_split}
+        if test_source is None and (is_file(source) or test_split is None):
             self.splits = frozenset({"train"})
         self.where = {column: v if isinstance(v, list) else [v] for column, v in (where or {}).items()}
         self.problem_column, self.answer_column = problem_column, answer_column
@@ -58,7 +63,7 @@ class DatasetTask(Task):
 
     def problems(self, split: Split) -> Sequence[Problem]:
         source = self.test_source if split == "test" else self.source
-        rows = load_rows(source, "test" if split == "test" else "train", self.config_name)
+        rows = load_rows(source, self.split_names[split], self.config_name)
         for column in (self.problem_column, self.answer_column, self.solution_column, *self.where):
             if column is not None and column not in rows.column_names:
                 raise ValueError(f"column {column!r} is not in {source!r}, which has {', '.join(rows.column_names)}")
@@ -76,8 +81,11 @@ class DatasetTask(Task):
         return all(row[column] in values for column, values in self.where.items())
 
     def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
-        """Turn a row into a problem; None for a solution without a box, which MATH has. Raises ValueError where a
-        column is empty."""
+        """Turn a row into a problem, or into None where it is of no use, such as a solution without a box in MATH.
+
+        Raises:
+            ValueError: a column is empty.
+        """
         problem = row[self.problem_column]
         solution = str(row[self.solution_column] or "") if self.solution_column else ""
         if self.answer_column is not None:

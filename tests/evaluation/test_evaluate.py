@@ -30,6 +30,13 @@ def test_evaluate_gives_what_the_sweep_gives(swept, tmp_path, capsys):
     assert "reference" in capsys.readouterr().out
 
 
+def test_an_ensemble_of_two_is_the_mixture_at_alpha(swept, tmp_path):
+    content = evaluate(weights=[0.6, 0.4], who=("mixed", "reference"), out=str(tmp_path), **common())
+    assert correct(tmp_path, who="mixed") == correct(swept, mixture="logits", alpha=0.4)
+    assert correct(tmp_path, who="reference") == correct(swept, mixture="logits", alpha=1.0)
+    assert content["settings"]["weights"] == [0.6, 0.4]
+
+
 def test_pass_at_k_of_samples(tmp_path):
     content = evaluate(alpha=0.4, samples=4, out=str(tmp_path), **common(problems=6, seed=3))
     rates, rows = content["policies"]["mixed"], read_rows(tmp_path)
@@ -110,6 +117,8 @@ def test_long_prompts_are_dropped():
         (sweep, {"alphas": (0.5, 2.0)}, "alpha must lie in"),
         (sweep, {"alphas": ()}, "alphas and mixtures must name at least one"),
         (evaluate, {"who": ()}, "who must name"),
+        (evaluate, {"weights": [1.0]}, "model.weights must be 2 numbers"),
+        (sweep, {"weights": [0.5, 0.5]}, "sweep moves alpha, which an ensemble has not"),
         (evaluate, {"who": ("mixed", "mixed")}, "each once"),
         (compare, {"a": "mixed", "b": "mixed"}, "a and b are both mixed"),
         (evaluate, {"adapters": AdapterConfig(reference="nowhere")}, "adapter 'nowhere'"),

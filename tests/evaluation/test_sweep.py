@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from lmix.evaluation import sweep as sweep_module
 from lmix.evaluation.decoding import Decoder
 from lmix.evaluation.evaluate import evaluate
 from lmix.evaluation.rows import read_rows
@@ -18,13 +19,18 @@ CELLS = [(mixture, alpha) for mixture in ("logits", "probs") for alpha in (0.0, 
 @pytest.fixture
 def decoded(monkeypatch) -> list[float]:
     """The alphas that are decoded."""
-    alphas, decode = [], Decoder.decode
+    alphas, decode, decode_alphas = [], Decoder.decode, Decoder.decode_alphas
 
     def counted(self, who, alpha, mixture, samples=1):
         alphas.append(alpha)
         return decode(self, who, alpha, mixture, samples)
 
+    def counted_alphas(self, several, mixture, examples):
+        alphas.extend(several)
+        return decode_alphas(self, several, mixture, examples)
+
     monkeypatch.setattr(Decoder, "decode", counted)
+    monkeypatch.setattr(Decoder, "decode_alphas", counted_alphas)
     return alphas
 
 
@@ -51,25 +57,41 @@ def test_the_ends_are_the_streams_alone(swept, tmp_path):
     assert correct(swept, alpha=0.0) != correct(swept, alpha=1.0)
 
 
-def test_a_stopped_sweep_goes_on_to_the_same_files(swept, tmp_path, monkeypatch, decoded):
-    decode = Decoder.decode
+@pytest.mark.parametrize("stop_at", [0, 1, 2, 3])
+def test_a_stopped_sweep_goes_on_to_the_same_files(swept, tmp_path, monkeypatch, decoded, stop_at):
+    """Stopped after the first end, after both, within the first mixture, and between the two; chunks of 10 problems."""
+    monkeypatch.setattr(sweep_module, "CHUNK", 10)
+    steps = []
+    write = sweep_module.write
 
-    def stop(self, who, alpha, *arguments):
-        if alpha == 1.0:
+    def stop(*arguments):
+        write(*arguments)
+        steps.append(0)
+        if len(steps) == stop_at + 2:  # the first is before any work
             raise KeyboardInterrupt
-        return decode(self, who, alpha, *arguments)
 
-    monkeypatch.setattr(Decoder, "decode", stop)
+    monkeypatch.setattr(sweep_module, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         sweep(alphas=(0, 0.4, 1), out=str(tmp_path), **common())
-    monkeypatch.setattr(Decoder, "decode", decode)
-    assert len(load(tmp_path / "sweep.json")["rows"]) == 2
-    assert decoded == [0.0, 0.4]
-    decoded.clear()
+    monkeypatch.setattr(sweep_module, "write", write)
+    first = list(decoded)
     sweep(alphas=(0, 0.4, 1), out=str(tmp_path), **common())
-    assert decoded == [1.0, 0.4]  # both ends are shared by the mixtures
+    assert first == [0.0, 1.0, 0.4, 0.4][: stop_at + 1]
+    assert decoded == [0.0, 1.0, 0.4, 0.4, 0.4, 0.4]  # both ends once, two chunks of each mixture; nothing twice
     for name in ("sweep.json", "rows.jsonl"):
         assert (tmp_path / name).read_bytes() == (swept / name).read_bytes()
+
+
+def test_alphas_together_give_what_each_gives_alone(tmp_path):
+    """The slow twin: one alpha, one pass of its own."""
+    sweep(alphas=(0.2, 0.7), out=str(tmp_path / "together"), **common())
+    for mixture in ("logits", "probs"):
+        for alpha in (0.2, 0.7):
+            out = str(tmp_path / f"{mixture}{alpha}")
+            evaluate(alpha=alpha, mixture=mixture, out=out, **common())
+            assert correct(tmp_path / "together", mixture=mixture, alpha=alpha) == correct(
+                tmp_path / f"{mixture}{alpha}"
+            )
 
 
 def test_a_whole_sweep_loads_no_model(swept, decoded, monkeypatch, capsys):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from lmix.model.tokenizer import load_tokenizer
-from lmix.tasks import ArithmeticTask, DatasetTask, MathTask
+from lmix.tasks import ArithmeticTask, CnK12Task, DatasetTask, MathTask, MMLUTask, Problem
 from lmix.tasks.arithmetic import split_of
 
 ROW = {"problem": "What is 1+1?", "solution": "It is \\boxed{2}.", "answer": "2", "level": "Level 1"}
@@ -129,3 +129,93 @@ def test_tasks_import_neither_torch_nor_sympy():
 
     code = "import sys, lmix.tasks; sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_hub_data_set_without_held_out_problems(tmp_path):
+    from datasets import Dataset
+
+    (tmp_path / "data").mkdir()
+    Dataset.from_list([ROW] * 3).to_parquet(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
+    task = DatasetTask(str(tmp_path), test_split=None)
+    assert task.splits == {"train"}
+    assert DatasetTask(str(tmp_path)).splits == {"train", "test"}
+
+
+def test_cn_k12_keeps_its_own_rows_that_can_be_judged(tmp_path):
+    """A folder in the layout of AI-MO/NuminaMath-1.5: one split, many sources."""
+    from datasets import Dataset
+
+    (tmp_path / "data").mkdir()
+    row = {**ROW, "source": "cn_k12"}
+    rows = [
+        row,
+        {**row, "source": "olympiads"},
+        {**row, "answer": "proof"},
+        {**row, "answer": "\\text{A}", "solution": "So \\boxed{\\text{A}}."},
+        {**row, "solution": "First \\boxed{1}, then \\boxed{2}."},
+    ]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
+    task = CnK12Task(str(tmp_path))
+    problems = task.problems("train")
+    assert [p.id for p in problems] == [0, 3]
+    assert task.splits == {"train"}
+    try:
+        judged = task.judge(
+            ["\\boxed{2}", "It is \\boxed{A}.", "\\boxed{B}"], [True] * 3, ["2", "\\text{A}", "\\text{A}"]
+        )
+    finally:
+        task.close()
+    assert [j.reward for j in judged] == [1.0, 1.0, 0.0]
+    local = write(tmp_path / "test.jsonl", [ROW])  # files of ours have no column `source`
+    assert len(CnK12Task(str(tmp_path), test_source=local).problems("test")) == 1
+    assert CnK12Task(str(tmp_path), test_source=local).splits == {"train", "test"}
+
+
+MMLU_ROW = {"question": "Which is even?", "choices": ["1", "2", "3", "5"], "answer": 1, "subject": "algebra"}
+
+
+def test_mmlu(tmp_path):
+    """A folder in the layout of cais/mmlu: a configuration `all`, and a training split of another name."""
+    from datasets import Dataset
+
+    (tmp_path / "all").mkdir()
+    for split, subject in (("auxiliary_train", ""), ("test", "algebra"), ("validation", "law")):
+        rows = Dataset.from_list([{**MMLU_ROW, "subject": subject}] * 2)
+        rows.to_parquet(str(tmp_path / "all" / f"{split}-00000-of-00001.parquet"))
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: all\n  data_files:\n"
+        + "".join(f"  - split: {s}\n    path: all/{s}-*\n" for s in ("auxiliary_train", "test", "validation"))
+        + "---\n"
+    )
+    task = MMLUTask(str(tmp_path))
+    (problem, _) = task.problems("train")
+    assert problem.problem == "Which is even?\nA. 1\nB. 2\nC. 3\nD. 5"
+    assert problem.answer == "B"
+    assert task.demonstration(problem) == "Answer: B"
+    try:
+        texts = ["2 is even.\nAnswer: B", "Answer: A", "The answer is B", "**Answer: (b)**"]
+        judged = task.judge(texts, [True] * 4, ["B"] * 4)
+    finally:
+        task.close()
+    assert [j.format_correct for j in judged] == [True, True, False, True]
+    assert [j.reward for j in judged] == [1.0, 0.0, 0.0, 1.0]
+    assert len(MMLUTask(str(tmp_path), subjects=["algebra"]).problems("test")) == 2
+    assert len(MMLUTask(str(tmp_path), train_split="validation", subjects=["law"]).problems("train")) == 2
+    with pytest.raises(ValueError, match="holds no problem"):
+        MMLUTask(str(tmp_path), subjects=["law"]).problems("test")
+    with pytest.raises(ValueError, match=r"task.subjects is empty"):
+        MMLUTask(subjects=[])
+
+
+def test_mmlu_rows_that_do_not_fit(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{**MMLU_ROW, "answer": 4}])
+    with pytest.raises(ValueError, match="answer the index of one of them"):
+        MMLUTask(path, test_source=path).problems("train")
+
+
+@pytest.mark.parametrize("template", ["boxed", "answer_tag", "hash", "letter"])
+def test_a_demonstration_is_format_correct_and_right_in_each_template(template):
+    answer = "B" if template == "letter" else "12"
+    task = DatasetTask("x.jsonl", template=template)
+    text = task.demonstration(Problem(0, "?", answer, "A worked solution."))
+    assert task.template.extract(text) == answer

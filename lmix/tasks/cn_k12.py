@@ -1,0 +1,44 @@
+"""cn_k12: Chinese school exercises in English, multiple choice and values (NuminaMath, Li et al., 2024)."""
+
+from typing import Any
+
+from lmix.tasks.dataset import DatasetTask
+from lmix.tasks.task import Problem
+
+UNVERIFIABLE = ("proof", "notfound")
+"""What NuminaMath-1.5 has as the answer of problems that can't be judged by one."""
+
+
+class CnK12Task(DatasetTask):
+    r"""The part cn_k12 of NuminaMath, from the hub (`AI-MO/NuminaMath-1.5`) or local files.
+
+    Answers are letters of a choice or values, both judged by math-verify. Left out are rows of other sources (where
+    there is a column `source`), answers that can't be judged, and solutions with several boxes, which answer several
+    questions.
+
+    Args:
+        source: see `DatasetTask`.
+        test_split: the hub has no held-out problems, so null takes them out of the training ones.
+        solution_column: see `DatasetTask`.
+        kwargs: see `DatasetTask`.
+    """
+
+    name = "cn_k12"
+
+    def __init__(
+        self,
+        source: str = "AI-MO/NuminaMath-1.5",
+        test_split: str | None = None,
+        solution_column: str | None = "solution",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(source, test_split=test_split, solution_column=solution_column, **kwargs)
+
+    def keep(self, row: dict[str, Any]) -> bool:
+        return super().keep(row) and row.get("source", self.name) == self.name
+
+    def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
+        solution = str(row.get(self.solution_column or "") or "")
+        if str(row.get(self.answer_column or "")).strip().lower() in UNVERIFIABLE or solution.count("\\boxed") > 1:
+            return None
+        return super().to_problem(number, row, source)

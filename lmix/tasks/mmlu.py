@@ -1,0 +1,70 @@
+"""MMLU (Hendrycks et al., arXiv 2009.03300): multiple choice in 57 subjects, answered by a letter."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lmix.tasks.dataset import DatasetTask
+from lmix.tasks.task import Problem, TemplateName
+
+LETTERS = "ABCDEFGHIJ"
+
+
+class MMLUTask(DatasetTask):
+    """MMLU, from the hub (`cais/mmlu`) or local files with columns question, choices, answer (an index) and subject.
+
+    There are no worked solutions: a demonstration for SFT is the answer in its template and nothing else.
+
+    Args:
+        source: see `DatasetTask`.
+        config_name: see `DatasetTask`.
+        train_split: the hub's auxiliary_train has no subjects: to choose some, name `validation` or `dev` here.
+        subjects: subjects to keep, such as [abstract_algebra]; null keeps all.
+        template: the form that the letter must have.
+        kwargs: see `DatasetTask`.
+
+    Raises:
+        ValueError: `subjects` is an empty list.
+    """
+
+    name = "mmlu"
+
+    def __init__(
+        self,
+        source: str = "cais/mmlu",
+        config_name: str | None = "all",
+        train_split: str = "auxiliary_train",
+        subjects: Sequence[str] | None = None,
+        template: TemplateName = "letter",
+        **kwargs: Any,
+    ) -> None:
+        if subjects is not None and not subjects:
+            raise ValueError("task.subjects is empty: name some, or null for all")
+        where = None if subjects is None else {"subject": list(subjects)}
+        columns = {"problem_column": "question", "answer_column": "answer"}
+        super().__init__(
+            source,
+            config_name=config_name,
+            train_split=train_split,
+            where=where,
+            template=template,
+            **columns,
+            **kwargs,
+        )
+
+    def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
+        """The question with its lettered choices; the answer is a letter. Raises ValueError where they do not fit."""
+        choices, answer = row.get("choices"), row["answer"]
+        if (
+            not isinstance(choices, list)
+            or not isinstance(answer, int)
+            or not 0 <= answer < len(choices) <= len(LETTERS)
+        ):
+            raise ValueError(
+                f"row {number} of {source!r}: choices must be a list of at most {len(LETTERS)}, and answer the "
+                f"index of one of them, not {choices!r} and {answer!r}"
+            )
+        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+        return Problem(number, "\n".join([str(row["question"]), *lines]), LETTERS[answer])
+
+    def demonstration(self, problem: Problem) -> str:
+        return self.template.wrap(problem.answer)
