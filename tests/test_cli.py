@@ -177,6 +177,18 @@ def test_every_config_parses_alone_and_composed(capsys):
         assert parsed["trainer"]["max_steps"] == 7
 
 
+@pytest.mark.parametrize("name", ["math", "cn_k12", "mmlu"])
+def test_each_task_s_config_builds_with_local_files(name, tmp_path, no_model):
+    """As far as the model: what comes before it is the task, its data and its prompts."""
+    row = {"choices": ["1", "2", "3", "4"], "answer": 1, "subject": "x", "question": "What is 1+1?"}
+    path = rows(tmp_path / "a.jsonl", 8, **(row if name == "mmlu" else {}))
+    local = [f"--data.task.source={path}", f"--data.task.test_source={path}", "--data.eval_size=2"]
+    config = ["--config", str(CONFIGS / f"tasks/{name}.yaml"), "--config", str(CONFIGS / "models/tiny.yaml")]
+    save_dir = f"--trainer.logger.save_dir={tmp_path}"
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        run("validate", *config, *local, save_dir, "--model.sampling.max_new_tokens=50")
+
+
 def test_field_docstrings_are_the_help(capsys):
     with pytest.raises(SystemExit):
         run("fit", "--model.help=lmix.GRPOModule")

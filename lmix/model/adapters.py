@@ -42,7 +42,7 @@ class AdapterConfig:
     policy: str | None = None
     """Folder of an adapter that the policy starts from; `base` or null starts at the base (LoRA B = 0: Algorithm 1)."""
     experts: list[str] = field(default_factory=list)
-    """Folders of further frozen adapters: an ensemble, whose weights are `model.weights`."""
+    """Folders of further frozen adapters, or `base`: an ensemble, whose weights are `model.weights`."""
     rank: int = 16
     """Rank of a policy that starts at the base."""
     lora_alpha: float = 32
@@ -64,7 +64,8 @@ class AdapterConfig:
 
     def frozen(self) -> dict[str, str | None]:
         """The frozen streams by name, each with its folder, or None for the base itself."""
-        return {REFERENCE: self.reference, **{f"expert_{k}": path for k, path in enumerate(self.experts, start=1)}}
+        experts = {f"expert_{k}": path for k, path in enumerate(self.experts, start=1)}
+        return {REFERENCE: self.reference, **{name: None if path == "base" else path for name, path in experts.items()}}
 
     def fresh(self) -> LoraConfig:
         """The policy's peft configuration when it starts at the base."""

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def method_name(config: dict[str, Any]) -> str:
     callbacks = [callback["class_path"] for callback in config["trainer"].get("callbacks") or []]
     if config["model"]["class_path"].endswith("SFTModule"):
         return "sft"
-    if arguments.get("experts"):
+    if arguments.get("weights"):
         return "ensemble"
     for ending, method in (("AdaptiveAlpha", "adaptive"), ("AlphaSchedule", "schedule")):
         if any(name.endswith(ending) for name in callbacks):
@@ -136,9 +137,16 @@ def method_name(config: dict[str, Any]) -> str:
 
 
 def task_name(config: dict[str, Any]) -> str:
-    """A task's class without `Task`, in small letters; for the general class, the name of its data."""
+    """The task's own name, as sweep.json has it; for the general class, the name of its data.
+
+    A class that is not installed here gives its own name, without `Task` and in small letters.
+    """
     task = config["data"]["task"]
-    name = task["class_path"].rpartition(".")[2].removesuffix("Task").lower()
+    module, _, kind = task["class_path"].rpartition(".")
+    try:
+        name = getattr(import_module(module), kind).name
+    except (ImportError, AttributeError, ValueError):
+        name = kind.removesuffix("Task").lower()
     return _name(task["init_args"]["source"]) if name == "dataset" else name
 
 

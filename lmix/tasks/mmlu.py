@@ -19,6 +19,8 @@ class MMLUTask(DatasetTask):
         config_name: see `DatasetTask`.
         train_split: the hub's auxiliary_train has no subjects: to choose some, name `validation` or `dev` here.
         subjects: subjects to keep, such as [abstract_algebra]; null keeps all.
+        problem_column: column with the question.
+        answer_column: column with the index of the right choice.
         template: the form that the letter must have.
         kwargs: see `DatasetTask`.
 
@@ -34,26 +36,29 @@ class MMLUTask(DatasetTask):
         config_name: str | None = "all",
         train_split: str = "auxiliary_train",
         subjects: Sequence[str] | None = None,
+        problem_column: str = "question",
+        answer_column: str = "answer",
         template: TemplateName = "letter",
         **kwargs: Any,
     ) -> None:
         if subjects is not None and not subjects:
             raise ValueError("task.subjects is empty: name some, or null for all")
         where = None if subjects is None else {"subject": list(subjects)}
-        columns = {"problem_column": "question", "answer_column": "answer"}
         super().__init__(
             source,
             config_name=config_name,
             train_split=train_split,
+            problem_column=problem_column,
+            answer_column=answer_column,
             where=where,
             template=template,
-            **columns,
             **kwargs,
         )
 
     def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
         """The question with its lettered choices; the answer is a letter. Raises ValueError where they do not fit."""
-        choices, answer = row.get("choices"), row["answer"]
+        assert self.answer_column is not None
+        choices, answer = row.get("choices"), row[self.answer_column]
         if (
             not isinstance(choices, list)
             or not isinstance(answer, int)
@@ -64,7 +69,7 @@ class MMLUTask(DatasetTask):
                 f"index of one of them, not {choices!r} and {answer!r}"
             )
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-        return Problem(number, "\n".join([str(row["question"]), *lines]), LETTERS[answer])
+        return Problem(number, "\n".join([str(row[self.problem_column]), *lines]), LETTERS[answer])
 
     def demonstration(self, problem: Problem) -> str:
         return self.template.wrap(problem.answer)

@@ -98,7 +98,7 @@ class Task:
             )
         if self.template.extract(problem.solution) is not None:
             return problem.solution
-        return f"{problem.solution} {self.template.wrap(problem.answer)}"
+        return f"{problem.solution}{self.template.separator}{self.template.wrap(problem.answer)}"
 
     def prompt_text(self, problem: Problem) -> str:
         """The prompt without a chat template."""

@@ -26,6 +26,8 @@ class AnswerTemplate:
     """completion -> the stripped answer, or None when the template is missing, blank or not closed."""
     wrap: Callable[[str], str]
     """answer -> the answer written in the template."""
+    separator: str = " "
+    """What stands between a worked solution and the wrapped answer."""
 
 
 def answer_template(name: str) -> AnswerTemplate:
@@ -136,10 +138,10 @@ _TEMPLATES = {
         AnswerTemplate(
             "answer_tag", "Put the final answer in <answer></answer>.", _extract_answer_tag, _wrap_answer_tag
         ),
-        AnswerTemplate("hash", "End with a line that holds #### and the final answer.", _extract_hash, _wrap_hash),
+        AnswerTemplate("hash", "End with a line that holds #### and the final answer.", _extract_hash, _wrap_hash, "\n"),
         AnswerTemplate(
             "letter", 'End with a line that holds the letter of your choice, such as "Answer: B".', _extract_letter,
-            _wrap_letter,
+            _wrap_letter, "\n",
         ),
     )
 }  # fmt: skip

@@ -25,8 +25,8 @@ BASE = {"reference": None}
         (config(alpha=0.0, objective={"beta": 0.01}), "kl_grpo"),
         (config(alpha=0.0, objective={"beta": 0.0}), "grpo"),
         (config(alpha=0.0, adapters=BASE), "grpo"),
-        (config(experts=[{"weight": 0.5}]), "ensemble"),
-        (config(experts=[]), "fixed, α=0.5"),
+        (config(weights=[0.5, 0.25, 0.25]), "ensemble"),
+        (config(weights=None), "fixed, α=0.5"),
         (config(model="lmix.SFTModule", adapters=BASE), "sft"),
     ],
 )

@@ -1,0 +1,281 @@
+"""Run a whole preset: SFT, every method and seed, sweep, comparison, report. What is done already is not done again.
+
+    python scripts/reproduce.py --preset arithmetic      # the embedded sandbox, under an hour on two cores
+    python scripts/reproduce.py --preset math-0.5b --set "--data.task.source=A.jsonl --data.task.test_source=B.jsonl"
+    python scripts/reproduce.py --preset paper --plan    # the paper's nine cells: print what would be run
+
+Each stage is one `python -m lmix` line, which is printed before it runs and can be run by hand.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DONE = ".done"
+"""Written beside the results of a stage that has no checkpoint."""
+METHODS = ("fixed", "adaptive", "kl_grpo", "grpo", "fixed_probs", "fixed_base_anchor", "ensemble")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task on one model."""
+
+    task: str
+    """Name of a file in configs/tasks."""
+    model: str
+    """Name of a file in configs/models."""
+    task_class: str
+    flags: list[str] = field(default_factory=list)
+    """For every training run."""
+    task_flags: list[str] = field(default_factory=list)
+    """For the task, as --NAME=VALUE: training and evaluation put their own prefix before NAME."""
+    sft: str | None = None
+    """An adapter that is there already; None trains one."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.model}"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is run, and how large."""
+
+    cells: list[Cell]
+    seeds: list[int]
+    steps: int
+    prompts: int
+    eval_size: int
+    max_new_tokens: int
+    mean_length: int
+    """Tokens of a completion on average, for the estimate of time only."""
+    tokens_per_second: float | None
+    """Mixed tokens a second over rollouts and update together, for the estimate; None: nobody has measured it."""
+    evaluate_problems: int = 500
+    sft_steps: int = 200
+    slots: int = 64
+
+
+PRESETS = {
+    "arithmetic": Preset(
+        [
+            Cell(
+                "arithmetic",
+                "tiny",
+                "lmix.tasks.ArithmeticTask",
+                ["--model.optimizer.lr=2e-3"],
+                ["--seed=1"],
+                "lmix:tiny-arithmetic-sft",
+            )
+        ],
+        seeds=[3, 4, 5],  # the sandbox was made with seeds 0 to 2 and the problems of seed 0
+        steps=40,
+        prompts=32,
+        eval_size=300,
+        max_new_tokens=64,
+        mean_length=32,
+        tokens_per_second=3500,
+        slots=256,
+    ),
+    "math-0.5b": Preset(
+        [Cell("math", "qwen2.5-0.5b", "lmix.tasks.MathTask", ["--model.optimizer.lr=1e-4"], ["--levels=[1,2,3]"])],
+        seeds=[0],
+        steps=40,
+        prompts=32,
+        eval_size=200,
+        max_new_tokens=512,
+        mean_length=250,
+        tokens_per_second=30,
+    ),
+    "paper": Preset(
+        [
+            Cell(task, f"qwen2.5-{size}", f"lmix.tasks.{kind}", ["--model.optimizer.lr=1e-5"])
+            for size in ("1.5b", "3b", "7b")
+            for task, kind in (("math", "MathTask"), ("cn_k12", "CnK12Task"), ("mmlu", "MMLUTask"))
+        ],
+        seeds=[0, 1, 2],
+        steps=40,
+        prompts=256,
+        eval_size=500,
+        max_new_tokens=1024,
+        mean_length=400,
+        tokens_per_second=None,
+        slots=256,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command, what its result is, and how many completions it draws."""
+
+    name: str
+    command: list[str]
+    result: Path
+    """There when the stage is done."""
+    completions: int = 0
+    resume_from: Path | None = None
+    """A folder of checkpoints to go on from."""
+
+    @property
+    def done(self) -> bool:
+        return self.result.exists()
+
+    def line(self) -> list[str]:
+        """The command, going on from the newest checkpoint where there is one."""
+        checkpoints = sorted(self.resume_from.glob("step=*.ckpt")) if self.resume_from else []
+        return [*self.command, *([f"--ckpt_path={checkpoints[-1]}"] if checkpoints else [])]
+
+
+def stages(preset: Preset, out: Path, methods: list[str], extra: list[str]) -> Iterator[Stage]:
+    """All stages in order."""
+    results = []
+    for cell in preset.cells:
+        folder = out / cell.name
+        sft = cell.sft or str(folder / "sft" / "seed0" / "checkpoints" / f"step={preset.sft_steps:04d}")
+        if cell.sft is None:
+            flags = [f"--trainer.max_steps={preset.sft_steps}", f"--trainer.val_check_interval={preset.sft_steps}"]
+            flags += ["--data.prompts_per_step=32"]
+            yield training(cell, preset, out, "sft", 0, flags, extra, preset.sft_steps)
+        for command, decodings in (("sweep", 20), ("compare", 2)):
+            stage = evaluation(cell, preset, out, command, sft, extra, decodings)
+            results.append(stage.result.parent)
+            yield stage
+        for seed in preset.seeds:
+            for method in methods:
+                stage = training(cell, preset, out, method, seed, method_flags(method, sft), extra, preset.steps)
+                results.append(folder / method / f"seed{seed}")
+                yield stage
+    yield Stage(
+        "report",
+        ["python", "-m", "lmix", "report", *map(str, results), f"--out={out / 'report'}", f"--title={out.name}"],
+        out / "report" / DONE,
+    )
+
+
+def method_flags(method: str, sft: str) -> list[str]:
+    """Where a method's streams come from, as section 2 of the design has them."""
+    return {
+        "kl_grpo": [f"--model.adapters.policy={sft}", f"--model.adapters.reference={sft}"],
+        "grpo": [f"--model.adapters.policy={sft}"],
+        "fixed_base_anchor": ["--model.adapters.reference=base"],
+        "ensemble": [f"--model.adapters.reference={sft}", "--model.adapters.experts=[base]"],
+    }.get(method, [f"--model.adapters.reference={sft}"])
+
+
+def training(
+    cell: Cell, preset: Preset, out: Path, method: str, seed: int, flags: list[str], extra: list[str], steps: int
+) -> Stage:
+    """One `fit` line; SFT has no rollouts."""
+    folder = out / cell.name / method / f"seed{seed}"
+    configs = [("tasks", cell.task), ("models", cell.model), ("methods", method)]
+    line = ["python", "-m", "lmix", "fit", *(f"--config={ROOT}/configs/{kind}/{name}.yaml" for kind, name in configs)]
+    line += [
+        f"--seed_everything={seed}",
+        f"--data.prompts_per_step={preset.prompts}",
+        f"--data.eval_size={preset.eval_size}",
+        f"--model.sampling.max_new_tokens={preset.max_new_tokens}",
+        f"--model.sampling.slots={preset.slots}",
+        f"--trainer.logger.save_dir={out / cell.name}",
+        f"--trainer.logger.name={method}",
+        f"--trainer.logger.version=seed{seed}",
+    ]
+    completions = preset.eval_size
+    if method != "sft":
+        evaluations = steps // 10 + 1
+        completions = steps * preset.prompts * 8 + evaluations * preset.eval_size
+        line += [f"--trainer.max_steps={steps}", *cell.flags]
+    if method == "adaptive":
+        completions += steps * 200
+    line += [*flags, *task_flags(cell, [], "--data.task."), *extra]
+    checkpoints = folder / "checkpoints"
+    name = f"{cell.name}: {method}, seed {seed}"
+    return Stage(name, line, checkpoints / f"step={steps:04d}.ckpt", completions, checkpoints)
+
+
+def evaluation(
+    cell: Cell, preset: Preset, out: Path, command: str, sft: str, extra: list[str], decodings: int
+) -> Stage:
+    """A sweep or comparison of the base, as the untrained policy, and SFT: the paper's Tables 1 to 4."""
+    folder = out / cell.name / command
+    line = ["python", "-m", "lmix", command, f"--task={cell.task_class}", *task_flags(cell, extra, "--task.")]
+    line += [
+        *backbone_flags(cell, extra),
+        f"--adapters.reference={sft}",
+        f"--problems={preset.evaluate_problems}",
+        f"--max_new_tokens={preset.max_new_tokens}",
+        f"--slots={preset.slots}",
+        f"--out={folder}",
+        *(["--a=policy", "--b=reference"] if command == "compare" else []),
+    ]
+    name = f"{cell.name}: {command} of base and SFT"
+    return Stage(name, line, folder / DONE, decodings * preset.evaluate_problems)
+
+
+def task_flags(cell: Cell, extra: list[str], prefix: str) -> list[str]:
+    """The task's flags with a command's prefix, and those that the user gave for training."""
+    given = [flag.replace("--data.task.", prefix, 1) for flag in extra if flag.startswith("--data.task.")]
+    return [flag.replace("--", prefix, 1) for flag in cell.task_flags] + given
+
+
+def backbone_flags(cell: Cell, extra: list[str]) -> list[str]:
+    """The model of configs/models, as evaluation commands take it."""
+    import yaml
+
+    backbone = yaml.safe_load((ROOT / "configs/models" / f"{cell.model}.yaml").read_text())["model"]["init_args"]
+    given = [flag.replace("--model.", "--", 1) for flag in extra if flag.startswith("--model.backbone.")]
+    return [f"--backbone.{name}={value}" for name, value in backbone["backbone"].items()] + given
+
+
+def estimate(preset: Preset, waiting: list[Stage]) -> str:
+    """How long it may take: completions by their mean length at the preset's measured rate."""
+    tokens = sum(stage.completions for stage in waiting) * preset.mean_length
+    text = f"{len(waiting)} stages, about {tokens / 1e6:,.1f} million tokens"
+    if preset.tokens_per_second is None:
+        return f"{text}; no rate was measured on such a machine, so there is no estimate of time"
+    hours = tokens / preset.tokens_per_second / 3600
+    return f"{text}: {hours:.1f} hours at {preset.tokens_per_second:g} tokens/s (measured on 2 CPU cores)"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, required=True)
+    parser.add_argument("--out", type=Path, help="folder for everything (default: runs/PRESET)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="which methods, with commas between")
+    parser.add_argument("--set", default="", help="flags for every training run, such as where local data are")
+    parser.add_argument("--plan", action="store_true", help="print the commands and the estimate, and stop")
+    settings = parser.parse_args()
+    preset, methods = PRESETS[settings.preset], settings.methods.split(",")
+    if unknown := sorted(set(methods) - set(METHODS)):
+        parser.error(f"--methods names {unknown[0]!r}: use some of {', '.join(METHODS)}")
+    out = settings.out or Path("runs") / settings.preset
+    plan = list(stages(preset, out, methods, shlex.split(settings.set)))
+    waiting = [stage for stage in plan if not stage.done]
+    print(f"{len(plan) - len(waiting)} of {len(plan)} stages are done; {estimate(preset, waiting)}", flush=True)
+    start = time.monotonic()
+    drawn, wanted = 0, sum(stage.completions for stage in waiting)
+    for number, stage in enumerate(waiting, start=1):
+        line = stage.line()
+        print(f"\n[{number}/{len(waiting)}] {stage.name}\n{shlex.join(line)}", flush=True)
+        if settings.plan:
+            continue
+        if subprocess.run([sys.executable, *line[1:]]).returncode:
+            print(f"\n{stage.name} failed; mend it and give the same command again: finished stages are kept")
+            return 1
+        if not stage.done:
+            stage.result.touch()
+        drawn += stage.completions
+        minutes = (time.monotonic() - start) / 60
+        left = minutes * (wanted - drawn) / drawn if drawn else 0.0
+        print(f"{minutes:.1f} minutes so far, about {left:.0f} to go", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The presets' plans: every line parses, and what is done is not planned again."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmix import cli
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "reproduce.py"
+
+
+def plan(*arguments: str) -> list[list[str]]:
+    """The planned lines, without `python`."""
+    out = subprocess.run([sys.executable, SCRIPT, "--plan", *arguments], capture_output=True, text=True, check=True)
+    return [shlex.split(line)[1:] for line in out.stdout.splitlines() if line.startswith("python -m lmix")]
+
+
+@pytest.mark.parametrize(("preset", "count"), [("arithmetic", 2 + 3 * 7 + 1), ("paper", 9 * (1 + 2 + 3 * 7) + 1)])
+def test_the_lines_of_a_preset_parse(preset, count, tmp_path, capsys):
+    lines = plan("--preset", preset, "--out", str(tmp_path))
+    assert len(lines) == count
+    fits = [line for line in lines if line[2] == "fit"]
+    assert len({flag for line in fits for flag in line if "/methods/" in flag}) == (7 if preset == "arithmetic" else 8)
+    # of the paper's, the seeds differ in one flag only
+    for line in [line for line in fits if "--seed_everything=0" in line or preset == "arithmetic"]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*line[2:], "--print_config"])
+        assert stop.value.code in (0, None), line
+        config = yaml.safe_load(capsys.readouterr().out)
+        assert config["trainer"]["max_steps"] in (40, 200)
+
+
+def test_what_is_done_is_not_planned_again_and_a_stopped_run_goes_on(tmp_path):
+    folder = tmp_path / "arithmetic-tiny" / "fixed"
+    for seed, step in ((3, 40), (4, 20)):
+        checkpoints = folder / f"seed{seed}" / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        (checkpoints / f"step={step:04d}.ckpt").touch()
+    lines = plan("--preset", "arithmetic", "--out", str(tmp_path), "--methods", "fixed")
+    seeds = [flag for line in lines for flag in line if flag.startswith("--seed_everything")]
+    assert seeds == ["--seed_everything=4", "--seed_everything=5"]
+    (resumed,) = [flag for line in lines for flag in line if flag.startswith("--ckpt_path")]
+    assert resumed.endswith("seed4/checkpoints/step=0020.ckpt")
+
+
+def test_local_data_reach_training_and_evaluation(tmp_path):
+    data = "--data.task.source=a.jsonl --model.backbone.path=b"
+    lines = plan("--preset", "math-0.5b", "--out", str(tmp_path), "--set", data)
+    for line in lines[:-1]:
+        own = "--data.task.source=a.jsonl" if line[2] == "fit" else "--task.source=a.jsonl"
+        assert own in line
+        assert ("--model.backbone.path=b" if line[2] == "fit" else "--backbone.path=b") in line
