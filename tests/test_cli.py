@@ -75,7 +75,8 @@ MATH = ["--config", str(CONFIGS / "tasks/math.yaml"), "--config", str(CONFIGS / 
         (lambda tmp: [*DEMO, f"--ckpt_path={foreign_checkpoint(tmp)}"], "was not written by lmix"),
         (lambda tmp: [*DEMO, "--data.task=lmix.tasks.Task"], "Task has no problems of its own"),
         (lambda tmp: [*DEMO, "--trainer.precision=bf16-mixed"], "trainer.precision must be 32-true"),
-        (lambda tmp: [*DEMO, "--model.adapters.experts=[a]"], "experts needs model.weights"),
+        (lambda tmp: [*DEMO, "--model.adapters.experts=[a]"], "experts needs weights"),
+        (lambda tmp: [*DEMO, f"--ckpt_path={old_checkpoint(tmp)}"], "was written by another version of lmix"),
     ],
 )
 def test_a_mistake_is_one_line_and_found_before_a_model_is_loaded(make, message, tmp_path, capsys, no_model):
@@ -100,6 +101,11 @@ def garbage(tmp: Path) -> Path:
 def foreign_checkpoint(tmp: Path) -> Path:
     torch.save({"state_dict": {}}, tmp / "foreign.ckpt")
     return tmp / "foreign.ckpt"
+
+
+def old_checkpoint(tmp: Path) -> Path:
+    torch.save({"state_dict": {}, "lmix": {"alpha": 0.5}}, tmp / "old.ckpt")
+    return tmp / "old.ckpt"
 
 
 def foreign(tmp: Path) -> Path:

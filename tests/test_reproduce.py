@@ -36,16 +36,51 @@ def test_the_lines_of_a_preset_parse(preset, count, tmp_path, capsys):
 
 
 def test_what_is_done_is_not_planned_again_and_a_stopped_run_goes_on(tmp_path):
+    """Seed 3 ended well, seed 4 was stopped at step 30, seed 5 after its last checkpoint."""
     folder = tmp_path / "arithmetic-tiny" / "fixed"
-    for seed, step in ((3, 40), (4, 20)):
+    for seed, steps in ((3, (30, 40)), (4, (20, 30)), (5, (30, 40))):
         checkpoints = folder / f"seed{seed}" / "checkpoints"
         checkpoints.mkdir(parents=True)
-        (checkpoints / f"step={step:04d}.ckpt").touch()
+        for step in steps:
+            (checkpoints / f"step={step:04d}.ckpt").touch()
+    (folder / "seed3" / ".done").touch()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / ".done").touch()
     lines = plan("--preset", "arithmetic", "--out", str(tmp_path), "--methods", "fixed")
+    assert [line[2] for line in lines] == ["sweep", "compare", "fit", "fit", "report"]  # the report is always new
     seeds = [flag for line in lines for flag in line if flag.startswith("--seed_everything")]
     assert seeds == ["--seed_everything=4", "--seed_everything=5"]
-    (resumed,) = [flag for line in lines for flag in line if flag.startswith("--ckpt_path")]
-    assert resumed.endswith("seed4/checkpoints/step=0020.ckpt")
+    resumed = [flag for line in lines for flag in line if flag.startswith("--ckpt_path")]
+    assert [Path(flag).name for flag in resumed] == ["step=0030.ckpt"] * 2
+
+
+def test_a_stage_that_writes_no_checkpoint_is_not_done(tmp_path):
+    """A user's flags must not end a run early and have it count."""
+    arguments = ["--preset", "arithmetic", "--out", str(tmp_path), "--methods", "fixed", "--set=--trainer.max_steps=1"]
+    for command in ("sweep", "compare"):  # these two are done
+        (tmp_path / "arithmetic-tiny" / command).mkdir(parents=True)
+    fake = tmp_path / "fake.py"  # stands for python: every command ends well and writes nothing
+    fake.write_text("#!/bin/sh\nexit 0\n")
+    fake.chmod(0o755)
+    code = f"import sys, runpy; sys.argv[1:] = {arguments!r}; sys.executable = {str(fake)!r}; "
+    code += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ended without" in done.stdout
+    assert not (tmp_path / "arithmetic-tiny" / "fixed").exists()
+
+
+def test_mistakes_are_one_line():
+    for arguments, message in (
+        (["--set='"], "--set: No closing quotation"),
+        (["--methods=ppo"], "--methods names 'ppo'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, SCRIPT, "--preset=arithmetic", *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_local_data_reach_training_and_evaluation(tmp_path):

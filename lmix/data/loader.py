@@ -26,28 +26,29 @@ class StepLoader:
     ) -> None:
         self.examples, self.prompts, self.seed = examples, prompts, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch, self.position = 0, 0
+        self.epoch, self.consumed = 0, 0
 
     def __len__(self) -> int:
         """Outer steps an epoch."""
         return -(-len(self.examples) // self.prompts)
 
     def __iter__(self) -> Iterator[list[Example]]:
-        if self.position >= len(self):  # Lightning stops asking after the last list, so the epoch ends here
-            self.epoch, self.position = self.epoch + 1, 0
+        if self.consumed >= len(self.examples):  # Lightning stops asking after the last list: the epoch ends here
+            self.epoch, self.consumed = self.epoch + 1, 0
         # a stride, so that the second epoch of one seed is not the first of the next
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
         order = torch.randperm(len(self.examples), generator=generator).tolist()
-        while self.position < len(self):
-            step = order[self.position * self.prompts : (self.position + 1) * self.prompts]
-            self.position += 1
+        while self.consumed < len(order):
+            step = order[self.consumed : self.consumed + self.prompts]
+            self.consumed += len(step)
             yield [self.examples[i] for i in step[self.rank :: self.world_size]]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "position": self.position}
+        """In problems, so that a run may go on with another number of prompts a step."""
+        return {"epoch": self.epoch, "consumed": self.consumed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.position = state["epoch"], state["position"]
+        self.epoch, self.consumed = state["epoch"], state["consumed"]
 
 
 class OneBatch:

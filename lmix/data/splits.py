@@ -33,8 +33,12 @@ def split_problems(
     carved: list[Split] = [split for split in wanted if split not in task.splits]
     if "train" in splits or carved:
         pool = shuffled(task.problems("train"), seed)
-        for split in carved:
-            chosen[split], pool = pool[: sizes[split]], pool[sizes[split] :]
+        # from the two ends, so that each is the same whatever the size of the other
+        if "test" in carved:
+            chosen["test"], pool = pool[:eval_size], pool[eval_size:]
+        if "validation" in carved:
+            start = max(0, len(pool) - validation_size)
+            chosen["validation"], pool = pool[start:], pool[:start]
     for split in wanted:
         if split not in carved:
             chosen[split] = shuffled(task.problems(split), seed)[: sizes[split]]

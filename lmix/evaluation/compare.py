@@ -54,7 +54,8 @@ def compare(
         raise ValueError(f"a and b are both {a}: name two of mixed, policy and reference")
     folder, console = out_folder(out, SUMMARY), new_console()
     examples = config.examples()
-    settings = config.settings(examples) | {"alpha": alpha, "mixture": mixture}
+    mixed_alpha = None if config.weights else alpha
+    settings = config.settings(examples) | {"alpha": mixed_alpha, "mixture": mixture}
     try:
         decoder = Decoder(config, examples, console)
         rows = {name: decoder.decode(name, alpha, mixture).rows for name in (a, b)}

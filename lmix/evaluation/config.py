@@ -12,9 +12,9 @@ import torch
 import lmix
 from lmix.data.example import Example
 from lmix.data.module import RLDataModule
-from lmix.model.adapters import WEIGHTS, AdapterConfig, read_adapter
+from lmix.model.adapters import CONFIG, WEIGHTS, AdapterConfig, read_adapter
 from lmix.model.backbone import BackboneConfig
-from lmix.model.tokenizer import load_tokenizer, resolve
+from lmix.model.tokenizer import check_places, load_tokenizer, resolve
 from lmix.tasks.task import Split, Task
 
 
@@ -63,6 +63,7 @@ class EvaluationConfig:
             tokenizer=load_tokenizer(self.backbone.path),
         )
         examples = data.read([self.split])[self.split]
+        check_places(self.backbone.path, max(len(e.prompt_ids) for e in examples), self.max_new_tokens)
         if len(examples) <= self.problems:
             return examples
         # the data module cuts held-out splits only
@@ -84,8 +85,10 @@ class EvaluationConfig:
             "template": self.task.template.name,
             "backbone": asdict(self.backbone),
             "adapters": asdict(self.adapters),
-            "policy_weights": adapter_checksum(self.adapters.policy),
-            "reference_weights": adapter_checksum(self.adapters.reference),
+            "contents": {
+                name: adapter_checksum(path)
+                for name, path in {"policy": self.adapters.policy, **self.adapters.frozen()}.items()
+            },
             "versions": versions(),
             "prompts": checksum(json.dumps(asked).encode()),
         }
@@ -98,11 +101,12 @@ def check_count(name: str, value: int) -> None:
 
 
 def adapter_checksum(path: str | None) -> str | None:
-    """Of an adapter's weights, None for the base. Raises ValueError where the adapter can't be read."""
+    """Of an adapter's files, None for the base. Raises ValueError where the adapter can't be read."""
     if path is None:
         return None
     read_adapter(path)
-    return checksum((Path(resolve(path)).expanduser() / WEIGHTS).read_bytes())
+    folder = Path(resolve(path)).expanduser()
+    return checksum((folder / WEIGHTS).read_bytes() + (folder / CONFIG).read_bytes())
 
 
 def checksum(data: bytes) -> str:

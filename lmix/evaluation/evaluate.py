@@ -57,7 +57,8 @@ def evaluate(
         raise ValueError(f"who must name some of mixed, policy and reference, each once, not {list(who)}")
     folder, console = out_folder(out, SUMMARY), new_console()
     examples = config.examples()
-    settings = config.settings(examples) | {"alpha": alpha, "mixture": mixture, "samples": samples}
+    mixed_alpha = None if config.weights else alpha
+    settings = config.settings(examples) | {"alpha": mixed_alpha, "mixture": mixture, "samples": samples}
     try:
         decoder = Decoder(config, examples, console)
         decoded = {name: decoder.decode(name, alpha, mixture, samples) for name in who}

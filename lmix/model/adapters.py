@@ -171,6 +171,13 @@ def is_adapted(module: nn.Module) -> bool:
     return isinstance(module, LoraLayer)
 
 
+def adapter_scaling(model: nn.Module) -> dict[str, list[float]]:
+    """The different scalings of each adapter's layers, sorted."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    names = sorted({name for layer in layers for name in layer.scaling})
+    return {name: sorted({float(layer.scaling[name]) for layer in layers if name in layer.scaling}) for name in names}
+
+
 def save_adapter(peft_model: PeftModel, stream: str, folder: Path) -> None:
     """Write one adapter as a peft folder that plain peft loads. The folder is there whole or not at all."""
     weights = get_peft_model_state_dict(peft_model, adapter_name=stream)

@@ -128,7 +128,8 @@ def attention_kinds(config: PretrainedConfig) -> list[str]:
 
 def fingerprint(model: PreTrainedModel) -> str:
     """A checksum of the norms and biases, which no quantisation touches: the same model in any precision has the same,
-    wherever its files lie; another finetune of the same architecture has another."""
+    wherever its files lie. Another model has another, but not a finetune that left norms and biases alone (a merged
+    LoRA)."""
     digest = hashlib.sha256()
     for parameter in model.parameters():
         if parameter.dim() == 1 and parameter.is_floating_point():

@@ -12,7 +12,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lmix.functional import mix_streams, mix_streams_log_probs, token_log_probs, tokenwise
-from lmix.model.adapters import AdapterConfig, add_adapters, check_adapter, is_adapted, save_adapter
+from lmix.model.adapters import (
+    AdapterConfig,
+    adapter_scaling,
+    add_adapters,
+    check_adapter,
+    is_adapted,
+    save_adapter,
+)
 from lmix.model.backbone import BackboneConfig, fingerprint, freeze_backbone, load_backbone
 from lmix.model.streams import POLICY, REFERENCE, StreamRouter
 
@@ -101,7 +108,7 @@ class MixedPolicy(nn.Module):
     @alpha.setter
     def alpha(self, value: float) -> None:
         if self.is_ensemble:
-            raise ValueError("alpha can't be moved where model.weights is given: an ensemble's weights are fixed")
+            raise ValueError("alpha can't be moved where weights are given: an ensemble's weights are fixed")
         self._weights = two_weights(value)
 
     @property
@@ -121,7 +128,8 @@ class MixedPolicy(nn.Module):
     @property
     def mixes_hidden(self) -> bool:
         """Whether hidden states can be mixed before the head: logits of a linear head that all streams share."""
-        return self.mixture == "logits" and self.softcap is None and not is_adapted(self.head)
+        unbiased = getattr(self.head, "bias", None) is None or math.isclose(sum(self._weights.values()), 1.0)
+        return self.mixture == "logits" and self.softcap is None and not is_adapted(self.head) and unbiased
 
     # the passes
 
@@ -208,6 +216,10 @@ class MixedPolicy(nn.Module):
         """The weights of all adapters, and nothing of the backbone, by parameter name."""
         return {name: p.detach() for name, p in self.named_parameters() if ".lora_" in name}
 
+    def adapter_scaling(self) -> dict[str, list[float]]:
+        """What each adapter's product is multiplied by, over its layers; the weights alone do not say it."""
+        return adapter_scaling(self.peft_model)
+
     def policy_parameters(self) -> list[nn.Parameter]:
         """What is trained."""
         return [p for p in self.parameters() if p.requires_grad]
@@ -276,17 +288,17 @@ def check_weights(weights: Sequence[float] | None, adapters: AdapterConfig, mixt
     streams = 1 + len(adapters.frozen())
     if weights is None:
         if streams > 2:
-            raise ValueError("adapters.experts needs model.weights: of the policy, the reference and each expert")
+            raise ValueError("adapters.experts needs weights: of the policy, the reference and each expert")
         return None
     given = list(weights)
     if len(given) != streams:
         raise ValueError(
-            f"model.weights must be {streams} numbers, not {given}: of the policy, the reference and each expert"
+            f"weights must be {streams} numbers, not {given}: of the policy, the reference and each expert"
         )
     if not all(map(math.isfinite, given)) or given[0] == 0:
-        raise ValueError(f"model.weights must be finite, and the first, the policy's, not 0: not {given}")
+        raise ValueError(f"weights must be finite, and the first, the policy's, not 0: not {given}")
     if mixture == "probs" and (min(given) < 0 or abs(sum(given) - 1.0) > 1e-6):
-        raise ValueError(f"model.weights of probabilities must be at least 0 and sum to 1, not {given}")
+        raise ValueError(f"weights of probabilities must be at least 0 and sum to 1, not {given}")
     return weights
 
 

@@ -47,12 +47,28 @@ def hub_arguments(path: str) -> tuple[str, dict[str, str]]:
 
 
 def load_config(path: str) -> PretrainedConfig:
-    """The backbone's configuration. Raises ValueError where there is none."""
+    """The backbone's configuration. Raises ValueError where there is none, or where it is not that of a text model."""
     where, arguments = hub_arguments(path)
     try:
-        return AutoConfig.from_pretrained(where, **arguments)
+        config = AutoConfig.from_pretrained(where, **arguments)
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone {path!r} can't be read: {first_line(error)}") from error
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"backbone {path!r} is of type {config.model_type!r}, a text model inside a larger one: lmix takes "
+            "text-only causal models"
+        )
+    return config
+
+
+def check_places(path: str, longest_prompt: int, max_new_tokens: int) -> None:
+    """Raise ValueError where a prompt and its completion can be more tokens than the backbone has places."""
+    places = getattr(load_config(path), "max_position_embeddings", None)
+    if places is not None and longest_prompt + max_new_tokens > places:
+        raise ValueError(
+            f"max_new_tokens {max_new_tokens} after a prompt of {longest_prompt} tokens is more than the {places} "
+            f"places of backbone {path!r}: lower it, or max_prompt_tokens"
+        )
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,7 @@
 """What `sweep` and `compare` write, read back."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class Sweep:
     """A sweep of alpha."""
 
     task: str
+    """With the backbone's name, where the file says it."""
     rows: list[SweepRow]
 
 
@@ -51,7 +53,7 @@ def read_sweep(folder: Path) -> Sweep:
     found = _read(folder / SWEEP)
     try:
         rows = [SweepRow(r["mixture"], r["alpha"], r["format"], r["solved"], r["n"]) for r in found["rows"]]
-        sweep = Sweep(found["task"], rows)
+        sweep = Sweep(_setting(found), rows)
     except (KeyError, TypeError) as error:
         raise _damaged(folder / SWEEP, error) from error
     if not rows or any(row.n < 1 for row in rows):
@@ -65,7 +67,7 @@ def read_comparison(folder: Path) -> Comparison:
     try:
         table = found["contingency"]
         return Comparison(
-            task=found["task"],
+            task=_setting(found),
             n=found["n"],
             policies={name: (rates["format"], rates["solved"]) for name, rates in found["policies"].items()},
             names=(table["names"][0], table["names"][1]),
@@ -78,6 +80,11 @@ def read_comparison(folder: Path) -> Comparison:
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(folder / COMPARE, error) from error
+
+
+def _setting(found: dict[str, Any]) -> str:
+    backbone = found.get("settings", {}).get("backbone", {}).get("path")
+    return found["task"] if backbone is None else f"{found['task']}, {re.split(r'[/:]', backbone.rstrip('/'))[-1]}"
 
 
 def _read(path: Path) -> Any:

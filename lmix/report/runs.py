@@ -14,6 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 EVENTS = "events.out.tfevents.*"
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 SOLVE_RATE, FORMAT_RATE = "val/solve_rate", "val/format_rate"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "objective": {"clip_radius_above": None, "normaliser": "group", "scale_by_std": True, "inner_updates": 1},
+    "sampling": {"resample_dead": 0},
+}
+"""Options that make another method, and their defaults."""
 Points = list[tuple[int, float]]
 
 
@@ -116,13 +121,27 @@ def method_name(config: dict[str, Any]) -> str:
     Raises:
         KeyError: it names no model.
     """
+    return ", ".join([base_method(config), *variants(model_arguments(config))])
+
+
+def variants(arguments: dict[str, Any]) -> list[str]:
+    """The settings that make another method of one, where they are not at their defaults."""
+    found = []
+    for group, defaults in VARIANTS.items():
+        given = arguments.get(group) or {}
+        found += [f"{name}={given[name]}" for name, value in defaults.items() if given.get(name, value) != value]
+    return found
+
+
+def base_method(config: dict[str, Any]) -> str:
+    """The method without the objective's options."""
     arguments = model_arguments(config)
     alpha = arguments.get("alpha", 0.5)
     callbacks = [callback["class_path"] for callback in config["trainer"].get("callbacks") or []]
     if config["model"]["class_path"].endswith("SFTModule"):
         return "sft"
-    if arguments.get("weights"):
-        return "ensemble"
+    if weights := arguments.get("weights"):
+        return f"ensemble, {' '.join(f'{weight:g}' for weight in weights)}"
     for ending, method in (("AdaptiveAlpha", "adaptive"), ("AlphaSchedule", "schedule")):
         if any(name.endswith(ending) for name in callbacks):
             return method

@@ -34,18 +34,18 @@ class StreamCache:
 
     def insert(self, prefill: DynamicCache, sources: Sequence[int], slots: Sequence[int]) -> None:
         """Copy prompts' keys and values into slots: prompt `sources[i]` of every stream goes to slot `slots[i]`."""
+        device = prefill.layers[0].keys.device  # pyright: ignore
+        prompts = prefill.layers[0].keys.shape[0] // self.streams  # pyright: ignore
+        source = torch.tensor([k * prompts + s for k in range(self.streams) for s in sources], device=device)
+        target = torch.tensor([k * self.slots + s for k in range(self.streams) for s in slots], device=device)
         for i, layer in enumerate(prefill.layers):
             keys: Tensor = layer.keys  # pyright: ignore
             values: Tensor = layer.values  # pyright: ignore
             if i == len(self.layers):
                 shape = (self.streams * self.slots, keys.shape[1], self.length)
                 self.layers.append((keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3])))
-            prompts = keys.shape[0] // self.streams
-            for k in range(self.streams):
-                source = torch.tensor([k * prompts + s for s in sources], device=keys.device)
-                target = torch.tensor([k * self.slots + s for s in slots], device=keys.device)
-                self.layers[i][0][target, :, : keys.shape[2]] = keys[source]
-                self.layers[i][1][target, :, : values.shape[2]] = values[source]
+            self.layers[i][0][target, :, : keys.shape[2]] = keys[source]
+            self.layers[i][1][target, :, : values.shape[2]] = values[source]
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop all slots but these, in this order: rows that have ended leave the batch."""

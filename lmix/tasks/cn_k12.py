@@ -5,16 +5,18 @@ from typing import Any
 from lmix.tasks.dataset import DatasetTask
 from lmix.tasks.task import Problem
 
-UNVERIFIABLE = ("proof", "notfound")
+UNVERIFIABLE = ("", "none", "proof", "notfound")
 """What NuminaMath-1.5 has as the answer of problems that can't be judged by one."""
+VALIDITY = ("problem_is_valid", "solution_is_valid")
+"""Its columns that say Yes for what its makers could check."""
 
 
 class CnK12Task(DatasetTask):
     r"""The part cn_k12 of NuminaMath, from the hub (`AI-MO/NuminaMath-1.5`) or local files.
 
     Answers are letters of a choice or values, both judged by math-verify. Left out are rows of other sources (where
-    there is a column `source`), answers that can't be judged, and solutions with several boxes, which answer several
-    questions.
+    there is a column `source`), rows that NuminaMath-1.5 calls invalid, answers that can't be judged, and solutions
+    with several boxes, which answer several questions.
 
     Args:
         source: see `DatasetTask`.
@@ -35,10 +37,11 @@ class CnK12Task(DatasetTask):
         super().__init__(source, test_split=test_split, solution_column=solution_column, **kwargs)
 
     def keep(self, row: dict[str, Any]) -> bool:
-        return super().keep(row) and row.get("source", self.name) == self.name
+        valid = all(str(row.get(column, "Yes")) == "Yes" for column in VALIDITY)
+        return super().keep(row) and valid and row.get("source", self.name) == self.name
 
     def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
-        solution = str(row.get(self.solution_column or "") or "")
-        if str(row.get(self.answer_column or "")).strip().lower() in UNVERIFIABLE or solution.count("\\boxed") > 1:
+        solution, answer = (str(row.get(column or "") or "") for column in (self.solution_column, self.answer_column))
+        if answer.strip().lower() in UNVERIFIABLE or solution.count("\\boxed") > 1:
             return None
         return super().to_problem(number, row, source)

@@ -138,7 +138,9 @@ _TEMPLATES = {
         AnswerTemplate(
             "answer_tag", "Put the final answer in <answer></answer>.", _extract_answer_tag, _wrap_answer_tag
         ),
-        AnswerTemplate("hash", "End with a line that holds #### and the final answer.", _extract_hash, _wrap_hash, "\n"),
+        AnswerTemplate(
+            "hash", "End with a line that holds #### and the final answer.", _extract_hash, _wrap_hash, "\n"
+        ),
         AnswerTemplate(
             "letter", 'End with a line that holds the letter of your choice, such as "Answer: B".', _extract_letter,
             _wrap_letter, "\n",

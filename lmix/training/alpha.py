@@ -36,6 +36,8 @@ class AdaptiveAlpha(L.Callback):
         ValueError: `scale` is not positive.
     """
 
+    moves_alpha = True
+
     def __init__(self, offset: float = 25.0, scale: float = 35.0) -> None:
         if not scale > 0:
             raise ValueError(f"AdaptiveAlpha.scale must be positive, not {scale}")
@@ -85,6 +87,8 @@ class AlphaSchedule(L.Callback):
     Raises:
         ValueError: an alpha outside [0, 1].
     """
+
+    moves_alpha = True
 
     def __init__(self, start: float = 0.9, end: float = 0.1, shape: Literal["linear", "cosine"] = "linear") -> None:
         self.start, self.end, self.shape = check_alpha(start), check_alpha(end), shape

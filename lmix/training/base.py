@@ -14,7 +14,7 @@ from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixed_policy import MixedPolicy, Mixture, check_alpha, check_weights
 from lmix.model.streams import POLICY
-from lmix.model.tokenizer import load_config, load_tokenizer
+from lmix.model.tokenizer import check_places, load_tokenizer
 from lmix.rollout.engine import Draw, Progress, RolloutEngine, end_tokens
 from lmix.rollout.rollout import Packed, Rollout, decode_texts
 from lmix.seed import run_seed
@@ -80,20 +80,11 @@ class AdapterModule(L.LightningModule):
                 f"trainer.precision must be 32-true, not {self.trainer.precision}: backbone.dtype says what the "
                 "backbone computes in, and adapters are trained in float32"
             )
-        self.check_length()
-        if stage == "fit" and self.optimizer.schedule in ("linear", "cosine") and self.trainer.max_steps < 1:
-            raise ValueError(f"optimizer.schedule {self.optimizer.schedule} ends at trainer.max_steps: set it above 0")
-
-    def check_length(self) -> None:
-        """Raise ValueError where the longest prompt and completion are more tokens than the backbone has places."""
-        places = getattr(load_config(self.backbone.path), "max_position_embeddings", None)
         sets = self.trainer.datamodule.sets.values()  # pyright: ignore[reportAttributeAccessIssue]
         longest = max((len(example.prompt_ids) for examples in sets for example in examples), default=0)
-        if places is not None and longest + self.sampling.max_new_tokens > places:
-            raise ValueError(
-                f"sampling.max_new_tokens {self.sampling.max_new_tokens} after a prompt of {longest} tokens is more "
-                f"than the {places} places of backbone {self.backbone.path!r}: lower it, or data.max_prompt_tokens"
-            )
+        check_places(self.backbone.path, longest, self.sampling.max_new_tokens)
+        if stage == "fit" and self.optimizer.schedule in ("linear", "cosine") and self.trainer.max_steps < 1:
+            raise ValueError(f"optimizer.schedule {self.optimizer.schedule} ends at trainer.max_steps: set it above 0")
 
     def configure_model(self) -> None:
         if hasattr(self, "policy"):
@@ -122,10 +113,6 @@ class AdapterModule(L.LightningModule):
         golds = [batch[r.prompt].problem.answer for r in rollouts]
         decode_texts(rollouts, self.tokenizer)
         return self.task.judge([r.text for r in rollouts], [r.ended for r in rollouts], golds)
-
-    def keep_rows(self, rollouts: Sequence[Rollout], judgements: Sequence[Judgement], batch: Sequence[Example]) -> None:
-        """Lay completions out for callbacks."""
-        self.rows = completion_rows(rollouts, judgements, batch, self.global_step)
 
     def score(self, packed: Packed) -> Tensor:
         """Log-probability of each completion token under the mixed policy, `[N]`, with the policy's gradient."""
@@ -198,14 +185,14 @@ class AdapterModule(L.LightningModule):
         judgements = self.judge(rollouts, batch)
         self.format_rate.update(judgements)
         self.solve_rate.update(judgements)
-        self.keep_rows(rollouts, judgements, batch)
+        self.rows = completion_rows(rollouts, judgements, batch, self.global_step)
 
     test_step = validation_step
 
     def predict_step(self, batch: list[Example], batch_idx: int) -> list[dict[str, Any]]:
         """Greedy completions of held-out problems as rows, each with its parsed answer."""
         rollouts = self.sample(batch, greedy=True)
-        self.keep_rows(rollouts, self.judge(rollouts, batch), batch)
+        self.rows = completion_rows(rollouts, self.judge(rollouts, batch), batch, self.global_step)
         return [row.as_dict() for row in self.rows]
 
     def on_validation_epoch_end(self) -> None:
@@ -243,15 +230,24 @@ class AdapterModule(L.LightningModule):
         checkpoint["lmix"] = {
             "alpha": self.policy.alpha,
             "initial_alpha": self.initial_alpha,
+            "weights": None if self.weights is None else list(self.weights),
             "backbone": self.backbone.path,
             "fingerprint": self.policy.fingerprint,
+            "scaling": self.policy.adapter_scaling(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up alpha where a callback had moved it to, unless this run's settings start from another one."""
+        """Take up the alpha that a callback had moved, where one will go on moving it or nothing is trained.
+
+        In all other cases the settings' alpha holds.
+        """
         saved = checkpoint["lmix"]
-        check_origin(saved, self.backbone.path, self.policy.fingerprint)
-        if self.weights is None and self.initial_alpha == saved["initial_alpha"]:
+        check_origin(saved, self.backbone.path, self.policy.fingerprint, self.policy.adapter_scaling())
+        if self.weights is not None or saved["weights"] is not None:
+            return
+        callbacks: list[Any] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        moves = self.trainer.state.fn != "fit" or any(getattr(c, "moves_alpha", False) for c in callbacks)
+        if moves and self.initial_alpha == saved["initial_alpha"]:
             self.policy.alpha = saved["alpha"]
-        elif self.weights is None:
-            log.warning("alpha %g as in the settings; the checkpoint's was %g", self.initial_alpha, saved["alpha"])
+        if not self.policy.alpha == saved["alpha"] == self.initial_alpha:
+            log.warning("going on at alpha %g; the checkpoint's is %g", self.policy.alpha, saved["alpha"])

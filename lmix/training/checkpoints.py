@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import Checkpoint
 class PolicyCheckpoint(Checkpoint):
     """Save `checkpoints/step=N.ckpt` in the run folder, to go on from with `--ckpt_path`, and `step=N/` for peft.
 
-    A file has its name only when it is whole. The callback runs after all others of a step, so that what they changed
-    (alpha) is in it.
+    A file has its name only when it is whole. It is written after all that belongs to its step: after other callbacks,
+    so that what they changed (alpha) is in it, and after the evaluation where one is due, so that a run that goes on
+    from it lacks none.
 
     Args:
         every_n_steps: outer steps between checkpoints; the last step is saved in any case.
@@ -40,7 +41,14 @@ class PolicyCheckpoint(Checkpoint):
         self.saved = [Path(path) for path in state_dict["saved"]]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
+        loop = trainer.fit_loop.epoch_loop
+        evaluation_due = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # pyright: ignore  # no public way
+        if trainer.global_step % self.every_n_steps == 0 and not evaluation_due:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

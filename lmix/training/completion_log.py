@@ -1,7 +1,9 @@
 """What a run writes down of its completions."""
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,12 @@ class CompletionLog(L.Callback):
                 raise ValueError(f"CompletionLog.{name} must be at least 1, not {value}")
         self.table_rows, self.every_n_steps = table_rows, every_n_steps
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Of a run that goes on in its folder, drop what came after the checkpoint: it is drawn again."""
+        if trainer.log_dir is not None and trainer.global_step:
+            for name in ("train", "val"):
+                drop_later_rows(self.path(trainer, name), trainer.global_step)
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
         self.append(trainer, "train", pl_module.rows)
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
@@ -46,17 +54,35 @@ class CompletionLog(L.Callback):
     def append(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
         if trainer.log_dir is None or not rows:
             return
-        suffix = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        path = Path(trainer.log_dir) / "completions" / f"{name}{suffix}.jsonl"
+        path = self.path(trainer, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in rows)
+
+    def path(self, trainer: L.Trainer, name: str) -> Path:
+        """This rank's file."""
+        suffix = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+        return Path(trainer.log_dir or "") / "completions" / f"{name}{suffix}.jsonl"
 
     def table(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
         for logger in trainer.loggers if rows else ():
             if isinstance(logger, TensorBoardLogger):
                 text = markdown_table(rows[: self.table_rows])
                 logger.experiment.add_text(f"{name}/completions", text, trainer.global_step)
+
+
+def drop_later_rows(path: Path, step: int) -> None:
+    """Keep the rows up to a step. A last line that was half written goes as well."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        with suppress(ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    temporary = path.with_suffix(".part")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def markdown_table(rows: Sequence[CompletionRow]) -> str:

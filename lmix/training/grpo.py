@@ -19,6 +19,7 @@ from lmix.rollout.rollout import Packed, Rollout, length_mask, pack, token_budge
 from lmix.tasks.task import Judgement
 from lmix.training.base import AdapterModule
 from lmix.training.clock import Clock
+from lmix.training.completions import completion_rows
 from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
 
 
@@ -71,10 +72,9 @@ class GRPOModule(AdapterModule):
         rollout_seconds = clock.lap()
 
         judgements_B = self.judge(rollouts_B, batch)
-        clock.lap()
+        self.rows = completion_rows(rollouts_B, judgements_B, batch, self.global_step + 1)
         for attempt in range(self.sampling.resample_dead):
-            batch, rollouts_B, judgements_B = self.replace_dead(batch, rollouts_B, judgements_B, attempt)
-        rollout_seconds += clock.lap()
+            rollout_seconds += self.replace_dead(batch, rollouts_B, judgements_B, attempt)
 
         rewards_PG = torch.tensor([j.reward for j in judgements_B]).view(len(batch), -1)
         advantages_PG = group_advantages(rewards_PG, scale_by_std=self.objective.scale_by_std)
@@ -87,35 +87,37 @@ class GRPOModule(AdapterModule):
             stats["grad_norm"] = self.optimizer_step(last=inner == self.objective.inner_updates - 1)
         update_seconds = clock.lap()
 
-        self.keep_rows(rollouts_B, judgements_B, batch)
         stats["lr"] = rate
-        self.log_step(rollouts_B, judgements_B, rewards_PG, stats, rollout_seconds, update_seconds)
+        self.log_step(rollouts_B, rewards_PG, stats, rollout_seconds, update_seconds)
 
     def replace_dead(
         self, batch: list[Example], rollouts_B: list[Rollout], judgements_B: list[Judgement], attempt: int
-    ) -> tuple[list[Example], list[Rollout], list[Judgement]]:
-        """Put other training prompts with new rollouts in the place of dead groups (DAPO's dynamic sampling).
+    ) -> float:
+        """Put other training prompts with new rollouts in the place of dead groups, in place (DAPO's dynamic sampling).
 
         Which prompts is a function of (seed, step, attempt), so nothing of it needs to be saved. Where no prompt is
-        left, dead groups stay.
+        left, dead groups stay. What is thrown away stays among the step's rows, which rates are taken from.
+
+        Returns:
+            Seconds of sampling.
         """
         rewards_PG = torch.tensor([j.reward for j in judgements_B]).view(len(batch), -1)
         dead = dead_groups(rewards_PG).nonzero().flatten().tolist()
         spare = self.trainer.datamodule.spare_examples(  # pyright: ignore[reportAttributeAccessIssue]
-            len(dead), self.global_step, attempt, {example.problem.id for example in batch}
+            len(dead), self.global_step, attempt, {row.problem_id for row in self.rows}
         )
-        if not spare:
-            return batch, rollouts_B, judgements_B
+        clock = Clock(self.device)
         fresh = self.sample(spare)
+        seconds = clock.lap()
         judged = self.judge(fresh, spare)
-        batch, rollouts_B, judgements_B = list(batch), list(rollouts_B), list(judgements_B)
+        self.rows += completion_rows(fresh, judged, spare, self.global_step + 1)
         samples = self.sampling.samples_per_prompt
         for place, prompt in enumerate(dead[: len(spare)]):
             old, new = (slice(p * samples, (p + 1) * samples) for p in (prompt, place))
             batch[prompt] = spare[place]
             rollouts_B[old] = [replace(r, prompt=prompt) for r in fresh[new]]
             judgements_B[old] = judged[new]
-        return batch, rollouts_B, judgements_B
+        return seconds
 
     def accumulate_gradient(
         self, rollouts_B: Sequence[Rollout], advantages_B: Tensor, before: BeforeUpdate
@@ -177,28 +179,27 @@ class GRPOModule(AdapterModule):
     def log_step(
         self,
         rollouts_B: Sequence[Rollout],
-        judgements_B: Sequence[Judgement],
         rewards_PG: Tensor,
         stats: dict[str, float],
         rollout_seconds: float,
         update_seconds: float,
     ) -> None:
-        """Log a step's figures."""
-        count = len(rollouts_B)
-        tokens = sum(len(r.completion_ids) for r in rollouts_B)
+        """Log a step's figures: rates over all completions that were drawn, the rest over those of the update."""
+        drawn, tokens = len(self.rows), sum(row.tokens for row in self.rows)
         figures = {
             "step": float(self.global_step),  # the x axis
             "alpha": self.policy.alpha,
-            "train/reward": float(rewards_PG.mean()),
-            "train/solve_rate": sum(j.answer_correct for j in judgements_B) / count,
-            "train/format_rate": sum(j.format_correct for j in judgements_B) / count,
+            "train/reward": sum(row.reward for row in self.rows) / drawn,
+            "train/solve_rate": sum(row.answer_correct for row in self.rows) / drawn,
+            "train/format_rate": sum(row.format_correct for row in self.rows) / drawn,
             # an unbiased estimate of the mixed policy's entropy a token: the mean of -log p of what it drew
             "train/entropy": -float(torch.cat([r.log_probs for r in rollouts_B]).mean()),
-            "train/completion_length": tokens / count,
+            "train/completion_length": tokens / drawn,
             "train/dead_groups": float(dead_groups(rewards_PG).float().mean()),
+            "train/replaced_groups": float((drawn - len(rollouts_B)) // self.sampling.samples_per_prompt),
             "perf/rollout_tokens_per_second": tokens / rollout_seconds,
-            "perf/train_tokens_per_second": tokens / update_seconds,
+            "perf/train_tokens_per_second": sum(len(r.completion_ids) for r in rollouts_B) / update_seconds,
             "perf/rollout_seconds": rollout_seconds,
             "perf/update_seconds": update_seconds,
         }
-        self.log_dict(figures | {f"train/{name}": value for name, value in stats.items()}, batch_size=count)
+        self.log_dict(figures | {f"train/{name}": value for name, value in stats.items()}, batch_size=len(rollouts_B))

@@ -1,11 +1,17 @@
 """What a checkpoint must hold to be this run's."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+ORIGIN = {"alpha", "initial_alpha", "weights", "backbone", "fingerprint", "scaling"}
+"""What `checkpoint["lmix"]` holds."""
 
 
 def check_checkpoint(path: str) -> None:
@@ -23,14 +29,29 @@ def check_checkpoint(path: str) -> None:
         raise ValueError(f"{where} is damaged or no checkpoint: give a .ckpt of a run's checkpoints folder") from error
     if not isinstance(checkpoint, dict) or "lmix" not in checkpoint:
         raise ValueError(f"{where} was not written by lmix: give a .ckpt of a run's checkpoints folder")
+    if not set(checkpoint["lmix"]) >= ORIGIN:
+        raise ValueError(f"{where} was written by another version of lmix: go on with that one, or start anew")
 
 
-def check_origin(saved: Mapping[str, Any], backbone: str, fingerprint: str) -> None:
-    """Raise ValueError where a checkpoint's adapters were trained on another backbone."""
+def check_origin(
+    saved: Mapping[str, Any], backbone: str, fingerprint: str, scaling: Mapping[str, Sequence[float]]
+) -> None:
+    """See that a checkpoint's adapters were trained on this backbone, and at these scales.
+
+    Raises:
+        ValueError: they were not.
+    """
     if saved["fingerprint"] != fingerprint:
         raise ValueError(
             f"the checkpoint was trained on another backbone ({saved['backbone']}) than backbone.path {backbone}: "
             "give that one"
+        )
+    if saved["backbone"] != backbone:
+        log.warning("backbone.path is %s; the checkpoint was trained on %s", backbone, saved["backbone"])
+    if saved["scaling"] != scaling:
+        raise ValueError(
+            f"the checkpoint's adapters have the scales {saved['scaling']}, not {dict(scaling)}: give "
+            "adapters.lora_alpha and the adapters' folders as they were"
         )
 
 

@@ -45,6 +45,16 @@ def test_the_position_is_saved_and_restored():
     assert ids(other) + ids(other) == rest
 
 
+def test_another_number_of_prompts_goes_on_at_the_same_problem():
+    one = loader()
+    steps = iter(one)
+    seen = [e.problem.id for e in next(steps)]
+    other = StepLoader(one.examples, 2, seed=0)
+    other.load_state_dict(one.state_dict())
+    rest = list(chain(*ids(other)))
+    assert [*seen, *rest] == list(chain(*ids(loader())))
+
+
 def test_ranks_share_each_batch():
     whole = ids(loader())
     shares = [ids(loader(rank=r, world_size=3)) for r in range(3)]

@@ -1,8 +1,11 @@
 """Rates, pass@k, comparisons, and that mistakes are found before a model is loaded."""
 
+import json
+
 import pytest
 from jsonargparse import auto_cli
 
+from lmix.data.module import RLDataModule
 from lmix.evaluation.compare import compare
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.decoding import judge_once
@@ -12,7 +15,8 @@ from lmix.evaluation.statistics import wilson_interval
 from lmix.evaluation.sweep import sweep
 from lmix.model.adapters import AdapterConfig
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.tasks import ArithmeticTask
+from lmix.model.tokenizer import load_tokenizer
+from lmix.tasks import ArithmeticTask, DatasetTask
 from tests.evaluation.conftest import N, common, correct, load
 
 
@@ -35,6 +39,7 @@ def test_an_ensemble_of_two_is_the_mixture_at_alpha(swept, tmp_path):
     assert correct(tmp_path, who="mixed") == correct(swept, mixture="logits", alpha=0.4)
     assert correct(tmp_path, who="reference") == correct(swept, mixture="logits", alpha=1.0)
     assert content["settings"]["weights"] == [0.6, 0.4]
+    assert content["settings"]["alpha"] is None  # it is not used
 
 
 def test_pass_at_k_of_samples(tmp_path):
@@ -67,6 +72,21 @@ def test_compare(swept, tmp_path):
     assert content["disagreement"] == sum(x[3] != y[3] for x, y in zip(mixed, reference, strict=True))
 
 
+def test_validation_is_what_training_decides_on_and_not_its_test_problems(tmp_path):
+    """A task without held-out problems of its own: both are taken out of its training problems."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(60)))
+    task = DatasetTask(str(path))
+    data = RLDataModule(task, eval_size=20, validation_size=N, tokenizer=load_tokenizer("lmix:tiny-arithmetic"))
+    sets = {split: [e.problem.id for e in data.read([split])[split]] for split in ("train", "validation", "test")}
+    whole = {split: [e.problem.id for e in examples] for split, examples in data.read(list(sets)).items()}
+    evaluated = [e.problem.id for e in EvaluationConfig(**common(task=task, split="validation")).examples()]
+    assert evaluated == whole["validation"] == sets["validation"]
+    assert sets["test"] == whole["test"]
+    assert not set(evaluated) & set(whole["test"])
+    assert len({*whole["train"], *whole["validation"], *whole["test"]}) == 60
+
+
 def test_each_pair_of_answer_and_gold_is_judged_once():
     asked = []
 
@@ -87,12 +107,12 @@ def test_each_pair_of_answer_and_gold_is_judged_once():
 
 
 def test_examples_of_each_split():
-    ids = {
-        (split, seed): [e.problem.id for e in EvaluationConfig(**common(split=split, seed=seed)).examples()]
-        for split in ("train", "test")
-        for seed in (0, 0, 1)
-    }
-    assert all(len(chosen) == N for chosen in ids.values())
+    def chosen(split, seed):
+        return [e.problem.id for e in EvaluationConfig(**common(split=split, seed=seed)).examples()]
+
+    ids = {(split, seed): chosen(split, seed) for split in ("train", "test") for seed in (0, 1)}
+    assert all(len(found) == N for found in ids.values())
+    assert all(chosen(*key) == found for key, found in ids.items())
     assert ids["train", 0] != ids["train", 1]
     assert ids["test", 0] != ids["test", 1]
 
@@ -117,12 +137,13 @@ def test_long_prompts_are_dropped():
         (sweep, {"alphas": (0.5, 2.0)}, "alpha must lie in"),
         (sweep, {"alphas": ()}, "alphas and mixtures must name at least one"),
         (evaluate, {"who": ()}, "who must name"),
-        (evaluate, {"weights": [1.0]}, "model.weights must be 2 numbers"),
+        (evaluate, {"weights": [1.0]}, "weights must be 2 numbers"),
         (sweep, {"weights": [0.5, 0.5]}, "sweep moves alpha, which an ensemble has not"),
         (evaluate, {"who": ("mixed", "mixed")}, "each once"),
         (compare, {"a": "mixed", "b": "mixed"}, "a and b are both mixed"),
         (evaluate, {"adapters": AdapterConfig(reference="nowhere")}, "adapter 'nowhere'"),
         (evaluate, {"out": __file__}, "can't be made a folder"),
+        (compare, {"max_new_tokens": 500}, "max_new_tokens 500 after a prompt of"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(command, changes, message, tmp_path, monkeypatch):

@@ -127,9 +127,9 @@ def test_other_settings_are_refused(swept, changes, message):
 def test_an_adapter_that_changed_is_refused(swept, tmp_path):
     shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
     content = load(tmp_path / "sweep.json")
-    content["settings"]["reference_weights"] = "0"
+    content["settings"]["contents"]["reference"] = "0"
     (tmp_path / "sweep.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="reference_weights"):
+    with pytest.raises(ValueError, match=r"contents\.reference"):
         sweep(out=str(tmp_path), **common())
 
 

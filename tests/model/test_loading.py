@@ -93,6 +93,14 @@ def test_layers_that_sampling_keeps_no_state_for_are_refused_before_weights_are_
         load_backbone(BackboneConfig(str(folder), "none"))
 
 
+def test_a_text_model_inside_a_larger_one_is_refused(tmp_path):
+    from transformers import Gemma3Config
+
+    Gemma3Config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'gemma3', a text model inside a larger one"):
+        load_backbone(BackboneConfig(str(tmp_path), "none"))
+
+
 def test_a_fingerprint_is_of_the_model_and_not_of_its_precision(folders):
     path = str(folders["qwen2"])
     prints = {
@@ -110,7 +118,7 @@ def test_a_fingerprint_is_of_the_model_and_not_of_its_precision(folders):
 @pytest.mark.parametrize(
     ("weights", "mixture", "message"),
     [
-        (None, "logits", "experts needs model.weights"),
+        (None, "logits", "experts needs weights"),
         ([0.5, 0.5], "logits", "must be 3 numbers"),
         ([0.0, 0.5, 0.5], "logits", "the policy's, not 0"),
         ([0.5, float("nan"), 0.5], "logits", "must be finite"),

@@ -5,7 +5,7 @@ from lmix.functional import mix_log_probs, mix_logits, token_log_probs
 from lmix.model.adapters import AdapterConfig
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.streams import POLICY, REFERENCE
-from tests.conftest import close, make_policy, randomise_adapters, tiny_model, tokens
+from tests.conftest import SHAPE, close, make_policy, randomise_adapters, tiny_model, tokens
 
 
 def separate_logits(policy, ids):
@@ -214,3 +214,23 @@ def test_a_model_that_scales_its_logits_is_refused(monkeypatch):
     monkeypatch.setattr(type(model), "forward", scaled)
     with pytest.raises(ValueError, match="changes its logits"):
         MixedPolicy(model, AdapterConfig(rank=2))
+
+
+def test_a_head_with_a_bias_in_an_ensemble_whose_weights_do_not_sum_to_1(folders, tmp_path):
+    """Mixing hidden states would add the bias once, and the mixture of logits adds it three times."""
+    from transformers import PhiConfig, PhiForCausalLM
+
+    torch.manual_seed(4)
+    model = PhiForCausalLM(PhiConfig(**SHAPE)).eval()
+    torch.nn.init.normal_(model.lm_head.bias)
+    adapters = AdapterConfig(reference="base", experts=["base"], rank=4)
+    policy = randomise_adapters(MixedPolicy(model, adapters, weights=[1.0, 1.0, 1.0]))
+    assert not policy.mixes_hidden
+    ids = tokens(2, 7)
+    with torch.no_grad():
+        expected = sum(policy.logits(policy.stream_hidden(ids, s), s) for s in policy.streams)
+        assert close(policy(ids), expected)
+        policy.weights = {"policy": 0.25, "reference": 0.75}
+        assert policy.mixes_hidden
+        streams = [policy.logits(policy.stream_hidden(ids, s), s) for s in policy.streams]
+        assert close(policy(ids), 0.25 * streams[0] + 0.75 * streams[1])

@@ -146,18 +146,20 @@ def test_cn_k12_keeps_its_own_rows_that_can_be_judged(tmp_path):
     from datasets import Dataset
 
     (tmp_path / "data").mkdir()
-    row = {**ROW, "source": "cn_k12"}
+    row = {**ROW, "source": "cn_k12", "problem_is_valid": "Yes"}
     rows = [
         row,
         {**row, "source": "olympiads"},
         {**row, "answer": "proof"},
+        {**row, "answer": ""},
+        {**row, "problem_is_valid": "Incomplete"},
         {**row, "answer": "\\text{A}", "solution": "So \\boxed{\\text{A}}."},
         {**row, "solution": "First \\boxed{1}, then \\boxed{2}."},
     ]
     Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
     task = CnK12Task(str(tmp_path))
     problems = task.problems("train")
-    assert [p.id for p in problems] == [0, 3]
+    assert [p.id for p in problems] == [0, 5]
     assert task.splits == {"train"}
     try:
         judged = task.judge(

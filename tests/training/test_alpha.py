@@ -70,7 +70,8 @@ def test_the_new_alpha_is_in_the_checkpoint_and_resumed(tmp_path):
     assert saved == m.policy.alpha
     assert saved != 0.5
     again, watch = module(), Watch()
-    trainer(tmp_path, 3, callbacks=[watch]).fit(again, data(), ckpt_path=str(keep.saved[-1]))
+    callbacks = [watch, AdaptiveAlpha(offset=0.5, scale=2.0)]
+    trainer(tmp_path, 3, callbacks=callbacks).fit(again, data(validation_size=6), ckpt_path=str(keep.saved[-1]))
     assert watch.alphas == [saved]
 
 

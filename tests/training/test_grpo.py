@@ -1,6 +1,7 @@
 """The LightningModule's step against eq. 6 written out, and a run's outer behaviour."""
 
 import dataclasses
+import json
 
 import lightning as L
 import pytest
@@ -12,9 +13,9 @@ from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.rollout.rollout import pack
 from lmix.tasks import ArithmeticTask
-from lmix.training.alpha import AlphaSchedule
+from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
 from lmix.training.checkpoints import PolicyCheckpoint
-from lmix.training.completion_log import CompletionLog
+from lmix.training.completion_log import CompletionLog, drop_later_rows
 from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
 from lmix.training.grpo import BeforeUpdate, GRPOModule
 from tests.conftest import close
@@ -199,7 +200,7 @@ def test_predict_gives_rows(tmp_path):
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_resuming_is_bit_for_bit(tmp_path, schedule):
-    """4 steps at once, and 2 + 2 steps by a checkpoint; 16 problems by 5 make uneven batches and a second epoch."""
+    """5 steps at once, and 3 + 2 steps by a checkpoint; 16 problems by 5 make uneven batches and a second epoch."""
 
     def run(folder, steps, stop=None, ckpt=None):
         L.seed_everything(5)
@@ -266,9 +267,13 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     frozen = next(name for name in state if ".reference." in name)
     with pytest.raises(ValueError, match="another frozen adapter"):
         m.load_state_dict({**state, frozen: state[frozen] + 1e-3})
-    saved = {"fingerprint": "that of another model", "backbone": "elsewhere", "alpha": 0.5, "initial_alpha": 0.5}
+    checkpoint: dict = {}
+    m.on_save_checkpoint(checkpoint)
+    saved = checkpoint["lmix"]
     with pytest.raises(ValueError, match=r"trained on another backbone \(elsewhere\)"):
-        m.on_load_checkpoint({"lmix": saved})
+        m.on_load_checkpoint({"lmix": {**saved, "fingerprint": "that of another model", "backbone": "elsewhere"}})
+    with pytest.raises(ValueError, match=r"adapters have the scales .* give adapters.lora_alpha"):
+        m.on_load_checkpoint({"lmix": {**saved, "scaling": {"policy": [1.0], "reference": [2.0]}}})
 
 
 def test_settings_win_over_the_checkpoint_s(tmp_path):
@@ -282,6 +287,63 @@ def test_settings_win_over_the_checkpoint_s(tmp_path):
     assert float(t.callback_metrics["train/lr"]) == pytest.approx(3e-4)
     group = t.optimizers[0].param_groups[0]
     assert (group["lr"], group["betas"]) == (pytest.approx(3e-4), (0.5, 0.6))
+
+
+def test_alpha_that_a_callback_moved_goes_on_with_one_and_is_left_without(tmp_path):
+    m, keep = module(), PolicyCheckpoint()
+    callbacks = [AdaptiveAlpha(offset=0.5, scale=2.0), keep]
+    trainer(tmp_path, 1, callbacks=callbacks).fit(m, data(validation_size=6))
+    moved = m.policy.alpha
+    assert moved != 0.5
+    seen = {}
+    for name, more in (("adaptive", [AdaptiveAlpha(offset=0.5, scale=2.0)]), ("fixed", [])):
+        t = trainer(tmp_path, 2, callbacks=[PolicyCheckpoint(), *more])
+        t.fit(module(), data(validation_size=6), ckpt_path=str(keep.saved[-1]))
+        seen[name] = float(t.callback_metrics["alpha"])
+    assert seen == {"adaptive": pytest.approx(moved), "fixed": 0.5}
+    again = module()
+    trainer(tmp_path, 2).validate(again, data(), ckpt_path=str(keep.saved[-1]), verbose=False)
+    assert again.policy.alpha == moved
+
+
+def test_a_checkpoint_comes_after_the_evaluation_of_its_step(tmp_path):
+    """So a run that was stopped in between has both, and none is done twice."""
+    order = []
+
+    class Stop(L.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            order.append((trainer.global_step, sorted(p.name for p in (tmp_path / "checkpoints").glob("*.ckpt"))))
+            if trainer.global_step == 4 and len(order) == 2:
+                raise KeyboardInterrupt
+
+    settings = {"val_check_interval": 2}
+    callbacks = [PolicyCheckpoint(every_n_steps=1, keep=-1), Stop()]
+    with pytest.raises(SystemExit):
+        trainer(tmp_path, 6, callbacks=callbacks, **settings).fit(module(), data(prompts=2))
+    last = max((tmp_path / "checkpoints").glob("*.ckpt"))
+    assert last.name == "step=0003.ckpt"
+    callbacks = [PolicyCheckpoint(every_n_steps=1, keep=-1), Stop()]
+    resumed = module()
+    trainer(tmp_path, 6, callbacks=callbacks, **settings).fit(resumed, data(prompts=2), ckpt_path=str(last))
+    assert [step for step, _ in order] == [2, 4, 4, 6]
+    # and one that goes on from a step with an evaluation does not do it again
+    callbacks = [PolicyCheckpoint(every_n_steps=1, keep=-1), Stop()]
+    again = module()
+    path = str(tmp_path / "checkpoints" / "step=0004.ckpt")
+    trainer(tmp_path, 6, callbacks=callbacks, **settings).fit(again, data(prompts=2), ckpt_path=path)
+    assert [step for step, _ in order] == [2, 4, 4, 6, 6]
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_rows_after_the_checkpoint_are_dropped_when_a_run_goes_on(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "x": i}) + "\n" for step in (1, 2, 3) for i in range(2)) + '{"st')
+    drop_later_rows(path, 2)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["x"]) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    drop_later_rows(tmp_path / "none.jsonl", 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["train.jsonl"]
 
 
 def test_a_run_that_goes_on_in_its_folder_drops_its_older_checkpoints(tmp_path):
@@ -311,7 +373,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(tmp_path, m
         (
             {"sampling": SamplingConfig(max_new_tokens=5000)},
             {},
-            "sampling.max_new_tokens 5000 after a prompt of .* places of backbone",
+            "max_new_tokens 5000 after a prompt of .* places of backbone",
         ),
         ({"weights": [0.5, 0.5]}, {"callbacks": [AlphaSchedule()]}, "model.weights is given and fixed"),
     ],
@@ -331,7 +393,7 @@ def test_settings_that_do_not_go_together(parts, arguments, message, tmp_path):
         (lambda: PolicyCheckpoint(keep=0), "keep"),
         (lambda: CompletionLog(every_n_steps=0), "CompletionLog.every_n_steps must be at least 1"),
         (lambda: SamplingConfig(resample_dead=-1), "resample_dead must be at least 0"),
-        (lambda: module(weights=[1.0]), "model.weights must be 2 numbers"),
+        (lambda: module(weights=[1.0]), "weights must be 2 numbers"),
     ],
 )
 def test_settings_out_of_range(make, message):

@@ -1,12 +1,8 @@
 """The baselines and the objective's options."""
 
-import itertools
-from pathlib import Path
-
 import lightning as L
 import pytest
 import torch
-import yaml
 
 from lmix.functional import group_token_weights, k3_kl
 from lmix.model.adapters import AdapterConfig
@@ -73,9 +69,15 @@ def test_an_expert_of_weight_0_changes_nothing_and_two_halves_are_a_whole(tmp_pa
         assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6
 
 
-def test_the_ensemble_config_gives_weights(capsys):
-    text = (Path(__file__).parents[2] / "configs/methods/ensemble.yaml").read_text()
-    assert len(yaml.safe_load(text)["model"]["init_args"]["weights"]) == 3
+def test_the_base_as_an_expert(tmp_path):
+    """As reproduce.py has it: the policy, SFT and the base."""
+    experts = AdapterConfig(reference=SFT, experts=["base"], rank=4)
+    m = module(weights=[0.5, 0.25, 0.25], adapters=experts)
+    t = trainer(tmp_path, 1)
+    t.fit(m, data(prompts=16))
+    assert m.policy.streams == ("policy", "reference", "expert_1")
+    assert 0 <= float(t.callback_metrics["train/sampler_logprob_gap"]) < 1e-4
+    assert float(t.callback_metrics["train/grad_norm"]) > 0
 
 
 def test_the_kl_s_reference_is_scored_once(tmp_path, monkeypatch):
@@ -91,35 +93,34 @@ def test_the_kl_s_reference_is_scored_once(tmp_path, monkeypatch):
     assert calls["score"] == 3 * calls["reference"] > 3
 
 
-def test_dead_groups_are_replaced_by_other_prompts(tmp_path):
-    """A task that rewards some problems always, and others never or sometimes."""
-    m = module(sampling=SamplingConfig(samples_per_prompt=4, max_new_tokens=48, seed=0, resample_dead=2))
-    seen: list[tuple[list[int], list[float]]] = []
-    replace_dead = m.replace_dead
+def test_dead_groups_are_replaced_by_other_prompts(tmp_path, monkeypatch):
+    sampling = SamplingConfig(samples_per_prompt=4, max_new_tokens=48, seed=0, resample_dead=2)
+    m = module(sampling=sampling)
+    updates = []
+    accumulate = m.accumulate_gradient
 
-    def watched(batch, rollouts, judgements, attempt):
-        seen.append(([e.problem.id for e in batch], [j.reward for j in judgements]))
-        return replace_dead(batch, rollouts, judgements, attempt)
+    def watched(rollouts, advantages, before):
+        updates.append((rollouts, advantages))
+        return accumulate(rollouts, advantages, before)
 
-    m.replace_dead = watched  # pyright: ignore
+    monkeypatch.setattr(m, "accumulate_gradient", watched)
     t = trainer(tmp_path, 1)
     t.fit(m, data())
-    ids = [row.problem_id for row in m.rows][::4]
-    rewards = [row.reward for row in m.rows]
-    seen.append((ids, rewards))
-    assert len(seen) == 3
-    changed = 0
-    for (before, old), (after, _) in itertools.pairwise(seen):
-        for place, (a, b) in enumerate(zip(before, after, strict=True)):
-            dead = len(set(old[4 * place : 4 * place + 4])) == 1
-            assert (a != b) == dead  # 16 problems, 4 a step: there are always others
-            changed += dead
-        assert len(set(after)) == len(after)
-    assert changed > 0
-    dead = [len(set(rewards[i : i + 4])) == 1 for i in range(0, 16, 4)]
-    assert float(t.callback_metrics["train/dead_groups"]) == pytest.approx(sum(dead) / 4)
-    assert m.rows[0].sample == 0
-    again = module(sampling=m.sampling)
+    groups = [m.rows[i : i + 4] for i in range(0, len(m.rows), 4)]
+    assert all(len({row.problem_id for row in group}) == 1 for group in groups)
+    ids = [group[0].problem_id for group in groups]
+    assert len(ids) == len(set(ids)) > 4  # 16 problems, 4 a step: none is drawn twice, and what was dead is among them
+    assert float(t.callback_metrics["train/replaced_groups"]) == len(ids) - 4
+    assert float(t.callback_metrics["train/reward"]) == pytest.approx(sum(r.reward for r in m.rows) / len(m.rows))
+    dead = [len({row.reward for row in group}) == 1 for group in groups]
+    ((rollouts, advantages),) = updates
+    used = [advantages[i : i + 4].any().item() for i in range(0, 16, 4)]
+    assert sum(used) == dead.count(False)  # all that is live is in the update
+    assert float(t.callback_metrics["train/dead_groups"]) == pytest.approx(1 - sum(used) / 4)
+    assert [r.prompt for r in rollouts] == [p for p in range(4) for _ in range(4)]
+    texts = {row.completion for group, d in zip(groups, dead, strict=True) for row in group if not d}
+    assert texts == {r.text for i, r in enumerate(rollouts) if used[i // 4]}
+    again = module(sampling=sampling)
     trainer(tmp_path, 1).fit(again, data())
     assert [r.completion for r in again.rows] == [r.completion for r in m.rows]
 
