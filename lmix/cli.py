@@ -37,6 +37,12 @@ FUNCTIONS = {
 """Commands that are plain functions of that name, and where they live."""
 
 
+DESCRIPTION = """Reinforcement learning with logit averaging.
+Start with: fit --config configs/demo.yaml (in a checkout). Settings: fit --model.help=lmix.GRPOModule,
+fit --model.help=lmix.SFTModule, fit --data.task.help=lmix.tasks.MathTask (or CnK12Task, MMLUTask, ArithmeticTask,
+DatasetTask). Other commands, each with --help: {others}."""
+
+
 def main(args: list[str] | None = None) -> int:
     """Parse, check, run. Returns the exit status: 0, 1 for a user's mistake."""
     from jsonargparse import ArgumentError, set_parsing_settings
@@ -100,13 +106,14 @@ def run_trainer(args: list[str]) -> None:
         L.LightningModule,
         RLDataModule,
         subclass_mode_model=True,
+        auto_configure_optimizers=False,  # model.optimizer has it
         seed_everything_default=0,
         trainer_defaults=DEFAULTS | {"callbacks": default_callbacks(), "logger": default_logger()},
         save_config_kwargs={"overwrite": True},
         parser_kwargs={
             "exit_on_error": False,
             "prog": "python -m lmix",
-            "description": f"Reinforcement learning with logit averaging. Other commands, each with --help: {others}.",
+            "description": DESCRIPTION.format(others=others),
             **{name: {"exit_on_error": False} for name in COMMANDS},
         },
         args=args,

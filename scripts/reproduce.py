@@ -162,14 +162,19 @@ def stages(preset: Preset, out: Path, methods: list[str], extra: list[str]) -> I
             flags = [f"--trainer.max_steps={preset.sft_steps}", f"--trainer.val_check_interval={preset.sft_steps}"]
             flags += ["--data.prompts_per_step=32"]
             yield training(cell, preset, out, "sft", 0, flags, extra, preset.sft_steps)
-        for command, decodings in (("sweep", 20), ("compare", 2)):
-            stage = evaluation(cell, preset, out, command, sft, extra, decodings)
-            results.append(stage.folder)
-            yield stage
+        sweep = evaluation(cell, preset, out, "sweep", None, sft, extra)
+        results.append(sweep.folder)
+        yield sweep
         for seed in preset.seeds:
             for method in methods:
                 stage = training(cell, preset, out, method, seed, method_flags(method, sft), extra, preset.steps)
                 results.append(folder / method / f"seed{seed}")
+                yield stage
+        if "fixed" in methods:  # what its policy alone, without the mixture, has learned
+            trained = folder / "fixed" / f"seed{preset.seeds[0]}" / "checkpoints" / f"step={preset.steps:04d}"
+            for command in ("sweep", "compare"):
+                stage = evaluation(cell, preset, out, command, trained, sft, extra)
+                results.append(stage.folder)
                 yield stage
     line = ["python", "-m", "lmix", "report", *map(str, results), f"--out={out / 'report'}", f"--title={out.name}"]
     yield Stage("report", line, out / "report", always=True)
@@ -216,21 +221,23 @@ def training(
 
 
 def evaluation(
-    cell: Cell, preset: Preset, out: Path, command: str, sft: str, extra: list[str], decodings: int
+    cell: Cell, preset: Preset, out: Path, command: str, policy: Path | None, sft: str, extra: list[str]
 ) -> Stage:
-    """A sweep or comparison of the base, as the untrained policy, and SFT: the paper's Tables 1 to 4."""
-    folder = out / cell.name / command
+    """A sweep (Table 4) or comparison (Tables 1 to 3) of SFT and a policy: a trained one, or the base."""
+    folder = out / cell.name / (command if policy is None else f"{command}-trained")
+    decodings = {"sweep": 20, "compare": 2}[command]
     line = ["python", "-m", "lmix", command, f"--task={cell.task_class}", *task_flags(cell, extra, "--task.")]
     line += [
         *backbone_flags(cell, extra),
         f"--adapters.reference={sft}",
+        *([] if policy is None else [f"--adapters.policy={policy}"]),
         f"--problems={preset.evaluate_problems}",
         f"--max_new_tokens={preset.max_new_tokens}",
         f"--slots={preset.slots}",
         f"--out={folder}",
         *(["--a=policy", "--b=reference"] if command == "compare" else []),
     ]
-    name = f"{cell.name}: {command} of base and SFT"
+    name = f"{cell.name}: {command} of SFT and {'the base' if policy is None else 'the trained policy'}"
     return Stage(name, line, folder, decodings * preset.evaluate_problems, always=command == "sweep")
 
 

@@ -171,6 +171,41 @@ def test_the_other_commands(command, tmp_path):
     assert len(lines) == 6
 
 
+TINY = ["--backbone.quantization=none", "--backbone.dtype=float32", "--adapters.reference=lmix:tiny-arithmetic-sft"]
+ASK = ["--task=lmix.tasks.ArithmeticTask", "--task.test_size=4", "--problems=4", "--max_new_tokens=48", *TINY]
+
+
+def test_evaluation_commands_and_a_report_of_them(tmp_path, capsys):
+    assert run("evaluate", *ASK, "--who=[mixed,policy]", f"--out={tmp_path}/evaluation") == 0
+    assert run("sweep", *ASK, "--alphas=[0,0.5]", f"--out={tmp_path}/sweep") == 0
+    assert run("compare", *ASK, f"--out={tmp_path}/compare") == 0
+    assert run("report", f"{tmp_path}/sweep", f"{tmp_path}/compare", f"--out={tmp_path}/report") == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Sweep of alpha: arithmetic, tiny-arithmetic, the policy is the base" in text
+    assert "policy and reference" in text
+    for name in ("evaluation/rows.jsonl", "sweep/sweep.json", "compare/compare.json", "report/sweep-1.png"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["evaluate", *ASK, "--alpha=2"], "alpha must lie in [0, 1], not 2"),
+        (["evaluate", *ASK, "--who=[nobody]"], "nobody"),
+        (["sweep", *ASK, "--sise=1"], "--sise"),
+        (["compare", *ASK, "--backbone.path=/nowhere"], "is no folder"),
+        (["report", "/nowhere"], "/nowhere holds no"),
+    ],
+)
+def test_mistakes_in_the_other_commands_are_one_line(args, message, capsys, no_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*args) == 1
+    errors = capsys.readouterr().err.splitlines()
+    (error,) = [line for line in errors if line.startswith("lmix: error:")]
+    assert message in error
+    assert not any("Traceback" in line for line in errors)
+
+
 def test_every_config_parses_alone_and_composed(capsys):
     tasks, models, methods = (sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("tasks", "models", "methods"))
     combinations = [(t, models[0], m) for t in tasks for m in methods] + [(tasks[0], x, methods[0]) for x in models]

@@ -31,8 +31,9 @@ def compare(
     `out`, and prints the table.
 
     Args:
-        task: lmix.tasks.MathTask, lmix.tasks.ArithmeticTask or another class (--task.help=CLASS lists its options, to
-            be given as --task.NAME after it), or a YAML file with class_path and init_args.
+        task: a class: lmix.tasks.MathTask, CnK12Task, MMLUTask, ArithmeticTask, DatasetTask (any file or hub data set)
+            or your own (--task.help=lmix.tasks.MathTask lists its options, to be given as --task.NAME after it), or a
+            YAML file with class_path and init_args.
         a: one of the two; `policy` and `reference` are each alone.
         b: the other.
         alpha: weight of the reference in the mixed policy, in [0, 1].

@@ -32,8 +32,9 @@ def evaluate(
     intervals, settings, versions) into the folder `out`, and prints the rates.
 
     Args:
-        task: lmix.tasks.MathTask, lmix.tasks.ArithmeticTask or another class (--task.help=CLASS lists its options, to
-            be given as --task.NAME after it), or a YAML file with class_path and init_args.
+        task: a class: lmix.tasks.MathTask, CnK12Task, MMLUTask, ArithmeticTask, DatasetTask (any file or hub data set)
+            or your own (--task.help=lmix.tasks.MathTask lists its options, to be given as --task.NAME after it), or a
+            YAML file with class_path and init_args.
         alpha: weight of the reference in the mixed policy, in [0, 1].
         mixture: what is averaged, logits or probabilities.
         who: list of what to measure, such as [mixed,policy,reference]; `policy` and `reference` are each alone.

@@ -43,8 +43,9 @@ def sweep(
     again, so a sweep that was stopped goes on, and alphas can be added.
 
     Args:
-        task: lmix.tasks.MathTask, lmix.tasks.ArithmeticTask or another class (--task.help=CLASS lists its options, to
-            be given as --task.NAME after it), or a YAML file with class_path and init_args.
+        task: a class: lmix.tasks.MathTask, CnK12Task, MMLUTask, ArithmeticTask, DatasetTask (any file or hub data set)
+            or your own (--task.help=lmix.tasks.MathTask lists its options, to be given as --task.NAME after it), or a
+            YAML file with class_path and init_args.
         alphas: list of weights of the reference, such as [0,0.5,1]; 0 is the policy alone, 1 the reference alone.
         mixtures: list of what is averaged, such as [logits].
         out: folder for sweep.json (counts and settings) and rows.jsonl (each completion). What is in it already is not

@@ -40,11 +40,16 @@ def net_gain_alpha(
             f"policy and mixture must be judged on the same problems, not on {tuple(policy_correct.shape)} "
             f"and {tuple(mixed_correct.shape)}"
         )
-    if not scale > 0:
-        raise ValueError(f"scale must be positive, not {scale}")
     policy_correct, mixed_correct = policy_correct.bool(), mixed_correct.bool()
     forgetting = int((policy_correct & ~mixed_correct).sum())
     gain = int((mixed_correct & ~policy_correct).sum())
+    return alpha_of_counts(forgetting, gain, offset, scale)
+
+
+def alpha_of_counts(forgetting: int, gain: int, offset: float = 25.0, scale: float = 35.0) -> AlphaUpdate:
+    """Eq. 9 from the counts of eq. 7 and 8, which several ranks can add up. Arguments as in `net_gain_alpha`."""
+    if not scale > 0:
+        raise ValueError(f"scale must be positive, not {scale}")
     net_gain = gain - forgetting
     score = (net_gain - offset) / scale
     # the two forms keep exp's argument negative, so that no score overflows

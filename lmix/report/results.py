@@ -83,8 +83,16 @@ def read_comparison(folder: Path) -> Comparison:
 
 
 def _setting(found: dict[str, Any]) -> str:
-    backbone = found.get("settings", {}).get("backbone", {}).get("path")
-    return found["task"] if backbone is None else f"{found['task']}, {re.split(r'[/:]', backbone.rstrip('/'))[-1]}"
+    """Task, backbone and where the policy comes from, as far as the file says it."""
+    settings = found.get("settings", {})
+    parts = [found["task"]]
+    if backbone := settings.get("backbone", {}).get("path"):
+        parts.append(re.split(r"[/:]", backbone.rstrip("/"))[-1])
+    if "adapters" in settings:
+        policy = settings["adapters"].get("policy")
+        steps = [part for part in Path(policy or "").parts[-4:] if part != "checkpoints"]
+        parts.append(f"policy {'/'.join(steps)}" if policy else "the policy is the base")
+    return ", ".join(parts)
 
 
 def _read(path: Path) -> Any:

@@ -19,9 +19,9 @@ class CnK12Task(DatasetTask):
     with several boxes, which answer several questions.
 
     Args:
-        source: see `DatasetTask`.
+        source: hub id, local folder, or file (.json, .jsonl, .parquet, .csv) with the training problems.
         test_split: the hub has no held-out problems, so null takes them out of the training ones.
-        solution_column: see `DatasetTask`.
+        solution_column: column with a worked solution.
         kwargs: see `DatasetTask`.
     """
 

@@ -10,10 +10,10 @@ class MathTask(DatasetTask):
     r"""MATH, from the hub (`Maxwell-Jia/MATH`, whose answers are in the solutions' last `\boxed{}`) or local files.
 
     Args:
-        source: see `DatasetTask`.
+        source: hub id, local folder, or file (.json, .jsonl, .parquet, .csv) with the training problems.
         levels: difficulties to keep, of 1 to 5.
         answer_column: null takes the answer from the solution.
-        solution_column: see `DatasetTask`.
+        solution_column: column with a worked solution.
         kwargs: see `DatasetTask`.
 
     Raises:

@@ -15,8 +15,8 @@ class MMLUTask(DatasetTask):
     There are no worked solutions: a demonstration for SFT is the answer in its template and nothing else.
 
     Args:
-        source: see `DatasetTask`.
-        config_name: see `DatasetTask`.
+        source: hub id, local folder, or file (.json, .jsonl, .parquet, .csv) with the training problems.
+        config_name: which configuration of the hub data set.
         train_split: the hub's auxiliary_train has no subjects: to choose some, name `validation` or `dev` here.
         subjects: subjects to keep, such as [abstract_algebra]; null keeps all.
         problem_column: column with the question.

@@ -142,8 +142,10 @@ _TEMPLATES = {
             "hash", "End with a line that holds #### and the final answer.", _extract_hash, _wrap_hash, "\n"
         ),
         AnswerTemplate(
-            "letter", 'End with a line that holds the letter of your choice, such as "Answer: B".', _extract_letter,
-            _wrap_letter, "\n",
+            "letter",
+            # no letter as an example: a small model copies it (Qwen2.5-Coder-0.5B answered B to 42 of 48 questions)
+            'Reason first, then end with the line "Answer: X", where X is the letter of your choice.',
+            _extract_letter, _wrap_letter, "\n",
         ),
     )
 }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
-from lmix.functional import net_gain_alpha
+from lmix.functional import alpha_of_counts, net_gain_alpha
 from lmix.model.mixed_policy import check_alpha
 from lmix.rollout.engine import Draw
 from lmix.training.clock import Clock
@@ -59,9 +59,10 @@ class AdaptiveAlpha(L.Callback):
             alphas=[0.0, pl_module.policy.alpha],
         )
         judged = pl_module.judge(rollouts, examples)
-        correct = torch.tensor([j.answer_correct for j in judged], device=pl_module.device).view(-1, 2)
-        policy_correct, mixed_correct = pl_module.all_gather(correct).view(-1, 2).unbind(1)  # pyright: ignore
-        update = net_gain_alpha(policy_correct, mixed_correct, self.offset, self.scale)
+        correct = torch.tensor([j.answer_correct for j in judged], dtype=torch.bool).view(-1, 2)
+        here = net_gain_alpha(correct[:, 0], correct[:, 1], self.offset, self.scale)  # of this rank's problems
+        forgetting, gain = pl_module.sum_over_ranks([here.forgetting, here.gain])
+        update = alpha_of_counts(int(forgetting), int(gain), self.offset, self.scale)
         pl_module.policy.alpha = update.alpha
         seconds = clock.lap()
         step_seconds = sum(float(trainer.callback_metrics[f"perf/{part}_seconds"]) for part in ("rollout", "update"))

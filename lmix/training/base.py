@@ -1,11 +1,13 @@
 """What all training of the policy adapter shares: the model, the optimiser, greedy evaluation, the checkpoint."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, SingleDeviceStrategy
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
@@ -80,6 +82,11 @@ class AdapterModule(L.LightningModule):
                 f"trainer.precision must be 32-true, not {self.trainer.precision}: backbone.dtype says what the "
                 "backbone computes in, and adapters are trained in float32"
             )
+        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            kind = type(self.trainer.strategy).__name__
+            raise ValueError(
+                f"trainer.strategy must be auto or ddp, not {kind}: a 4-bit backbone is small enough for each"
+            )
         sets = self.trainer.datamodule.sets.values()  # pyright: ignore[reportAttributeAccessIssue]
         longest = max((len(example.prompt_ids) for examples in sets for example in examples), default=0)
         check_places(self.backbone.path, longest, self.sampling.max_new_tokens)
@@ -147,7 +154,7 @@ class AdapterModule(L.LightningModule):
         scheduler.base_lrs, scheduler._last_lr = [settings.lr], [rate]
 
     def optimizer_step(self, last: bool = True) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Clip, step, and clear; returns the gradient's norm before clipping.
+        """Add up the ranks' gradients, clip, step, and clear; returns the gradient's norm before clipping.
 
         Only the last inner update goes through Lightning's wrapper, which counts `global_step`: it is the paper's step.
 
@@ -160,6 +167,10 @@ class AdapterModule(L.LightningModule):
         for parameter in parameters:
             if parameter.grad is None:  # all groups dead: a step of zero gradient, so that momentum goes on alike
                 parameter.grad = torch.zeros_like(parameter)
+        if self.ranks > 1:
+            gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])  # pyright: ignore
+            gradient = self.trainer.strategy.reduce(gradient, reduce_op="sum")
+            torch.nn.utils.vector_to_parameters(gradient, [p.grad for p in parameters])  # pyright: ignore
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer.max_grad_norm)
         if not torch.isfinite(norm):
             raise ValueError(
@@ -176,6 +187,42 @@ class AdapterModule(L.LightningModule):
         """The rate that the next optimiser step will use."""
         scheduler: Any = self.lr_schedulers()
         return scheduler.get_last_lr()[0]
+
+    # several ranks: each has its own prompts, and all have the same adapters
+
+    @property
+    def ranks(self) -> int:
+        return 1 if self._trainer is None else self.trainer.world_size
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Add up numbers over all ranks. Every rank must call it."""
+        if self.ranks == 1:
+            return list(values)
+        here = torch.tensor(values, dtype=torch.float64, device=self.root_device)
+        return self.trainer.strategy.reduce(here, reduce_op="sum").tolist()  # pyright: ignore
+
+    def backward_here(self, loss: Tensor) -> None:
+        """Add a loss's gradient on this rank only: ranks may differ in how many they have. `optimizer_step` adds up."""
+        strategy = self.trainer.strategy if self._trainer is not None else None
+        with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
+            self.manual_backward(loss)
+
+    def log_over_ranks(
+        self, means: Mapping[str, tuple[float, float]], sums: Mapping[str, float], same: Mapping[str, float]
+    ) -> None:
+        """Log a step's figures of all ranks together. Every rank must call it, with the same names.
+
+        Args:
+            means: name -> (sum here, count here); 0 where no rank has any.
+            sums: name -> what is here.
+            same: name -> what is equal on all ranks.
+        """
+        pairs = [number for pair in means.values() for number in pair]
+        total = self.sum_over_ranks([*pairs, *sums.values()])
+        figures = dict(zip(sums, total[len(pairs) :], strict=True))
+        for name, value, count in zip(means, total[0 : len(pairs) : 2], total[1 : len(pairs) : 2], strict=True):
+            figures[name] = value / count if count else 0.0
+        self.log_dict(figures | dict(same), batch_size=1)
 
     # evaluation
 

@@ -76,14 +76,15 @@ class GRPOModule(AdapterModule):
         for attempt in range(self.sampling.resample_dead):
             rollout_seconds += self.replace_dead(batch, rollouts_B, judgements_B, attempt)
 
-        rewards_PG = torch.tensor([j.reward for j in judgements_B]).view(len(batch), -1)
+        rewards_PG = self.rewards(judgements_B)
         advantages_PG = group_advantages(rewards_PG, scale_by_std=self.objective.scale_by_std)
+        weights_B = self.token_weights(rollouts_B)
         clock.lap()
 
         before = BeforeUpdate()
         rate = self.learning_rate()
         for inner in range(self.objective.inner_updates):
-            stats = self.accumulate_gradient(rollouts_B, advantages_PG.flatten(), before)
+            stats = self.accumulate_gradient(rollouts_B, advantages_PG.flatten(), weights_B, before)
             stats["grad_norm"] = self.optimizer_step(last=inner == self.objective.inner_updates - 1)
         update_seconds = clock.lap()
 
@@ -101,7 +102,7 @@ class GRPOModule(AdapterModule):
         Returns:
             Seconds of sampling.
         """
-        rewards_PG = torch.tensor([j.reward for j in judgements_B]).view(len(batch), -1)
+        rewards_PG = self.rewards(judgements_B)
         dead = dead_groups(rewards_PG).nonzero().flatten().tolist()
         spare = self.trainer.datamodule.spare_examples(  # pyright: ignore[reportAttributeAccessIssue]
             len(dead), self.global_step, attempt, {row.problem_id for row in self.rows}
@@ -120,7 +121,7 @@ class GRPOModule(AdapterModule):
         return seconds
 
     def accumulate_gradient(
-        self, rollouts_B: Sequence[Rollout], advantages_B: Tensor, before: BeforeUpdate
+        self, rollouts_B: Sequence[Rollout], advantages_B: Tensor, weights_B: Tensor, before: BeforeUpdate
     ) -> dict[str, float]:
         """Add the gradient of eq. 6 over all rollouts, a micro-batch at a time.
 
@@ -128,17 +129,17 @@ class GRPOModule(AdapterModule):
         mean counts them.
 
         Args:
+            weights_B: see `token_weights`.
             before: filled by the first inner update, used by all.
 
         Returns:
-            Loss, clip fraction, KL, and mean distance of the sampler's log-probabilities from these, the last three
-            over the tokens that got a pass.
+            Of this rank: the loss, the number of tokens that got a pass, and over these the number of clipped ones, the
+            sum of the KL and of the distance of the sampler's log-probability from this one.
         """
         objective = self.objective
-        weights_B = self.token_weights(rollouts_B)
         live = [i for i in range(len(rollouts_B)) if advantages_B[i] != 0 or objective.beta]
         tokens = sum(len(rollouts_B[i].completion_ids) for i in live)
-        sums = {"loss": 0.0, "clip_fraction": 0.0, "kl": 0.0, "sampler_logprob_gap": 0.0}
+        sums = {"tokens": float(tokens), "loss": 0.0, "clipped": 0.0, "kl": 0.0, "gap": 0.0}
         lengths = [len(rollouts_B[i]) for i in live]
         for number, part in enumerate(token_budget_batches(lengths, objective.micro_batch_tokens)):
             rows = [live[i] for i in part]
@@ -155,21 +156,32 @@ class GRPOModule(AdapterModule):
                     before.reference_log_probs.append(packed.unflatten(self.reference_log_probs(packed)))
                 kl_bC = k3_kl(log_probs_bC, before.reference_log_probs[number])
                 terms_bC = terms_bC - objective.beta * kl_bC
-                sums["kl"] += float(kl_bC.detach().sum() / tokens)
+                sums["kl"] += float(kl_bC.detach().sum())
             loss = -(terms_bC * weights_B[rows].to(self.device)[:, None]).sum()
             if loss.requires_grad:  # at alpha 1 the policy has no part in the mixture
-                self.manual_backward(loss)
+                self.backward_here(loss)
             sampled = torch.cat([rollouts_B[i].log_probs for i in rows]).to(self.device)
-            gap = (old_bC[packed.mask] - sampled).abs().sum()
             sums["loss"] += float(loss.detach())
-            sums["clip_fraction"] += float(clipped_bC.sum() / tokens)
-            sums["sampler_logprob_gap"] += float(gap / tokens)
+            sums["clipped"] += float(clipped_bC.sum())
+            sums["gap"] += float((old_bC[packed.mask] - sampled).abs().sum())
         return sums
 
     def token_weights(self, rollouts_B: Sequence[Rollout]) -> Tensor:
-        """What each token of a rollout weighs in the loss, `[B]`; the batch as one group is DAPO's normaliser."""
-        groups = [r.prompt if self.objective.normaliser == "group" else 0 for r in rollouts_B]
-        return group_token_weights(length_mask(rollouts_B), torch.tensor(groups))
+        """What each token of a rollout weighs in the loss over all ranks, `[B]`.
+
+        Eq. 6: one over the tokens of its group, and over the groups. DAPO: one over all tokens.
+        """
+        tokens_B = torch.tensor([len(r.completion_ids) for r in rollouts_B], dtype=torch.long)
+        groups = len(rollouts_B) // self.sampling.samples_per_prompt
+        all_groups, all_tokens = self.sum_over_ranks([groups, int(tokens_B.sum())])
+        if self.objective.normaliser == "batch" or not groups:
+            return torch.full((len(rollouts_B),), 1.0 / max(all_tokens, 1.0))
+        weights_B = group_token_weights(length_mask(rollouts_B), torch.tensor([r.prompt for r in rollouts_B]))
+        return weights_B * (groups / all_groups)
+
+    def rewards(self, judgements_B: Sequence[Judgement]) -> Tensor:
+        """Rewards by group, `[P, G]`."""
+        return torch.tensor([j.reward for j in judgements_B]).reshape(-1, self.sampling.samples_per_prompt)
 
     @torch.no_grad()
     def reference_log_probs(self, packed: Packed) -> Tensor:
@@ -185,21 +197,33 @@ class GRPOModule(AdapterModule):
         update_seconds: float,
     ) -> None:
         """Log a step's figures: rates over all completions that were drawn, the rest over those of the update."""
-        drawn, tokens = len(self.rows), sum(row.tokens for row in self.rows)
-        figures = {
-            "step": float(self.global_step),  # the x axis
-            "alpha": self.policy.alpha,
-            "train/reward": sum(row.reward for row in self.rows) / drawn,
-            "train/solve_rate": sum(row.answer_correct for row in self.rows) / drawn,
-            "train/format_rate": sum(row.format_correct for row in self.rows) / drawn,
-            # an unbiased estimate of the mixed policy's entropy a token: the mean of -log p of what it drew
-            "train/entropy": -float(torch.cat([r.log_probs for r in rollouts_B]).mean()),
-            "train/completion_length": tokens / drawn,
-            "train/dead_groups": float(dead_groups(rewards_PG).float().mean()),
-            "train/replaced_groups": float((drawn - len(rollouts_B)) // self.sampling.samples_per_prompt),
-            "perf/rollout_tokens_per_second": tokens / rollout_seconds,
-            "perf/train_tokens_per_second": sum(len(r.completion_ids) for r in rollouts_B) / update_seconds,
-            "perf/rollout_seconds": rollout_seconds,
-            "perf/update_seconds": update_seconds,
-        }
-        self.log_dict(figures | {f"train/{name}": value for name, value in stats.items()}, batch_size=len(rollouts_B))
+        rows, drawn, tokens = self.rows, len(self.rows), sum(row.tokens for row in self.rows)
+        update_tokens, scored = sum(len(r.completion_ids) for r in rollouts_B), stats["tokens"]
+        self.log_over_ranks(
+            means={
+                "train/reward": (sum(row.reward for row in rows), drawn),
+                "train/solve_rate": (sum(row.answer_correct for row in rows), drawn),
+                "train/format_rate": (sum(row.format_correct for row in rows), drawn),
+                # an unbiased estimate of the mixed policy's entropy a token: the mean of -log p of what it drew
+                "train/entropy": (-sum(float(r.log_probs.sum()) for r in rollouts_B), update_tokens),
+                "train/completion_length": (tokens, drawn),
+                "train/dead_groups": (int(dead_groups(rewards_PG).sum()), len(rewards_PG)),
+                "train/clip_fraction": (stats["clipped"], scored),
+                "train/kl": (stats["kl"], scored),
+                "train/sampler_logprob_gap": (stats["gap"], scored),
+                "perf/rollout_seconds": (rollout_seconds, 1),
+                "perf/update_seconds": (update_seconds, 1),
+            },
+            sums={
+                "train/loss": stats["loss"],
+                "train/replaced_groups": (drawn - len(rollouts_B)) // self.sampling.samples_per_prompt,
+                "perf/rollout_tokens_per_second": tokens / rollout_seconds,
+                "perf/train_tokens_per_second": update_tokens / update_seconds,
+            },
+            same={
+                "step": self.global_step,  # the x axis
+                "alpha": self.policy.alpha,
+                "train/grad_norm": stats["grad_norm"],
+                "train/lr": stats["lr"],
+            },
+        )

@@ -49,23 +49,21 @@ class SFTModule(AdapterModule):
             Rollout(i, 0, example.prompt_ids, self.demonstration_ids(example)) for i, example in enumerate(batch)
         ]
         tokens = sum(len(d.completion_ids) for d in demonstrations)
+        (all_tokens,) = self.sum_over_ranks([tokens])
         total = 0.0
         for rows in token_budget_batches([len(d) for d in demonstrations], self.micro_batch_tokens):
-            loss = -self.score(pack([demonstrations[i] for i in rows], self.device)).sum() / tokens
-            self.manual_backward(loss)
+            loss = -self.score(pack([demonstrations[i] for i in rows], self.device)).sum() / all_tokens
+            self.backward_here(loss)
             total += float(loss.detach())
         norm = self.optimizer_step()
         seconds = clock.lap()
-        self.log_dict(
-            {
-                "step": float(self.global_step),  # the x axis
-                "train/loss": total,
-                "train/grad_norm": norm,
-                "train/completion_length": tokens / len(batch),
-                "perf/train_tokens_per_second": tokens / seconds,
-                "perf/update_seconds": seconds,
+        self.log_over_ranks(
+            means={
+                "train/completion_length": (tokens, len(batch)),
+                "perf/update_seconds": (seconds, 1),
             },
-            batch_size=len(batch),
+            sums={"train/loss": total, "perf/train_tokens_per_second": tokens / seconds},
+            same={"step": self.global_step, "train/grad_norm": norm},  # the step is the x axis
         )
 
     def demonstration_ids(self, example: Example) -> list[int]:
