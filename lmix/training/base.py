@@ -84,9 +84,7 @@ class AdapterModule(L.LightningModule):
             )
         if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             kind = type(self.trainer.strategy).__name__
-            raise ValueError(
-                f"trainer.strategy must be auto or ddp, not {kind}: a 4-bit backbone is small enough for each"
-            )
+            raise ValueError(f"trainer.strategy must be auto or ddp, not {kind}: each rank holds the whole backbone")
         sets = self.trainer.datamodule.sets.values()  # pyright: ignore[reportAttributeAccessIssue]
         longest = max((len(example.prompt_ids) for examples in sets for example in examples), default=0)
         check_places(self.backbone.path, longest, self.sampling.max_new_tokens)
