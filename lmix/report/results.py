@@ -27,7 +27,7 @@ class Sweep:
     """A sweep of alpha."""
 
     task: str
-    """With the backbone's name, where the file says it."""
+    """With the backbone's name and the policy's origin, where the file says them."""
     rows: list[SweepRow]
 
 
@@ -54,7 +54,7 @@ def read_sweep(folder: Path) -> Sweep:
     try:
         rows = [SweepRow(r["mixture"], r["alpha"], r["format"], r["solved"], r["n"]) for r in found["rows"]]
         sweep = Sweep(_setting(found), rows)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder / SWEEP, error) from error
     if not rows or any(row.n < 1 for row in rows):
         raise ValueError(f"{folder / SWEEP} has a row without problems, or no rows: write it again")

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
@@ -27,6 +27,17 @@ from lmix.training.metrics import FormatRate, SolveRate
 from lmix.training.state import check_adapter_state, check_origin
 
 log = logging.getLogger(__name__)
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raise ValueError unless each rank is a process of its own that holds the whole backbone."""
+    plain = type(strategy) is DDPStrategy and strategy._start_method == "popen"
+    if not (plain or isinstance(strategy, SingleDeviceStrategy)):
+        start = f" ({strategy._start_method})" if type(strategy) is DDPStrategy else ""
+        raise ValueError(
+            f"trainer.strategy must be auto or ddp, not {type(strategy).__name__}{start}: each rank is a process of "
+            "its own and holds the whole backbone"
+        )
 
 
 class AdapterModule(L.LightningModule):
@@ -82,9 +93,9 @@ class AdapterModule(L.LightningModule):
                 f"trainer.precision must be 32-true, not {self.trainer.precision}: backbone.dtype says what the "
                 "backbone computes in, and adapters are trained in float32"
             )
-        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            kind = type(self.trainer.strategy).__name__
-            raise ValueError(f"trainer.strategy must be auto or ddp, not {kind}: each rank holds the whole backbone")
+        check_strategy(self.trainer.strategy)
+        if self.trainer.world_size > 1 and self.sampling.resample_dead:
+            raise ValueError("sampling.resample_dead must be 0 on several ranks: they could draw each other's prompts")
         sets = self.trainer.datamodule.sets.values()  # pyright: ignore[reportAttributeAccessIssue]
         longest = max((len(example.prompt_ids) for examples in sets for example in examples), default=0)
         check_places(self.backbone.path, longest, self.sampling.max_new_tokens)

@@ -32,9 +32,11 @@ class CompletionLog(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Of a run that goes on in its folder, drop what came after the checkpoint: it is drawn again."""
-        if trainer.log_dir is not None and trainer.global_step:
-            for name in ("train", "val"):
-                drop_later_rows(self.path(trainer, name), trainer.global_step)
+        folder = trainer.log_dir  # all ranks must ask for it: Lightning broadcasts it
+        if folder is not None and trainer.global_step and trainer.is_global_zero:
+            for name in ("train", "val"):  # of all ranks, however many there were
+                for path in (Path(folder) / "completions").glob(f"{name}*.jsonl"):
+                    drop_later_rows(path, trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
         self.append(trainer, "train", pl_module.rows)
@@ -52,17 +54,14 @@ class CompletionLog(L.Callback):
         self.append(trainer, "predict", pl_module.rows)
 
     def append(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
-        if trainer.log_dir is None or not rows:
+        folder = trainer.log_dir  # all ranks must ask for it, also those without rows: Lightning broadcasts it
+        if folder is None or not rows:
             return
-        path = self.path(trainer, name)
+        suffix = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = Path(folder) / "completions" / f"{name}{suffix}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in rows)
-
-    def path(self, trainer: L.Trainer, name: str) -> Path:
-        """This rank's file."""
-        suffix = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        return Path(trainer.log_dir or "") / "completions" / f"{name}{suffix}.jsonl"
 
     def table(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
         for logger in trainer.loggers if rows else ():

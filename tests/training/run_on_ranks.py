@@ -10,6 +10,7 @@ import torch
 
 from lmix.training.alpha import AdaptiveAlpha
 from lmix.training.checkpoints import PolicyCheckpoint
+from lmix.training.completion_log import CompletionLog
 from tests.training.test_grpo import data, module, trainer
 
 
@@ -19,11 +20,13 @@ class Groups(L.Callback):
     def __init__(self) -> None:
         self.groups: list[int] = []
         self.live: list[int] = []
+        self.metrics: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         rewards = [row.reward for row in pl_module.rows]
         groups = [rewards[i : i + 4] for i in range(0, len(rewards), 4)]
         self.groups.append(len(groups))
+        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
         self.live.append(sum(len(set(group)) > 1 for group in groups))
 
 
@@ -33,13 +36,18 @@ def main(out: Path, prompts: int, steps: int, ckpt_path: str | None) -> None:
     L.seed_everything(0)
     m = module()
     groups = Groups()
-    callbacks = [groups, AdaptiveAlpha(offset=1.0, scale=4.0), PolicyCheckpoint(every_n_steps=1, keep=-1)]
+    callbacks = [
+        groups,
+        CompletionLog(),
+        AdaptiveAlpha(offset=1.0, scale=4.0),
+        PolicyCheckpoint(every_n_steps=1, keep=-1),
+    ]
     settings = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
     t = trainer(out, steps, callbacks=callbacks, val_check_interval=steps, **settings)
     t.fit(m, data(prompts=prompts, validation_size=5), ckpt_path=ckpt_path)
     found = {
         "alpha": m.policy.alpha,
-        "metrics": {name: float(value) for name, value in t.callback_metrics.items()},
+        "metrics": groups.metrics,
         "groups": groups.groups,
         "live": groups.live,
     }

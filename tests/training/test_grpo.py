@@ -6,7 +6,7 @@ import json
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from lmix.data.module import RLDataModule
 from lmix.functional import clipped_surrogate_loss, group_advantages
@@ -15,6 +15,7 @@ from lmix.model.backbone import BackboneConfig
 from lmix.rollout.rollout import pack
 from lmix.tasks import ArithmeticTask
 from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
+from lmix.training.base import check_strategy
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.completion_log import CompletionLog, drop_later_rows
 from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
@@ -367,11 +368,20 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(tmp_path, m
     assert all(torch.isfinite(p).all() for p in m.policy.policy_parameters())
 
 
-def test_a_strategy_that_shards_the_model_is_refused(tmp_path, monkeypatch):
-    """Such strategies need their processes; here the only one that is left is taken away."""
-    monkeypatch.setattr("lmix.training.base.SingleDeviceStrategy", DDPStrategy)
-    with pytest.raises(ValueError, match=r"trainer.strategy must be auto or ddp, not SingleDeviceStrategy"):
-        trainer(tmp_path, 1).fit(module(), data())
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        DDPStrategy(start_method="spawn"),
+        DDPStrategy(start_method="fork"),
+        ModelParallelStrategy(),
+        type("DeepSpeedStrategy", (DDPStrategy,), {})(),  # Lightning's own is a kind of DDPStrategy as well
+    ],
+)
+def test_strategies_that_shard_or_do_not_start_processes_of_their_own_are_refused(strategy):
+    with pytest.raises(ValueError, match=r"trainer.strategy must be auto or ddp, not " + type(strategy).__name__):
+        check_strategy(strategy)
+    check_strategy(DDPStrategy())
+    check_strategy(SingleDeviceStrategy())
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,12 @@ def test_two_processes_train_as_one_does(runs):
     compare(one, two, alone, first, second)
     assert second["groups"] == [2, 2, 2, 0]
     assert one["lmix"]["alpha"] == two["lmix"]["alpha"] == first["alpha"] == second["alpha"] != 0.5
-    assert first["metrics"].keys() == alone["metrics"].keys()
-    for name, value in alone["metrics"].items():
-        if name not in LOCAL | SPEED:
-            assert first["metrics"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    for metrics, expected in zip(first["metrics"], alone["metrics"], strict=True):
+        assert metrics.keys() == expected.keys()
+        for name in expected.keys() - LOCAL - SPEED:
+            assert metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+    rewards = [metrics["train/reward"] for metrics in first["metrics"]]
+    assert len(set(rewards)) > 1
 
 
 def test_a_rank_that_never_has_a_prompt(tmp_path):
@@ -70,7 +72,8 @@ def compare(one: dict, two: dict, alone: dict, first: dict, second: dict) -> Non
 @pytest.mark.parametrize(("before", "ranks"), [(1, 2), (2, 1)])
 def test_a_run_goes_on_with_another_number_of_ranks(before, ranks, runs, tmp_path):
     checkpoint = runs[before][0] / "checkpoints" / "step=0002.ckpt"
-    more, _ = train(tmp_path / "more", ranks, 5, steps=4, ckpt=str(checkpoint))
+    more, written = train(tmp_path / "more", ranks, 5, steps=4, ckpt=str(checkpoint))
+    assert len(written[0]["groups"]) == 2  # the other two were made before
     whole = runs[1][1]
     for name, value in whole["state_dict"].items():
         assert torch.allclose(value, more["state_dict"][name], atol=1e-5), name
