@@ -177,13 +177,12 @@ def naive(settings: argparse.Namespace) -> int:
     """The mixture in the plainest correct way."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, DynamicCache
+    from transformers import DynamicCache
 
     from lmix.functional import clipped_surrogate_loss, group_advantages
     from lmix.model.backbone import BackboneConfig, load_backbone
     from lmix.model.tokenizer import load_tokenizer
 
-    assert AutoModelForCausalLM is not None
     torch.set_num_threads(settings.threads)
     base = load_backbone(BackboneConfig(settings.model, settings.quantization, dtype=settings.dtype))
     base.requires_grad_(False)

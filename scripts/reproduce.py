@@ -147,9 +147,10 @@ class Stage:
 
         The last one does not count: the run may have been stopped in what comes after it.
         """
-        checkpoints = sorted(self.last.parent.glob("step=*.ckpt")) if self.last else []
-        before = [path for path in checkpoints if path.name != self.last.name] if self.last else []
-        return [*self.command, *([f"--ckpt_path={before[-1]}"] if before else [])]
+        if self.last is None:
+            return self.command
+        before = sorted(path for path in self.last.parent.glob("step=*.ckpt") if path.name != self.last.name)
+        return [*self.command, *(f"--ckpt_path={path}" for path in before[-1:])]
 
 
 def stages(preset: Preset, out: Path, methods: list[str], extra: list[str]) -> Iterator[Stage]:
@@ -168,7 +169,7 @@ def stages(preset: Preset, out: Path, methods: list[str], extra: list[str]) -> I
         for seed in preset.seeds:
             for method in methods:
                 stage = training(cell, preset, out, method, seed, method_flags(method, sft), extra, preset.steps)
-                results.append(folder / method / f"seed{seed}")
+                results.append(stage.folder)
                 yield stage
         if "fixed" in methods:  # what its policy alone, without the mixture, has learned
             trained = folder / "fixed" / f"seed{preset.seeds[0]}" / "checkpoints" / f"step={preset.steps:04d}"

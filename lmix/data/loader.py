@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 from lmix.data.example import Example
+from lmix.data.splits import shuffled
 
 
 class StepLoader:
@@ -36,12 +35,11 @@ class StepLoader:
         if self.consumed >= len(self.examples):  # Lightning stops asking after the last list: the epoch ends here
             self.epoch, self.consumed = self.epoch + 1, 0
         # a stride, so that the second epoch of one seed is not the first of the next
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
-        order = torch.randperm(len(self.examples), generator=generator).tolist()
+        order = shuffled(self.examples, self.seed + 1_000_003 * self.epoch)
         while self.consumed < len(order):
             step = order[self.consumed : self.consumed + self.prompts]
             self.consumed += len(step)
-            yield [self.examples[i] for i in step[self.rank :: self.world_size]]
+            yield step[self.rank :: self.world_size]
 
     def state_dict(self) -> dict[str, Any]:
         """In problems, so that a run may go on with another number of prompts a step."""

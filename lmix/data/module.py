@@ -108,11 +108,10 @@ class RLDataModule(L.LightningDataModule):
         return self.sets["validation"][rank::world_size]
 
     def spare_examples(self, count: int, step: int, attempt: int, exclude: set[int]) -> list[Example]:
-        """Up to `count` training examples for this rank, none of `exclude` (problem ids), by (seed, step, attempt)."""
-        rank, world_size = self._rank()
+        """Up to `count` training examples, none of `exclude` (problem ids), by (seed, step, attempt). For one rank."""
         order = list(self.sets["train"])
         random.Random(f"spare {run_seed()} {step} {attempt}").shuffle(order)
-        return [e for e in order[rank::world_size] if e.problem.id not in exclude][:count]
+        return [e for e in order if e.problem.id not in exclude][:count]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # lists of numbers: the engine moves what it needs

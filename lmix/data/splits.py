@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
 from lmix.tasks.task import Problem, Split, Task
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def split_problems(
@@ -56,9 +58,10 @@ def split_problems(
     return {split: sorted(chosen[split], key=lambda p: p.id) for split in splits if split in chosen}
 
 
-def shuffled(problems: Sequence[Problem], seed: int) -> list[Problem]:
-    order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed))
-    return [problems[i] for i in order.tolist()]
+def shuffled(items: Sequence[T], seed: int) -> list[T]:
+    """The same items in an order that the seed decides."""
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
+    return [items[i] for i in order.tolist()]
 
 
 def as_text(problem: Problem) -> str:

@@ -7,11 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import lmix
 from lmix.data.example import Example
 from lmix.data.module import RLDataModule
+from lmix.data.splits import shuffled
 from lmix.model.adapters import CONFIG, WEIGHTS, AdapterConfig, read_adapter
 from lmix.model.backbone import BackboneConfig
 from lmix.model.tokenizer import check_places, load_tokenizer, resolve
@@ -67,8 +66,7 @@ class EvaluationConfig:
         if len(examples) <= self.problems:
             return examples
         # the data module cuts held-out splits only
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(self.seed))
-        return [examples[i] for i in sorted(order[: self.problems].tolist())]
+        return [examples[i] for i in sorted(shuffled(range(len(examples)), self.seed)[: self.problems])]
 
     def settings(self, examples: list[Example]) -> dict[str, Any]:
         """All that the numbers depend on, as JSON takes it; problems and adapters as checksums of their contents.

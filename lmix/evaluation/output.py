@@ -1,9 +1,8 @@
 """What evaluation writes and shows: files that are whole or not there, and a line that moves while tokens are drawn."""
 
 import json
-import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from lmix.files import write_lines
 from lmix.rollout.engine import Progress
 
 SUMMARIES = ("evaluation.json", "sweep.json", "compare.json")
@@ -41,20 +41,6 @@ def out_folder(out: str, summary: str) -> Path:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write an object, indented. The file is there whole or not at all."""
     write_lines(path, [json.dumps(content, ensure_ascii=False, indent=2) + "\n"])
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write text. The file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        # half a surrogate pair can't be written as UTF-8, and \udxxx is what JSON calls it
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

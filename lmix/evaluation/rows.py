@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmix.evaluation.output import write_lines
+from lmix.files import write_lines
 from lmix.model.mixed_policy import Mixture
 
 Who = Literal["mixed", "policy", "reference"]

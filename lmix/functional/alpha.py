@@ -35,6 +35,15 @@ def net_gain_alpha(
     Raises:
         ValueError: the two differ in shape, or `scale` is not positive.
     """
+    return alpha_of_counts(*forgetting_and_gain(policy_correct, mixed_correct), offset, scale)
+
+
+def forgetting_and_gain(policy_correct: Tensor, mixed_correct: Tensor) -> tuple[int, int]:
+    """The counts of eq. 7 and 8. Arguments as in `net_gain_alpha`.
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
     if policy_correct.shape != mixed_correct.shape:
         raise ValueError(
             f"policy and mixture must be judged on the same problems, not on {tuple(policy_correct.shape)} "
@@ -43,7 +52,7 @@ def net_gain_alpha(
     policy_correct, mixed_correct = policy_correct.bool(), mixed_correct.bool()
     forgetting = int((policy_correct & ~mixed_correct).sum())
     gain = int((mixed_correct & ~policy_correct).sum())
-    return alpha_of_counts(forgetting, gain, offset, scale)
+    return forgetting, gain
 
 
 def alpha_of_counts(forgetting: int, gain: int, offset: float = 25.0, scale: float = 35.0) -> AlphaUpdate:

@@ -180,7 +180,7 @@ class MixedPolicy(nn.Module):
         if alphas is not None:
             alphas = alphas[..., None]
             return self._mixed_logits(list(hidden_K), [POLICY, REFERENCE], [1.0 - alphas, alphas])
-        return self._mixed_logits(list(hidden_K), list(self.streams), [self.weights[name] for name in self.streams])
+        return self._mixed_logits(list(hidden_K), list(self.streams), [self._weights[name] for name in self.streams])
 
     def log_probs(self, hidden_K: Sequence[Tensor], tokens: Tensor, chunk: int | None = None) -> Tensor:
         """Log-probabilities of chosen tokens under the mixed policy; only the policy's hidden states get a gradient.

@@ -1,10 +1,11 @@
 """What `sweep` and `compare` write, read back."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lmix.report.runs import last_part
 
 SWEEP, COMPARE = "sweep.json", "compare.json"
 
@@ -87,7 +88,7 @@ def _setting(found: dict[str, Any]) -> str:
     settings = found.get("settings", {})
     parts = [found["task"]]
     if backbone := settings.get("backbone", {}).get("path"):
-        parts.append(re.split(r"[/:]", backbone.rstrip("/"))[-1])
+        parts.append(last_part(backbone))
     if "adapters" in settings:
         policy = settings["adapters"].get("policy")
         steps = [part for part in Path(policy or "").parts[-4:] if part != "checkpoints"]

@@ -57,7 +57,7 @@ def read_run(folder: Path) -> Run:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         method, task = method_name(config), task_name(config)
-        backbone, seed = _name(model_arguments(config)["backbone"]["path"]), config["seed_everything"]
+        backbone, seed = last_part(model_arguments(config)["backbone"]["path"]), config["seed_everything"]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.yaml'} is not one that lmix's fit writes: give a run's folder") from error
     return Run(folder, method, task, backbone, seed, config, read_scalars(files, evaluated_steps(folder)))
@@ -166,7 +166,7 @@ def task_name(config: dict[str, Any]) -> str:
         name = getattr(import_module(module), kind).name
     except (ImportError, AttributeError, ValueError):
         name = kind.removesuffix("Task").lower()
-    return _name(task["init_args"]["source"]) if name == "dataset" else name
+    return last_part(task["init_args"]["source"]) if name == "dataset" else name
 
 
 def model_arguments(config: dict[str, Any]) -> dict[str, Any]:
@@ -174,5 +174,6 @@ def model_arguments(config: dict[str, Any]) -> dict[str, Any]:
     return config["model"]["init_args"]
 
 
-def _name(path: str) -> str:
+def last_part(path: str) -> str:
+    """What comes last in a path, hub id or name of an asset."""
     return re.split(r"[/:]", path.rstrip("/"))[-1]

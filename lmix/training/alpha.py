@@ -6,7 +6,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
-from lmix.functional import alpha_of_counts, net_gain_alpha
+from lmix.functional import alpha_of_counts, forgetting_and_gain
 from lmix.model.mixed_policy import check_alpha
 from lmix.rollout.engine import Draw
 from lmix.training.clock import Clock
@@ -60,8 +60,7 @@ class AdaptiveAlpha(L.Callback):
         )
         judged = pl_module.judge(rollouts, examples)
         correct = torch.tensor([j.answer_correct for j in judged], dtype=torch.bool).view(-1, 2)
-        here = net_gain_alpha(correct[:, 0], correct[:, 1], self.offset, self.scale)  # of this rank's problems
-        forgetting, gain = pl_module.sum_over_ranks([here.forgetting, here.gain])
+        forgetting, gain = pl_module.sum_over_ranks(forgetting_and_gain(correct[:, 0], correct[:, 1]))
         update = alpha_of_counts(int(forgetting), int(gain), self.offset, self.scale)
         pl_module.policy.alpha = update.alpha
         seconds = clock.lap()

@@ -237,19 +237,23 @@ class AdapterModule(L.LightningModule):
 
     def validation_step(self, batch: list[Example], batch_idx: int) -> None:
         """Greedy completions of held-out problems by the mixed policy."""
-        rollouts = self.sample(batch, greedy=True)
-        judgements = self.judge(rollouts, batch)
+        judgements = self.answer(batch)
         self.format_rate.update(judgements)
         self.solve_rate.update(judgements)
-        self.rows = completion_rows(rollouts, judgements, batch, self.global_step)
 
     test_step = validation_step
 
     def predict_step(self, batch: list[Example], batch_idx: int) -> list[dict[str, Any]]:
         """Greedy completions of held-out problems as rows, each with its parsed answer."""
-        rollouts = self.sample(batch, greedy=True)
-        self.rows = completion_rows(rollouts, self.judge(rollouts, batch), batch, self.global_step)
+        self.answer(batch)
         return [row.as_dict() for row in self.rows]
+
+    def answer(self, batch: list[Example]) -> list[Judgement]:
+        """Decode problems greedily and judge them; their rows are kept for callbacks."""
+        rollouts = self.sample(batch, greedy=True)
+        judgements = self.judge(rollouts, batch)
+        self.rows = completion_rows(rollouts, judgements, batch, self.global_step)
+        return judgements
 
     def on_validation_epoch_end(self) -> None:
         self.log_rates("val")
@@ -278,8 +282,7 @@ class AdapterModule(L.LightningModule):
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load adapters. Raises ValueError unless names and shapes are exactly those of this model, and all finite."""
-        # Lightning calls this with a checkpoint's tensors wherever they were saved
-        check_adapter_state({k: v.to(self.policy.device) for k, v in state_dict.items()}, self.state_dict())
+        check_adapter_state(state_dict, self.state_dict())
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

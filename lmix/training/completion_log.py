@@ -1,7 +1,6 @@
 """What a run writes down of its completions."""
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lmix.files import write_lines
 from lmix.training.completions import CompletionRow
 
 
@@ -79,9 +79,7 @@ def drop_later_rows(path: Path, step: int) -> None:
         with suppress(ValueError):
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-    temporary = path.with_suffix(".part")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_lines(path, kept)
 
 
 def markdown_table(rows: Sequence[CompletionRow]) -> str:

@@ -104,6 +104,8 @@ class GRPOModule(AdapterModule):
         """
         rewards_PG = self.rewards(judgements_B)
         dead = dead_groups(rewards_PG).nonzero().flatten().tolist()
+        if not dead:
+            return 0.0
         spare = self.trainer.datamodule.spare_examples(  # pyright: ignore[reportAttributeAccessIssue]
             len(dead), self.global_step, attempt, {row.problem_id for row in self.rows}
         )

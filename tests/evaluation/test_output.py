@@ -4,7 +4,8 @@ import json
 import pytest
 from rich.console import Console
 
-from lmix.evaluation.output import drawing, write_json, write_lines
+from lmix.evaluation.output import drawing, write_json
+from lmix.files import write_lines
 
 
 def test_files_are_whole_or_not_there(tmp_path):
