@@ -1,13 +1,18 @@
 """Load the frozen backbone: bf16, fp32, or 4-bit NF4 by bitsandbytes. Only this file knows bitsandbytes."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
+import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
+from lmix.model.linear import linear
 from lmix.model.tokenizer import first_line, hub_arguments, load_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -23,14 +28,26 @@ class BackboneConfig:
     """nf4 holds the linear layers in 4 bits (bitsandbytes, QLoRA); none holds them in `dtype`."""
     double_quantization: bool = True
     """Quantise nf4's scales once more (about 0.4 bits a weight less)."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """What the matmuls compute in, and what unquantised weights are held in. CPUs without bf16 units want float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the matmuls compute in, and what unquantised weights are held in; auto: bfloat16 where the device has units
+    for it (a CPU without them is several times slower in it), or else float32."""
+    dense_rollouts: bool | None = None
+    """Hold a 4-bit backbone's weights dequantised as well while completions are drawn, and not dequantise them at each
+    token: 2 (bfloat16) or 4 (float32) bytes a weight more. null: where that is less than half of the free memory."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: less memory, more time. Rollouts are untouched."""
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+
+def compute_dtype(name: str, device: torch.device | str) -> torch.dtype:
+    """The dtype that `BackboneConfig.dtype` stands for on a device."""
+    if name != "auto":
+        return DTYPES[name]
+    if torch.device(device).type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    return torch.bfloat16 if fast else torch.float32
 
 
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
@@ -42,7 +59,8 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     where, arguments = hub_arguments(config.path)
     model_config = load_config(config.path)
     attention_kinds(model_config)
-    arguments |= {"dtype": config.torch_dtype, "attn_implementation": attention_for(model_config)}
+    dtype = compute_dtype(config.dtype, device)
+    arguments |= {"dtype": dtype, "attn_implementation": attention_for(model_config)}
     if config.quantization == "nf4" and "gguf_file" not in arguments:
         arguments |= {
             "device_map": {"": str(device)},
@@ -50,7 +68,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=config.double_quantization,
-                bnb_4bit_compute_dtype=config.torch_dtype,
+                bnb_4bit_compute_dtype=dtype,
                 # torch_dtype storage would be cast by bf16 trainer precision, and so corrupted
                 bnb_4bit_quant_storage=torch.uint8,
             ),
@@ -60,7 +78,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone {config.path!r} can't be loaded: {first_line(error)}") from error
     if config.quantization == "nf4" and "gguf_file" in arguments:
-        quantize_linears(model, config)
+        quantize_linears(model, config, dtype)
     return nn.Module.to(model, device)  # pyright: ignore[reportReturnType]
 
 
@@ -75,10 +93,62 @@ def freeze_backbone(model: PreTrainedModel) -> None:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # after one inference pass this kernel repacks the weights, and then silently gives no gradient
             module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
+        if isinstance(module, nn.Linear):
+            module.dense = None  # pyright: ignore[reportArgumentType]
+            module.forward = partial(frozen_forward, module)  # pyright: ignore[reportAttributeAccessIssue]
     model.eval()
 
 
-def quantize_linears(model: PreTrainedModel, config: BackboneConfig) -> None:
+def frozen_forward(layer: Any, x: Tensor) -> Tensor:
+    """A frozen linear layer, 4-bit or not: `[..., in_features]` -> `[..., out_features]`."""
+    if not is_4bit(layer):
+        return linear(x, layer.weight, layer.bias)
+    if layer.dense is None and (torch.is_grad_enabled() or x.device.type != "cpu"):
+        return type(layer).forward(layer, x)  # bitsandbytes' own: it keeps no dequantised weight for the backward pass
+    weight = dequantize(layer) if layer.dense is None else layer.dense
+    return linear(x.to(weight.dtype), weight, layer.bias).to(x.dtype)
+
+
+def is_4bit(layer: nn.Linear) -> bool:
+    return getattr(layer.weight, "quant_state", None) is not None
+
+
+def dequantize(layer: Any) -> Tensor:
+    """A 4-bit layer's weight `[out_features, in_features]` in its compute dtype."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.compute_dtype)
+
+
+@contextmanager
+def dequantized(model: nn.Module, wanted: bool | None) -> Iterator[None]:
+    """Within, 4-bit layers compute from a dequantised copy, without gradient; values are the same.
+
+    Args:
+        wanted: None where the copy takes less than half of the device's free memory.
+    """
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, nn.Linear) and is_4bit(m)]
+    if wanted is None and layers:
+        size = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
+        wanted = size < free_memory(layers[0].weight.device) / 2
+    try:
+        for layer in layers if wanted else []:
+            layer.dense = dequantize(layer)
+        yield
+    finally:
+        for layer in layers:
+            layer.dense = None
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device, or the machine, has to spare."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return psutil.virtual_memory().available
+
+
+def quantize_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> None:
     """Replace the body's linear layers by NF4 ones in place: for .gguf files, which transformers can't quantise."""
     import bitsandbytes as bnb
 
@@ -91,7 +161,7 @@ def quantize_linears(model: PreTrainedModel, config: BackboneConfig) -> None:
                 layer.in_features,
                 layer.out_features,
                 bias=layer.bias is not None,
-                compute_dtype=config.torch_dtype,
+                compute_dtype=dtype,
                 compress_statistics=config.double_quantization,
                 quant_type="nf4",
                 quant_storage=torch.uint8,
@@ -124,6 +194,29 @@ def attention_kinds(config: PretrainedConfig) -> list[str]:
             "have full or sliding-window attention only"
         )
     return sorted(kinds)
+
+
+def attention_masks(
+    config: PretrainedConfig, seen: Tensor, behind: Tensor, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """Masks `[B, 1, T, L]` as the decoder wants them: one, or one for each kind of layer.
+
+    Args:
+        seen: `[B, T, L]`, true where a query may attend to a key by causality.
+        behind: `[B, T, L]`, how many places before the query the key lies: sliding windows end at `sliding_window`.
+        dtype: of the additive masks that eager attention takes (0, or the dtype's minimum); others take booleans.
+    """
+    masks = {"full_attention": seen}
+    kinds = attention_kinds(config)
+    if "sliding_attention" in kinds:
+        masks["sliding_attention"] = seen & (behind < config.sliding_window)  # pyright: ignore
+    found = {}
+    for kind in kinds:
+        mask = masks[kind][:, None]
+        if config._attn_implementation == "eager":
+            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+        found[kind] = mask
+    return found if len(found) > 1 else found[kinds[0]]
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -1,7 +1,8 @@
 """The mixed policy: streams of one backbone, mixed into one distribution (eq. 1-3)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from lmix.model.adapters import (
     is_adapted,
     save_adapter,
 )
-from lmix.model.backbone import BackboneConfig, fingerprint, freeze_backbone, load_backbone
+from lmix.model.backbone import BackboneConfig, dequantized, fingerprint, freeze_backbone, load_backbone
+from lmix.model.prefix import Prefix, shared_prefix_hidden
 from lmix.model.streams import POLICY, REFERENCE, StreamRouter
 
 Mixture = Literal["logits", "probs"]
@@ -38,6 +40,7 @@ class MixedPolicy(nn.Module):
         mixture: `logits` averages logits (eq. 1), `probs` averages probabilities (section 5).
         weights: of the policy, the reference and each expert, in place of alpha (an ensemble); see `check_weights`.
         activation_checkpointing: recompute decoder layers in the backward pass; rollouts are untouched.
+        dense_rollouts: see `BackboneConfig`.
 
     Raises:
         ValueError: alpha outside [0, 1], an adapter that can't be read, or a model whose logits are no plain function
@@ -52,6 +55,7 @@ class MixedPolicy(nn.Module):
         mixture: Mixture = "logits",
         weights: Sequence[float] | None = None,
         activation_checkpointing: bool = False,
+        dense_rollouts: bool | None = None,
     ) -> None:
         super().__init__()
         self.is_ensemble = check_weights(weights, adapters, mixture) is not None
@@ -61,6 +65,7 @@ class MixedPolicy(nn.Module):
         else:
             self._weights = dict(zip((POLICY, *frozen), map(float, weights), strict=True))
         self.mixture: Mixture = mixture
+        self.dense_rollouts = dense_rollouts
         self.router = StreamRouter()
         freeze_backbone(model)
         self.fingerprint = fingerprint(model)
@@ -88,7 +93,7 @@ class MixedPolicy(nn.Module):
         for path in {adapters.policy, *adapters.frozen().values()} - {None}:
             check_adapter(path, backbone.path)  # pyright: ignore[reportArgumentType]
         model = load_backbone(backbone, device)
-        return cls(model, adapters, alpha, mixture, weights, backbone.activation_checkpointing)
+        return cls(model, adapters, alpha, mixture, weights, backbone.activation_checkpointing, backbone.dense_rollouts)
 
     def train(self, mode: bool = True) -> "MixedPolicy":
         """Do nothing: the forward pass is the same in training and evaluation, and has no dropout."""
@@ -144,6 +149,12 @@ class MixedPolicy(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.backbone.get_input_embeddings().weight.device  # pyright: ignore[reportReturnType]
+
+    @contextmanager
+    def rollouts(self) -> Iterator[None]:
+        """Within, what is the same at every token is made once. Nothing may be trained there."""
+        with torch.no_grad(), self.router.keep_factors(), dequantized(self, self.dense_rollouts):
+            yield
 
     def hidden(self, input_ids: Tensor, streams: Sequence[str] = (POLICY,), **arguments: Any) -> Tensor:
         """Last hidden states (after the final norm) of each stream, in one stacked pass with one base matmul a layer.
@@ -205,10 +216,29 @@ class MixedPolicy(nn.Module):
             return self.mixed_logits(list(self.hidden(input_ids, self.streams)))
         return self.mixed_logits([self.stream_hidden(input_ids, stream) for stream in self.streams])
 
-    def stream_hidden(self, input_ids: Tensor, stream: str) -> Tensor:
-        """Hidden states of one stream `[B, T, H]`, with a gradient for the policy only."""
+    def stream_hidden(self, input_ids: Tensor, stream: str, prefix: Prefix | None = None) -> Tensor:
+        """Hidden states of one stream, with a gradient for the policy only.
+
+        Args:
+            input_ids: `[B, T]`, whole rows; or completions alone where there is a prefix.
+            prefix: prompts that the completions share.
+
+        Returns:
+            `[B, T, H]`, of the token at each place; with a prefix, of the token before it: what each one is drawn from.
+        """
+
+        def read(ids: Tensor, **arguments: Any) -> Tensor:
+            return self.hidden(ids, (stream,), **arguments)[0]
+
         with torch.set_grad_enabled(torch.is_grad_enabled() and stream == POLICY):
-            return self.hidden(input_ids, (stream,))[0]
+            if prefix is None:
+                return read(input_ids)
+            return shared_prefix_hidden(read, self.backbone.config, prefix, input_ids, self.backbone.dtype)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether prompts can be read once for several completions: checkpointed layers keep no keys and values."""
+        return not self._checkpointed
 
     # the adapters
 

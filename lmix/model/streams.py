@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmix.model.linear import add_low_rank
+
 POLICY, REFERENCE = "policy", "reference"
 
 
@@ -20,6 +22,7 @@ class StreamRouter:
 
     def __init__(self) -> None:
         self.streams: tuple[str, ...] = (POLICY,)
+        self._kept: dict[tuple[nn.Module, str], tuple[Tensor, Tensor, float]] | None = None
 
     @contextmanager
     def stacked(self, streams: Sequence[str]) -> Iterator[None]:
@@ -30,6 +33,25 @@ class StreamRouter:
         finally:
             self.streams = before
 
+    @contextmanager
+    def keep_factors(self) -> Iterator[None]:
+        """Within, LoRA's factors are cast once and not at each token. No adapter may change, nothing has a gradient."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def factors(self, layer: Any, stream: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
+        """A `[r, in]`, B `[out, r]` and the scaling of a stream's LoRA on a layer."""
+        if self._kept is not None and (layer, stream) in self._kept:
+            return self._kept[layer, stream]
+        a, b = layer.lora_A[stream].weight, layer.lora_B[stream].weight
+        found = a.to(dtype), b.to(dtype), layer.scaling[stream]
+        if self._kept is not None:
+            self._kept[layer, stream] = found
+        return found
+
     def attach(self, layer: nn.Module) -> None:
         """Give a peft LoRA layer the stacked forward pass."""
         layer.forward = partial(stacked_lora_forward, layer, self)
@@ -38,6 +60,9 @@ class StreamRouter:
 def stacked_lora_forward(layer: Any, router: StreamRouter, x: Tensor, *args, **kwargs) -> Tensor:
     """One matmul of the shared base for all rows, then each stream's low-rank product on its own block of rows.
 
+    Low-rank products are made in the base's dtype, whatever the adapter is stored in (as under autocast), and never
+    with dropout: the ratio would be wrong.
+
     Args:
         layer: a LoraLayer of peft.
         x: `[K * rows, ..., in_features]`, the blocks of the K streams stacked.
@@ -45,20 +70,17 @@ def stacked_lora_forward(layer: Any, router: StreamRouter, x: Tensor, *args, **k
     Returns:
         `[K * rows, ..., out_features]`. A stream whose adapter does not touch this layer has the base's output.
     """
-    out = layer.base_layer(x)
     streams = router.streams
+    assert len(streams) == 1 or not torch.is_grad_enabled(), "only the policy may have gradients, in a pass of its own"
+    rows = x.reshape(-1, x.shape[-1])
+    out = layer.base_layer(rows)
     if len(streams) == 1:
-        return out + low_rank(layer, streams[0], x, out.dtype) if streams[0] in layer.lora_A else out
-    assert not torch.is_grad_enabled(), "a stacked pass is for sampling and scoring; only the policy may have gradients"
-    rows = x.shape[0] // len(streams)
-    for k, stream in enumerate(streams):
-        if stream in layer.lora_A:
-            block = slice(k * rows, (k + 1) * rows)
-            out[block] += low_rank(layer, stream, x[block], out.dtype)
-    return out
-
-
-def low_rank(layer: Any, stream: str, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`scaling * B(A(x))`, in the adapter's own dtype, as peft does; never with dropout (the ratio would be wrong)."""
-    a, b = layer.lora_A[stream], layer.lora_B[stream]
-    return (b(a(x.to(a.weight.dtype))) * layer.scaling[stream]).to(dtype)
+        if streams[0] in layer.lora_A:
+            out = add_low_rank(out, rows, *router.factors(layer, streams[0], out.dtype))
+    else:
+        block = len(rows) // len(streams)
+        for k, stream in enumerate(streams):
+            if stream in layer.lora_A:
+                part = slice(k * block, (k + 1) * block)
+                add_low_rank(out[part], rows[part], *router.factors(layer, stream, out.dtype))
+    return out.view(*x.shape[:-1], -1)

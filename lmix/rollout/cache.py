@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
-from lmix.model.backbone import attention_kinds
+from lmix.model.backbone import attention_masks
 
 
 class StreamCache:
@@ -26,7 +26,7 @@ class StreamCache:
     is_compileable = False
 
     def __init__(self, config: PretrainedConfig, streams: int, slots: int, length: int) -> None:
-        self.config, self.kinds = config, attention_kinds(config)
+        self.config = config
         self.streams, self.slots, self.length = streams, slots, length
         self.layers: list[tuple[Tensor, Tensor]] = []
         self._rows = self._places = torch.empty(0)
@@ -67,16 +67,11 @@ class StreamCache:
         self._visible = visible
         self._places = positions.repeat(self.streams)
         self._rows = torch.arange(self.streams * self.slots, device=positions.device)
-        place = torch.arange(visible, device=positions.device)
-        seen = place <= self._places[:, None]
-        masks = {"full_attention": seen}
-        if "sliding_attention" in self.kinds:
-            masks["sliding_attention"] = seen & (place > self._places[:, None] - self.config.sliding_window)
-        additive = self.config._attn_implementation == "eager"
-        four = {kind: as_attention_mask(masks[kind][:, None, None, :], dtype, additive) for kind in self.kinds}
+        behind = self._places[:, None] - torch.arange(visible, device=positions.device)
+        masks = attention_masks(self.config, (behind >= 0)[:, None], behind[:, None], dtype)
         return {
             "position_ids": self._places[:, None],
-            "attention_mask": four if len(four) > 1 else four[self.kinds[0]],
+            "attention_mask": masks,
             "past_key_values": self,
             "use_cache": True,
         }
@@ -92,10 +87,3 @@ class StreamCache:
 
     def get_seq_length(self, layer: int = 0) -> int:
         return self._visible - 1
-
-
-def as_attention_mask(seen: Tensor, dtype: torch.dtype, additive: bool) -> Tensor:
-    """A mask as the attention wants it: true where seen, or 0 there and the dtype's minimum elsewhere."""
-    if not additive:
-        return seen
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)

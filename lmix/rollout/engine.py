@@ -55,7 +55,6 @@ class RolloutEngine:
         self.prefill_tokens = prefill_tokens
         self.check_every = check_every or (8 if policy.device.type == "cuda" else 1)
 
-    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -86,7 +85,8 @@ class RolloutEngine:
         """
         rollouts = [Rollout(p, g, list(ids)) for p, ids in enumerate(prompts) for g in range(samples)]
         if rollouts and max_new_tokens > 0:
-            _Wave(self, rollouts, samples, max_new_tokens, draw, prompt_ids, keep_frozen, progress, alphas).run()
+            with self.policy.rollouts():
+                _Wave(self, rollouts, samples, max_new_tokens, draw, prompt_ids, keep_frozen, progress, alphas).run()
         return rollouts
 
 

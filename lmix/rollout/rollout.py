@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lmix.model.prefix import Prefix
+
 
 @dataclass
 class Rollout:
@@ -43,39 +45,61 @@ class Packed:
     """Rollouts as one right-padded batch. B rows, T tokens of the longest, N completion tokens in all."""
 
     input_ids: Tensor
-    """`[B, T]`; padding is any legal token, and nothing reads it."""
+    """`[B, T]`, whole rows, or completions alone where there is a prefix; padding is any legal token, and nothing reads
+    it."""
     predicts: Tensor
-    """`[N]`, flat places in `[B, T]` whose hidden state predicts a completion token, row by row."""
+    """`[N]`, flat places in `MixedPolicy.stream_hidden`'s `[B, T]` that predict a completion token, row by row."""
     targets: Tensor
     """`[N]`, those completion tokens."""
     mask: Tensor
     """`[B, C]`, true for the tokens of each row's completion; C of the longest."""
     frozen_hidden: Tensor | None
     """`[N, F, H]`, where every rollout has it."""
+    prefix: Prefix | None = None
+    """The prompts, each once, where rows share them."""
 
     def unflatten(self, values: Tensor) -> Tensor:
         """`[N]` -> `[B, C]` with zeros in the padding; keeps the gradient."""
         return torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device).masked_scatter(self.mask, values)
 
 
-def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu") -> Packed:
-    """Lay rollouts side by side. Masks come from lengths, so a pad token inside a completion counts like any other."""
-    width = max(len(r) for r in rollouts)
-    input_ids = torch.zeros(len(rollouts), width, dtype=torch.long)
-    predicts, targets = [], []
-    for row, r in enumerate(rollouts):
-        input_ids[row, : len(r)] = torch.tensor(r.prompt_ids + r.completion_ids)
-        first = row * width + len(r.prompt_ids) - 1
-        predicts.append(torch.arange(first, first + len(r.completion_ids)))
-        targets += r.completion_ids
+def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu", share_prompts: bool = False) -> Packed:
+    """Lay rollouts side by side. Masks come from lengths, so a pad token inside a completion counts like any other.
+
+    Args:
+        share_prompts: keep each prompt once, apart from the completions. Rollouts with equal `prompt` have the same.
+    """
+    targets = [token for r in rollouts for token in r.completion_ids]
     hidden = [r.frozen_hidden for r in rollouts if r.frozen_hidden is not None]
+    mask = length_mask(rollouts)
+    prefix = None
+    if share_prompts:
+        prompts = {r.prompt: r.prompt_ids for r in rollouts}
+        place = {prompt: i for i, prompt in enumerate(prompts)}
+        lengths = torch.tensor([len(ids) for ids in prompts.values()], device=device)
+        of_row = torch.tensor([place[r.prompt] for r in rollouts], device=device)
+        prefix = Prefix(pad_right(list(prompts.values())).to(device), lengths, of_row)
+        input_ids = pad_right([r.completion_ids for r in rollouts])
+        predicts = mask.flatten().nonzero().flatten()
+    else:
+        input_ids = pad_right([r.prompt_ids + r.completion_ids for r in rollouts])
+        firsts = [row * input_ids.shape[1] + len(r.prompt_ids) - 1 for row, r in enumerate(rollouts)]
+        ranges = [torch.arange(f, f + len(r.completion_ids)) for f, r in zip(firsts, rollouts, strict=True)]
+        predicts = torch.cat(ranges)
     return Packed(
         input_ids.to(device),
-        torch.cat(predicts).to(device),
+        predicts.to(device),
         torch.tensor(targets, dtype=torch.long, device=device),
-        length_mask(rollouts).to(device),
+        mask.to(device),
         torch.cat(hidden).to(device) if len(hidden) == len(rollouts) else None,
+        prefix,
     )
+
+
+def pad_right(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Token ids as one tensor `[B, T]`, padded with 0."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)
 
 
 def length_mask(rollouts: Sequence[Rollout]) -> Tensor:
@@ -99,3 +123,47 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]
         else:
             batches.append([row])
     return batches
+
+
+def micro_batches(rollouts: Sequence[Rollout], budget: int, share_prompts: bool = True) -> tuple[list[list[int]], bool]:
+    """Split rollouts into passes of at most `budget` padded tokens, by the cheaper of two plans.
+
+    Whole rows, those of like length together; or each prompt once for the completions that follow it in the same pass.
+
+    Args:
+        share_prompts: whether the second plan is there to be chosen; it must save a tenth, as its mask costs something.
+
+    Returns:
+        Lists of row numbers, every row in exactly one; and whether to pack them with `share_prompts`.
+    """
+    whole = token_budget_batches([len(r) for r in rollouts], budget)
+    if not share_prompts:
+        return whole, False
+    shared = shared_prompt_batches(rollouts, budget)
+    cost_whole = sum(len(rows) * max(len(rollouts[i]) for i in rows) for rows in whole)
+    cost_shared = sum(shared_tokens([rollouts[i] for i in rows]) for rows in shared)
+    return (shared, True) if cost_shared < 0.9 * cost_whole else (whole, False)
+
+
+def shared_prompt_batches(rollouts: Sequence[Rollout], budget: int) -> list[list[int]]:
+    """Rows of one prompt stay together, as far as the budget goes; prompts with like completions come together."""
+    longest: dict[int, int] = {}
+    for r in rollouts:
+        longest[r.prompt] = max(longest.get(r.prompt, 0), len(r.completion_ids))
+    order = sorted(
+        range(len(rollouts)),
+        key=lambda i: (-longest[rollouts[i].prompt], rollouts[i].prompt, -len(rollouts[i].completion_ids)),
+    )
+    batches: list[list[int]] = []
+    for row in order:
+        if batches and shared_tokens([rollouts[i] for i in [*batches[-1], row]]) <= budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def shared_tokens(rollouts: Sequence[Rollout]) -> int:
+    """Padded tokens of a pass over rollouts whose prompts are read once each."""
+    prompts = {r.prompt: len(r.prompt_ids) for r in rollouts}
+    return len(prompts) * max(prompts.values()) + len(rollouts) * max(len(r.completion_ids) for r in rollouts)

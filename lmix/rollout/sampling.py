@@ -27,9 +27,9 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, width = logits.shape
     top = logits.amax(dim=-1, keepdim=True)
-    weights = (logits - top).exp_()
-    if short := -width % _BLOCK:
-        weights = torch.nn.functional.pad(weights, (0, short))
+    weights = logits.new_empty(rows, width + -width % _BLOCK)
+    torch.sub(logits, top, out=weights[:, :width]).exp_()
+    weights[:, width:] = 0.0
     blocks = weights.view(rows, -1, _BLOCK)
     block_sums = blocks.sum(dim=-1).double()
     block_cdf = block_sums.cumsum(dim=-1)

@@ -140,7 +140,7 @@ class AdapterModule(L.LightningModule):
         frozen = [name for name in self.policy.streams if name != POLICY]
         if packed.frozen_hidden is not None and stream in frozen:
             return packed.frozen_hidden[:, frozen.index(stream)]
-        return self.policy.stream_hidden(packed.input_ids, stream).flatten(0, 1)[packed.predicts]
+        return self.policy.stream_hidden(packed.input_ids, stream, packed.prefix).flatten(0, 1)[packed.predicts]
 
     # the optimiser
 

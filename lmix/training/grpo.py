@@ -15,7 +15,7 @@ from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixed_policy import Mixture
 from lmix.model.streams import REFERENCE
-from lmix.rollout.rollout import Packed, Rollout, length_mask, pack, token_budget_batches
+from lmix.rollout.rollout import Packed, Rollout, length_mask, micro_batches, pack
 from lmix.tasks.task import Judgement
 from lmix.training.base import AdapterModule
 from lmix.training.clock import Clock
@@ -142,10 +142,12 @@ class GRPOModule(AdapterModule):
         live = [i for i in range(len(rollouts_B)) if advantages_B[i] != 0 or objective.beta]
         tokens = sum(len(rollouts_B[i].completion_ids) for i in live)
         sums = {"tokens": float(tokens), "loss": 0.0, "clipped": 0.0, "kl": 0.0, "gap": 0.0}
-        lengths = [len(rollouts_B[i]) for i in live]
-        for number, part in enumerate(token_budget_batches(lengths, objective.micro_batch_tokens)):
+        passes, share = micro_batches(
+            [rollouts_B[i] for i in live], objective.micro_batch_tokens, self.policy.shares_prefixes
+        )
+        for number, part in enumerate(passes):
             rows = [live[i] for i in part]
-            packed = pack([rollouts_B[i] for i in rows], self.device)
+            packed = pack([rollouts_B[i] for i in rows], self.device, share)
             log_probs_bC = packed.unflatten(self.score(packed))
             if number == len(before.log_probs):
                 before.log_probs.append(log_probs_bC.detach())  # so with one inner update the ratio is exactly 1

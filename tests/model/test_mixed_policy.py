@@ -137,6 +137,8 @@ def test_activation_checkpointing_changes_no_gradient_and_leaves_the_cache_alone
             activation_checkpointing=True,
         )
     )
+    assert plain.shares_prefixes
+    assert not checkpointed.shares_prefixes  # its layers keep no keys and values
     ids = tokens(2, 6)
     grads = []
     for policy in (plain, checkpointed):

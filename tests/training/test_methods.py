@@ -66,7 +66,7 @@ def test_an_expert_of_weight_0_changes_nothing_and_two_halves_are_a_whole(tmp_pa
     halves = trained(tmp_path, weights=[0.75, 0.125, 0.125], adapters=experts)
     assert all(torch.equal(a, b) for a, b in zip(fixed, idle, strict=True))
     for a, b in zip(fixed, halves, strict=True):
-        assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6
+        assert (a - b).norm() <= 5e-3 * b.norm() + 1e-6  # Adam scales rounding up
 
 
 def test_the_base_as_an_expert(tmp_path):
