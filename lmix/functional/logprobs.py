@@ -31,25 +31,62 @@ def tokenwise(function: Callable[..., Tensor], hidden: Tensor, *others: Tensor, 
     Returns:
         `[N]`, float32.
     """
-    wants_gradient = hidden.requires_grad and torch.is_grad_enabled()
-    return _Tokenwise.apply(function, chunk, wants_gradient, hidden, *others)  # pyright: ignore[reportReturnType]
+
+    def work(part: slice, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        with torch.set_grad_enabled(wants_gradient):
+            leaf = hidden[part].detach().requires_grad_(wants_gradient)
+            value = function(leaf, *(other[part] for other in others))
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0] if wants_gradient else None
+
+    return _Tokenwise.apply(work, chunk, torch.is_grad_enabled(), hidden)  # pyright: ignore[reportReturnType]
+
+
+def linear_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, chunk: int = 1024) -> Tensor:
+    """Log-softmax of `hidden weight^T + bias` at `tokens`, a chunk at a time, in float32.
+
+    The gradient is written down and not traced: `d log p(y) / d h = weight[y] - p weight`, from exponentials that are
+    made in place of the logits. The frozen head gets none.
+
+    Args:
+        hidden: `[N, H]`, may need a gradient.
+        weight: `[V, H]`.
+        bias: `[V]` or None.
+        tokens: `[N]`.
+        chunk: tokens whose logits exist at once.
+
+    Returns:
+        `[N]`, float32.
+    """
+
+    def work(part: slice, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        logits_nV = torch.nn.functional.linear(hidden[part], weight, bias).float()
+        chosen_n = logits_nV.gather(-1, tokens[part, None]).squeeze(-1)
+        top_n1 = logits_nV.amax(-1, keepdim=True)
+        weights_nV = logits_nV.sub_(top_n1).exp_()
+        total_n1 = weights_nV.sum(-1, keepdim=True)
+        value_n = chosen_n - (top_n1 + total_n1.log()).squeeze(-1)
+        if not wants_gradient:
+            return value_n, None
+        expected_nH = (weights_nV.to(weight.dtype) @ weight) / total_n1
+        return value_n, weight[tokens[part]] - expected_nH
+
+    return _Tokenwise.apply(work, chunk, torch.is_grad_enabled(), hidden)  # pyright: ignore[reportReturnType]
 
 
 class _Tokenwise(torch.autograd.Function):
+    """`work(slice, whether a gradient is wanted)` gives values and their gradients by the hidden states."""
+
     @staticmethod
-    def forward(ctx, function, chunk, wants_gradient, hidden, *others):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx, work, chunk, grad_enabled, hidden):  # pyright: ignore[reportIncompatibleMethodOverride]
+        wants_gradient = grad_enabled and hidden.requires_grad
         values = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         gradients = torch.empty_like(hidden) if wants_gradient else None
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
-            with torch.set_grad_enabled(wants_gradient):
-                leaf = hidden[part].detach().requires_grad_(wants_gradient)
-                value = function(leaf, *(other[part] for other in others))
-                if gradients is not None:
-                    (gradients[part],) = torch.autograd.grad(value.sum(), leaf)
-            values[part] = value.detach()
+            values[part], found = work(part, wants_gradient)
+            if gradients is not None:
+                gradients[part] = found
         ctx.save_for_backward(gradients)
-        ctx.count = len(others)
         return values
 
     @staticmethod
@@ -57,4 +94,4 @@ class _Tokenwise(torch.autograd.Function):
     def backward(ctx, grad_values):  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradients,) = ctx.saved_tensors
         grad_hidden = None if gradients is None else gradients * grad_values[:, None].to(gradients.dtype)
-        return None, None, None, grad_hidden, *([None] * ctx.count)
+        return None, None, None, grad_hidden

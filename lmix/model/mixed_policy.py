@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lmix.functional import mix_streams, mix_streams_log_probs, token_log_probs, tokenwise
+from lmix.functional import linear_log_probs, mix_streams, mix_streams_log_probs, token_log_probs, tokenwise
 from lmix.model.adapters import (
     AdapterConfig,
     adapter_scaling,
@@ -274,6 +274,10 @@ class MixedPolicy(nn.Module):
         self, hidden_K: Sequence[Tensor], names: list[str], weights: list[float], tokens: Tensor, chunk: int | None
     ) -> Tensor:
         chunk = chunk or max(1, 2**26 // self.backbone.config.vocab_size)
+        if self.mixes_hidden:
+            mixed: Tensor = mix_streams(hidden_K, weights).to(hidden_K[0].dtype)
+            head: Any = self.head
+            return linear_log_probs(mixed, head.weight, head.bias, tokens, chunk)
         # the policy's hidden states, which alone may carry a gradient, come first
         order = sorted(range(len(names)), key=lambda k: names[k] != POLICY)
         names, weights = [names[k] for k in order], [weights[k] for k in order]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lmix.functional import token_log_probs, tokenwise
+from lmix.functional import linear_log_probs, token_log_probs, tokenwise
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -21,6 +21,25 @@ def test_tokenwise_equals_autograd_in_value_and_gradient(chunk):
     (found,) = torch.autograd.grad((fast * upstream).sum(), hidden)
     (expected,) = torch.autograd.grad((slow * upstream).sum(), hidden)
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("biased", [True, False])
+def test_linear_log_probs_equal_autograd_in_value_and_gradient(chunk, biased):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(11, 6, requires_grad=True), torch.randn(11) * 50 if biased else None
+    tokens = torch.randint(0, 11, (8,))
+    hidden = torch.randn(8, 6, requires_grad=True)
+    upstream = torch.randn(8)
+    fast = linear_log_probs(hidden, weight, bias, tokens, chunk)
+    slow = token_log_probs(torch.nn.functional.linear(hidden, weight, bias), tokens)
+    assert torch.allclose(fast, slow, atol=1e-5)
+    (found,) = torch.autograd.grad((fast * upstream).sum(), hidden)
+    (expected,) = torch.autograd.grad((slow * upstream).sum(), hidden)
+    assert torch.allclose(found, expected, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(linear_log_probs(hidden, weight, bias, tokens, chunk), fast)
+    assert linear_log_probs(hidden[:0], weight, bias, tokens[:0]).shape == (0,)
 
 
 def test_tokenwise_gives_nothing_else_a_gradient():
