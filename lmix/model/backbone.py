@@ -38,16 +38,21 @@ class BackboneConfig:
     """Recompute each decoder layer in the backward pass: less memory, more time. Rollouts are untouched."""
 
 
-def compute_dtype(name: str, device: torch.device | str) -> torch.dtype:
+def dtype_name(name: str, device: torch.device | str) -> Literal["float32", "bfloat16"]:
     """The dtype that `BackboneConfig.dtype` stands for on a device."""
     if name != "auto":
-        return DTYPES[name]
+        return name  # pyright: ignore[reportReturnType]
     if torch.device(device).type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         fast = any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
-    return torch.bfloat16 if fast else torch.float32
+    return "bfloat16" if fast else "float32"
+
+
+def compute_dtype(name: str, device: torch.device | str) -> torch.dtype:
+    """The same as torch's."""
+    return DTYPES[dtype_name(name, device)]
 
 
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
@@ -110,14 +115,14 @@ def frozen_forward(layer: Any, x: Tensor) -> Tensor:
 
 
 def is_4bit(layer: nn.Linear) -> bool:
-    return getattr(layer.weight, "quant_state", None) is not None
+    return getattr(layer, "quant_state", None) is not None  # sharding takes it from the weight, not from the layer
 
 
 def dequantize(layer: Any) -> Tensor:
     """A 4-bit layer's weight `[out_features, in_features]` in its compute dtype."""
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.compute_dtype)
+    return dequantize_4bit(layer.weight.data, layer.quant_state).to(layer.compute_dtype)
 
 
 @contextmanager

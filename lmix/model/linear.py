@@ -26,7 +26,7 @@ def add_low_rank(out: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -
 
     Without gradient `out` is written to.
     """
-    inner = linear(x, a)
+    inner = nn.functional.linear(x, a)
     if torch.is_grad_enabled():
         return torch.addmm(out, inner, b.t(), alpha=scaling)
     return out.addmm_(inner, b.t(), alpha=scaling)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -23,6 +25,7 @@ from lmix.model.adapters import (
 )
 from lmix.model.backbone import BackboneConfig, dequantized, fingerprint, freeze_backbone, load_backbone
 from lmix.model.prefix import Prefix, shared_prefix_hidden
+from lmix.model.sharding import gathered, shard_layers
 from lmix.model.streams import POLICY, REFERENCE, StreamRouter
 
 Mixture = Literal["logits", "probs"]
@@ -72,6 +75,7 @@ class MixedPolicy(nn.Module):
         self.peft_model = add_adapters(model, adapters, frozen, self.router)
         self.softcap: float | None = getattr(self.backbone.config, "final_logit_softcapping", None)
         self._checkpointed: list[nn.Module] = []
+        self._sharded: list[FSDPModule] = []
         if activation_checkpointing:
             self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self._checkpointed = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -153,8 +157,17 @@ class MixedPolicy(nn.Module):
     @contextmanager
     def rollouts(self) -> Iterator[None]:
         """Within, what is the same at every token is made once. Nothing may be trained there."""
-        with torch.no_grad(), self.router.keep_factors(), dequantized(self, self.dense_rollouts):
+        with (
+            torch.no_grad(),
+            gathered(self._sharded),
+            self.router.keep_factors(),
+            dequantized(self, self.dense_rollouts),
+        ):
             yield
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Leave each rank a part of the backbone; see `lmix.model.sharding`. Passes then need all ranks."""
+        self._sharded = shard_layers(self.backbone.get_decoder(), mesh)
 
     def hidden(self, input_ids: Tensor, streams: Sequence[str] = (POLICY,), **arguments: Any) -> Tensor:
         """Last hidden states (after the final norm) of each stream, in one stacked pass with one base matmul a layer.
@@ -237,8 +250,9 @@ class MixedPolicy(nn.Module):
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether prompts can be read once for several completions: checkpointed layers keep no keys and values."""
-        return not self._checkpointed
+        """Whether prompts can be read once for several completions. Checkpointed layers keep no keys and values; of a
+        sharded backbone all ranks must make the same passes."""
+        return not (self._checkpointed or self._sharded)
 
     # the adapters
 

@@ -84,8 +84,8 @@ class RolloutEngine:
             Rollouts in order of prompt, then sample.
         """
         rollouts = [Rollout(p, g, list(ids)) for p, ids in enumerate(prompts) for g in range(samples)]
-        if rollouts and max_new_tokens > 0:
-            with self.policy.rollouts():
+        with self.policy.rollouts():  # also without a prompt: ranks that share a backbone gather it together
+            if rollouts and max_new_tokens > 0:
                 _Wave(self, rollouts, samples, max_new_tokens, draw, prompt_ids, keep_frozen, progress, alphas).run()
         return rollouts
 

@@ -3,17 +3,18 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from lmix.data.example import Example
 from lmix.model.adapters import AdapterConfig
-from lmix.model.backbone import BackboneConfig
+from lmix.model.backbone import BackboneConfig, dtype_name
 from lmix.model.mixed_policy import MixedPolicy, Mixture, check_alpha, check_weights
 from lmix.model.streams import POLICY
 from lmix.model.tokenizer import check_places, load_tokenizer
@@ -25,19 +26,9 @@ from lmix.training.completions import CompletionRow, completion_rows
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.metrics import FormatRate, SolveRate
 from lmix.training.state import check_adapter_state, check_origin
+from lmix.training.strategies import ShardedStrategy, check_strategy
 
 log = logging.getLogger(__name__)
-
-
-def check_strategy(strategy: Strategy) -> None:
-    """Raise ValueError unless each rank is a process of its own that holds the whole backbone."""
-    plain = type(strategy) is DDPStrategy and strategy._start_method == "popen"
-    if not (plain or isinstance(strategy, SingleDeviceStrategy)):
-        start = f" ({strategy._start_method})" if type(strategy) is DDPStrategy else ""
-        raise ValueError(
-            f"trainer.strategy must be auto or ddp, not {type(strategy).__name__}{start}: each rank is a process of "
-            "its own and holds the whole backbone"
-        )
 
 
 class AdapterModule(L.LightningModule):
@@ -105,9 +96,14 @@ class AdapterModule(L.LightningModule):
     def configure_model(self) -> None:
         if hasattr(self, "policy"):
             return
+        backbone, device = self.backbone, self.root_device
+        if self.sharded:  # it need not fit one device: loaded on the CPU, then sharded layer by layer
+            backbone, device = replace(backbone, dtype=dtype_name(backbone.dtype, device)), torch.device("cpu")
         self.policy = MixedPolicy.from_pretrained(
-            self.backbone, self.adapters, self.initial_alpha, self.mixture, self.weights, device=self.root_device
+            backbone, self.adapters, self.initial_alpha, self.mixture, self.weights, device=device
         )
+        if self.sharded:
+            self.policy.shard(self.device_mesh["data_parallel"])  # pyright: ignore[reportOptionalSubscript]
         self.engine = RolloutEngine(self.policy, end_tokens(self.policy, self.tokenizer), self.sampling.slots)
 
     # sampling, judging, scoring
@@ -202,6 +198,27 @@ class AdapterModule(L.LightningModule):
     @property
     def ranks(self) -> int:
         return 1 if self._trainer is None else self.trainer.world_size
+
+    @property
+    def sharded(self) -> bool:
+        """Whether every pass needs all ranks, as each has a part of the backbone only."""
+        return self._trainer is not None and isinstance(self.trainer.strategy, ShardedStrategy)
+
+    def idle_passes(self, passes: int) -> int:
+        """How many passes this rank must make beside its own, where each needs all ranks. Every rank must call it."""
+        if not self.sharded:
+            return 0
+        here = torch.tensor(passes, device=self.root_device)
+        return int(self.trainer.strategy.reduce(here, reduce_op="max")) - passes  # pyright: ignore
+
+    def idle_rollout(self) -> Rollout:
+        """One token after one token, for passes whose gradient counts nothing."""
+        found = Rollout(-1, 0, [0], [0], torch.zeros(1))
+        frozen = len(self.policy.streams) - (POLICY in self.policy.streams)
+        if self.sampling.keep_frozen and frozen:
+            size = self.policy.backbone.config.hidden_size
+            found.frozen_hidden = torch.zeros(1, frozen, size, dtype=self.policy.backbone.dtype)
+        return found
 
     def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
         """Add up numbers over all ranks. Every rank must call it."""

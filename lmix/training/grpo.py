@@ -31,6 +31,8 @@ class BeforeUpdate:
     """Of the mixed policy: the old ones of eq. 5."""
     reference_log_probs: list[Tensor] = field(default_factory=list)
     """Of the reference, where there is a KL term; it never changes."""
+    updates: int = 0
+    """Inner updates that have used it."""
 
 
 class GRPOModule(AdapterModule):
@@ -168,7 +170,19 @@ class GRPOModule(AdapterModule):
             sums["loss"] += float(loss.detach())
             sums["clipped"] += float(clipped_bC.sum())
             sums["gap"] += float((old_bC[packed.mask] - sampled).abs().sum())
+        for _ in range(self.idle_passes(len(passes))):
+            self.idle_pass(with_reference=bool(objective.beta) and before.updates == 0)
+        before.updates += 1
         return sums
+
+    def idle_pass(self, with_reference: bool) -> None:
+        """The passes of one micro-batch without its gradient, for ranks that have more of them."""
+        packed = pack([self.idle_rollout()], self.device)
+        loss = 0.0 * self.score(packed).sum()
+        if with_reference:
+            self.reference_log_probs(packed)
+        if loss.requires_grad:
+            self.backward_here(loss)
 
     def token_weights(self, rollouts_B: Sequence[Rollout]) -> Tensor:
         """What each token of a rollout weighs in the loss over all ranks, `[B]`.

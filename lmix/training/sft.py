@@ -51,10 +51,13 @@ class SFTModule(AdapterModule):
         tokens = sum(len(d.completion_ids) for d in demonstrations)
         (all_tokens,) = self.sum_over_ranks([tokens])
         total = 0.0
-        for rows in token_budget_batches([len(d) for d in demonstrations], self.micro_batch_tokens):
+        passes = token_budget_batches([len(d) for d in demonstrations], self.micro_batch_tokens)
+        for rows in passes:
             loss = -self.score(pack([demonstrations[i] for i in rows], self.device)).sum() / all_tokens
             self.backward_here(loss)
             total += float(loss.detach())
+        for _ in range(self.idle_passes(len(passes))):
+            self.backward_here(0.0 * self.score(pack([self.idle_rollout()], self.device)).sum())
         norm = self.optimizer_step()
         seconds = clock.lap()
         self.log_over_ranks(

@@ -1,26 +1,41 @@
-"""Train a few steps and write down what came out; started by test_ranks.py, on one process or under torchrun."""
+"""Train a few steps and write down what came out; started by test_ranks.py, on one process or under torchrun.
+
+Arguments: a folder, and settings as JSON: prompts, steps, ckpt_path, strategy, and what `module` or SFTModule take.
+"""
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 import lightning as L
 import torch
 
+from lmix.model.adapters import AdapterConfig
+from lmix.model.backbone import BackboneConfig
 from lmix.training.alpha import AdaptiveAlpha
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.completion_log import CompletionLog
-from tests.training.test_grpo import data, module, trainer
+from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
+from lmix.training.grpo import GRPOModule
+from lmix.training.sft import SFTModule
+from lmix.training.strategies import ShardedStrategy
+from tests.training.test_grpo import SFT, data, trainer
 
 
 class Groups(L.Callback):
     """How many groups each step of this rank has, and how many of them are live."""
 
-    def __init__(self) -> None:
+    def __init__(self, dies_at: int | None) -> None:
         self.groups: list[int] = []
         self.live: list[int] = []
         self.metrics: list[dict[str, float]] = []
+        self.dies_at = dies_at
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_rank == 1 and trainer.global_step == self.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         rewards = [row.reward for row in pl_module.rows]
@@ -30,29 +45,38 @@ class Groups(L.Callback):
         self.live.append(sum(len(set(group)) > 1 for group in groups))
 
 
-def main(out: Path, prompts: int, steps: int, ckpt_path: str | None) -> None:
+def main(
+    out: Path,
+    prompts: int = 5,
+    steps: int = 3,
+    ckpt_path: str | None = None,
+    strategy: str = "ddp",
+    method: str = "adaptive",
+    quantization: str = "none",
+    keep_frozen: bool = True,
+    dies_at: int | None = None,
+    **objective,
+) -> None:
     torch.set_num_threads(1)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     L.seed_everything(0)
-    m = module()
-    groups = Groups()
-    callbacks = [
-        groups,
-        CompletionLog(),
-        AdaptiveAlpha(offset=1.0, scale=4.0),
-        PolicyCheckpoint(every_n_steps=1, keep=-1),
-    ]
-    settings = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
+    backbone = BackboneConfig(quantization=quantization, dtype="float32")
+    sampling = SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0, keep_frozen=keep_frozen)
+    common = {"sampling": sampling, "optimizer": OptimizerConfig(lr=1e-3)}
+    groups = Groups(dies_at)
+    callbacks = [groups, CompletionLog(), PolicyCheckpoint(every_n_steps=1, keep=-1)]
+    if method == "sft":
+        m = SFTModule(backbone, AdapterConfig(rank=4), micro_batch_tokens=100, **common)
+    else:
+        adapters = AdapterConfig(reference=SFT, rank=4)
+        m = GRPOModule(backbone, adapters, objective=ObjectiveConfig(**objective), **common)
+        callbacks.append(AdaptiveAlpha(offset=1.0, scale=4.0))
+    settings = {"strategy": "ddp" if strategy == "ddp" else ShardedStrategy(), "devices": ranks} if ranks > 1 else {}
     t = trainer(out, steps, callbacks=callbacks, val_check_interval=steps, **settings)
     t.fit(m, data(prompts=prompts, validation_size=5), ckpt_path=ckpt_path)
-    found = {
-        "alpha": m.policy.alpha,
-        "metrics": groups.metrics,
-        "groups": groups.groups,
-        "live": groups.live,
-    }
+    found = {"alpha": m.policy.alpha, "metrics": groups.metrics, "groups": groups.groups, "live": groups.live}
     (out / f"rank{t.global_rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)
+    main(Path(sys.argv[1]), **json.loads(sys.argv[2]))

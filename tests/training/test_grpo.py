@@ -15,11 +15,11 @@ from lmix.model.backbone import BackboneConfig
 from lmix.rollout.rollout import pack
 from lmix.tasks import ArithmeticTask
 from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
-from lmix.training.base import check_strategy
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.completion_log import CompletionLog, drop_later_rows
 from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
 from lmix.training.grpo import BeforeUpdate, GRPOModule
+from lmix.training.strategies import ShardedStrategy, check_strategy
 from tests.conftest import close
 
 SFT = "lmix:tiny-arithmetic-sft"
@@ -377,11 +377,12 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(tmp_path, m
         type("DeepSpeedStrategy", (DDPStrategy,), {})(),  # Lightning's own is a kind of DDPStrategy as well
     ],
 )
-def test_strategies_that_shard_or_do_not_start_processes_of_their_own_are_refused(strategy):
-    with pytest.raises(ValueError, match=r"trainer.strategy must be auto or ddp, not " + type(strategy).__name__):
+def test_strategies_that_were_not_tried_are_refused(strategy):
+    with pytest.raises(ValueError, match=r"must be auto, ddp or lmix.* \(FSDP2\), not " + type(strategy).__name__):
         check_strategy(strategy)
     check_strategy(DDPStrategy())
     check_strategy(SingleDeviceStrategy())
+    check_strategy(ShardedStrategy())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,32 +14,43 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "run_on_ranks.py"
 LOCAL = {"perf/rollout_seconds", "perf/update_seconds", "perf/alpha_share"}
 SPEED = {"perf/rollout_tokens_per_second", "perf/train_tokens_per_second"}
+SMALL = {"micro_batch_tokens": 150}  # several passes a step, and not the same number on both ranks
 
 
-def train(out: Path, ranks: int, prompts: int, steps: int = 3, ckpt: str = "") -> tuple[dict, list[dict]]:
-    """Run the script; gives the last checkpoint, and what each rank wrote down."""
-    out.mkdir()
-    start = [sys.executable]
+def start(out: Path, ranks: int, **settings) -> subprocess.CompletedProcess:
+    out.mkdir(exist_ok=True)
+    line = [sys.executable]
     if ranks > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    line = [*start, str(SCRIPT), str(out), str(prompts), str(steps), *([ckpt] if ckpt else [])]
+        line += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    line += [str(SCRIPT), str(out), json.dumps(settings)]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def train(out: Path, ranks: int, **settings) -> tuple[dict, list[dict]]:
+    """Run the script; gives the last checkpoint, and what each rank wrote down."""
+    done = start(out, ranks, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     written = [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(ranks)]
-    return torch.load(out / "checkpoints" / f"step={steps:04d}.ckpt", weights_only=True), written
+    checkpoint = out / "checkpoints" / f"step={settings.get('steps', 3):04d}.ckpt"
+    return torch.load(checkpoint, weights_only=True), written
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """5 prompts a step: 3 and 2 of them, and the epoch's last step has 1 of 16."""
     folder = tmp_path_factory.mktemp("ranks")
-    return {ranks: (folder / str(ranks), *train(folder / str(ranks), ranks, 5, steps=4)) for ranks in (1, 2)}
+    cases = {"one": (1, "ddp"), "ddp": (2, "ddp"), "fsdp2": (2, "fsdp2")}
+    return {
+        name: (folder / name, *train(folder / name, ranks, steps=4, strategy=strategy, **SMALL))
+        for name, (ranks, strategy) in cases.items()
+    }
 
 
-def test_two_processes_train_as_one_does(runs):
-    (_, one, (alone,)), (_, two, (first, second)) = runs[1], runs[2]
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one_does(runs, strategy):
+    (_, one, (alone,)), (_, two, (first, second)) = runs["one"], runs[strategy]
     compare(one, two, alone, first, second)
     assert second["groups"] == [2, 2, 2, 0]
     assert one["lmix"]["alpha"] == two["lmix"]["alpha"] == first["alpha"] == second["alpha"] != 0.5
@@ -51,30 +63,67 @@ def test_two_processes_train_as_one_does(runs):
 
 
 def test_a_rank_that_never_has_a_prompt(tmp_path):
-    one, (alone,) = train(tmp_path / "one", 1, 1, steps=12)
-    two, (first, second) = train(tmp_path / "two", 2, 1, steps=12)
+    one, (alone,) = train(tmp_path / "one", 1, prompts=1, steps=12)
+    two, (first, second) = train(tmp_path / "two", 2, prompts=1, steps=12, strategy="fsdp2")
     compare(one, two, alone, first, second)
     assert second["groups"] == [0] * 12
 
 
 def compare(one: dict, two: dict, alone: dict, first: dict, second: dict) -> None:
     """Adapters that have moved and are the same, and the same groups, shared out."""
-    state = one["state_dict"]
-    assert any(p.abs().max() > 0 for name, p in state.items() if ".policy." in name and "lora_B" in name)
-    for name, value in state.items():
-        assert torch.allclose(value, two["state_dict"][name], atol=1e-5), name
+    same_adapters(one, two)
     for name in ("groups", "live"):
         assert [a + b for a, b in zip(first[name], second[name], strict=True)] == alone[name]
     # a step in which one rank has no live group, and the other has
     assert any((a == 0) != (b == 0) for a, b in zip(first["live"], second["live"], strict=True))
 
 
-@pytest.mark.parametrize(("before", "ranks"), [(1, 2), (2, 1)])
-def test_a_run_goes_on_with_another_number_of_ranks(before, ranks, runs, tmp_path):
+def same_adapters(one: dict, two: dict) -> None:
+    state = one["state_dict"]
+    assert any(p.abs().max() > 0 for name, p in state.items() if ".policy." in name and "lora_B" in name)
+    assert state.keys() == two["state_dict"].keys()
+    for name, value in state.items():
+        assert torch.allclose(value, two["state_dict"][name], atol=1e-5), name
+
+
+@pytest.mark.parametrize(("before", "after"), [("one", "ddp"), ("ddp", "one"), ("fsdp2", "one"), ("one", "fsdp2")])
+def test_a_run_goes_on_with_another_number_of_ranks(before, after, runs, tmp_path):
     checkpoint = runs[before][0] / "checkpoints" / "step=0002.ckpt"
-    more, written = train(tmp_path / "more", ranks, 5, steps=4, ckpt=str(checkpoint))
+    ranks = 1 if after == "one" else 2
+    more, written = train(tmp_path / "more", ranks, steps=4, ckpt_path=str(checkpoint), strategy=after, **SMALL)
     assert len(written[0]["groups"]) == 2  # the other two were made before
-    whole = runs[1][1]
-    for name, value in whole["state_dict"].items():
-        assert torch.allclose(value, more["state_dict"][name], atol=1e-5), name
+    whole = runs["one"][1]
+    same_adapters(whole, more)
     assert more["lmix"]["alpha"] == whole["lmix"]["alpha"]
+
+
+@pytest.mark.slow  # 7 minutes on 2 cores
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quantization": "nf4"},
+        {"inner_updates": 2, "beta": 0.01},
+        {"normaliser": "batch", "keep_frozen": False},
+        {"method": "sft"},
+    ],
+    ids=["nf4", "two updates with a KL", "batch", "sft"],
+)
+def test_every_method_gives_the_same_on_two_processes(strategy, settings, tmp_path):
+    settings = settings if "method" in settings else {**settings, **SMALL}
+    one, _ = train(tmp_path / "one", 1, **settings)
+    two, _ = train(tmp_path / "two", 2, strategy=strategy, **settings)
+    same_adapters(one, two)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(strategy, runs, tmp_path):
+    before = time.monotonic()
+    done = start(tmp_path / "died", 2, steps=4, strategy=strategy, dies_at=2, **SMALL)
+    assert done.returncode != 0
+    assert time.monotonic() - before < 120  # a minute, and the steps before
+    assert "SIGKILL" in done.stderr or "Signal 9" in done.stderr
+    last = max((tmp_path / "died" / "checkpoints").glob("*.ckpt"))
+    assert last.name == "step=0002.ckpt"
+    more, _ = train(tmp_path / "more", 1, steps=4, ckpt_path=str(last), **SMALL)
+    same_adapters(runs["one"][1], more)
