@@ -56,12 +56,30 @@ def main(args: list[str] | None = None) -> int:
             run_function(args[0], args[1:])
         elif args and args[0] == "report":
             run_report(args[1:])
+        elif args and args[0] == "plan":
+            run_plan(args[1:])
         else:
             run_trainer(args)
     except (ValueError, ArgumentError, MisconfigurationException) as error:
         print(f"lmix: error: {one_line(str(error))}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        print(
+            f"lmix: error: another rank has ended ({one_line(str(error))}): its own message says why; go on from the "
+            "last checkpoint by --ckpt_path",
+            file=sys.stderr,
+        )
+        return 1
     return 0
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because a rank was not there any more."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or re.search(r"gloo|Connection (closed|reset) by peer", str(error)) is not None
 
 
 def run_function(command: str, args: list[str]) -> None:
@@ -84,8 +102,30 @@ def run_report(args: list[str]) -> None:
     print(write_report(settings.folders, settings.out, settings.title))
 
 
-def run_trainer(args: list[str]) -> None:
-    """Run one of Lightning's commands."""
+def run_plan(args: list[str]) -> None:
+    """Say what a run would need: the flags of `fit`, and those of the devices."""
+    from lmix.planning import plan
+    from lmix.training.strategies import ShardedStrategy
+
+    parser = ArgumentParser(
+        prog="python -m lmix plan",
+        description="Memory and time of a run before it is started. Takes the flags of `fit` beside these.",
+    )
+    parser.add_argument("--prompt_tokens", type=int, default=256, help="tokens of the longest prompt")
+    parser.add_argument("--device_gb", type=float, default=80.0, help="memory of a device, GB")
+    parser.add_argument("--tflops", type=float, default=300.0, help="its products, 10^12 a second, large matrices")
+    parser.add_argument("--bandwidth", type=float, default=2000.0, help="its memory's, GB a second")
+    parser.add_argument("--live", type=float, default=1.0, help="part of the groups that are live")
+    settings, others = parser.parse_known_args(args)
+    trainer_cli = run_trainer(["fit", *others], start=False)
+    trainer = trainer_cli.trainer
+    sharded = isinstance(trainer.strategy, ShardedStrategy)
+    devices = trainer.num_devices * trainer.num_nodes
+    print(plan(trainer_cli.model, trainer_cli.datamodule.prompts_per_step, devices, sharded, **vars(settings)))
+
+
+def run_trainer(args: list[str], start: bool = True) -> Any:
+    """Run one of Lightning's commands, or make its parts only; gives the LightningCLI."""
     import lightning as L
     from lightning.pytorch.cli import LightningCLI
 
@@ -101,8 +141,12 @@ def run_trainer(args: list[str]) -> None:
             if path := self.config[self.config["subcommand"]].get("ckpt_path"):
                 check_checkpoint(path)
 
-    others = ", ".join([*FUNCTIONS, "report"])
-    Door(
+        def _run_subcommand(self, subcommand: str) -> None:
+            if start:
+                super()._run_subcommand(subcommand)
+
+    others = ", ".join([*FUNCTIONS, "report", "plan"])
+    return Door(
         L.LightningModule,
         RLDataModule,
         subclass_mode_model=True,

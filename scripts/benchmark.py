@@ -88,6 +88,8 @@ def compare(names: list[str], work: Work, warmup: int, repeats: int) -> dict[str
             print(f"turn {turn} of {repeats}, {name}: {shown(lap)}", file=sys.stderr, flush=True)
             if turn > 0:
                 laps[name].append(lap)
+    for name in {"ours", "naive"} & workers.keys() if not work.only_rollouts else ():
+        laps[name].append(workers[name].ask("scoring"))
     for worker in workers.values():
         worker.end()
     return {name: summary(found) for name, found in laps.items()}
@@ -95,11 +97,12 @@ def compare(names: list[str], work: Work, warmup: int, repeats: int) -> dict[str
 
 def summary(laps: list[Figures]) -> Figures:
     """Medians of seconds, largest of the peaks, and a step's: rollouts and update."""
-    found = {
-        key: (max if key.endswith("_gb") else statistics.median)([lap[key] for lap in laps]) for key in sorted(laps[0])
-    }
+    found: Figures = {}
+    for key in sorted({key for lap in laps for key in lap}):
+        values = [lap[key] for lap in laps if key in lap]
+        found[key] = max(values) if key.endswith("_gb") else statistics.median(values)
     if "update" in found:
-        found["step"] = statistics.median([lap["rollout"] + lap["update"] for lap in laps])
+        found["step"] = statistics.median([lap["rollout"] + lap["update"] for lap in laps if "update" in lap])
     peaks = [value for key, value in found.items() if key.endswith("_gb")]
     return found | ({"peak_gb": max(peaks)} if peaks else {})
 
@@ -123,7 +126,6 @@ class Worker:
             **os.environ,
             "OMP_NUM_THREADS": str(work.threads),
             "HF_HUB_OFFLINE": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads of one would take the cores of another
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
         self.line = [sys.executable, str(Path(__file__).parent / "contenders.py"), name, work.as_json()]
@@ -167,20 +169,18 @@ def limit(work: Work) -> Figures:
     """
     import torch
 
+    from lmix.model.adapters import AdapterConfig
     from lmix.model.backbone import compute_dtype
     from lmix.model.tokenizer import load_config
+    from lmix.planning.shape import model_shape
 
     torch.set_num_threads(work.threads)
-    config = load_config(work.model)
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
-    layer = hidden * (2 * queries + 2 * keys) + 3 * hidden * config.intermediate_size
+    model = model_shape(load_config(work.model), AdapterConfig())
     passes = 2 * (work.prompts * work.prompt_tokens + work.rows * (work.tokens - 1))
-    flops = 2.0 * (passes * layers * layer + work.rows * work.tokens * hidden * config.vocab_size)
+    flops = 2.0 * (passes * model.linear + work.rows * work.tokens * model.head)
     dtype = compute_dtype(work.dtype, work.device)
-    a = torch.randn(512, hidden, device=work.device, dtype=dtype)
-    b = torch.randn(hidden, config.intermediate_size, device=work.device, dtype=dtype)
+    a = torch.randn(512, model.hidden, device=work.device, dtype=dtype)
+    b = torch.randn(model.hidden, model.inner, device=work.device, dtype=dtype)
     times = []
     for _ in range(20):
         start = time.perf_counter()
@@ -188,7 +188,7 @@ def limit(work: Work) -> Figures:
         if work.device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    rate = 2.0 * 512 * hidden * config.intermediate_size / statistics.median(times)
+    rate = 2.0 * 512 * model.hidden * model.inner / statistics.median(times)
     return {"rollout": flops / rate, "gflops": rate / 1e9}
 
 

@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,8 +24,8 @@ import torch
 
 from lmix.functional import clipped_surrogate_loss, group_advantages
 from lmix.model.adapters import AdapterConfig
-from lmix.model.backbone import BackboneConfig, load_backbone
-from lmix.model.tokenizer import load_tokenizer
+from lmix.model.backbone import BackboneConfig, compute_dtype, load_backbone
+from lmix.model.tokenizer import load_config, load_tokenizer
 
 MARK = "BENCHMARK "
 
@@ -83,7 +84,43 @@ class Work:
         return json.dumps(asdict(self))
 
 
-class Ours:
+class Contender:
+    """What `benchmark.py` asks for of ours and naive; they give the phases."""
+
+    work: Work
+    drawn: Any = None
+
+    def step(self) -> dict[str, float]:
+        """Seconds and peak memory of rollouts and update."""
+        found = self.measured("rollout", self.draw)
+        return found if self.work.only_rollouts else found | self.measured("update", lambda: self.update(self.drawn))
+
+    def scoring(self) -> dict[str, float]:
+        """Of log-probabilities without a gradient, of the rollouts drawn last: no part of a step at mu = 1."""
+        return self.measured("score", lambda: self.score(self.drawn))
+
+    def draw(self) -> None:
+        self.drawn = self.rollouts()
+
+    def measured(self, name: str, phase: Callable[[], None]) -> dict[str, float]:
+        reset_memory()
+        start = time.perf_counter()
+        phase()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return {name: time.perf_counter() - start, f"{name}_gb": memory()}
+
+    def rollouts(self) -> Any:
+        raise NotImplementedError
+
+    def score(self, rollouts: Any) -> None:
+        raise NotImplementedError
+
+    def update(self, rollouts: Any) -> None:
+        raise NotImplementedError
+
+
+class Ours(Contender):
     """One GRPO step of lmix: its own methods, without a Trainer around them."""
 
     def __init__(self, work: Work, vocabulary: int | None = None) -> None:
@@ -93,10 +130,12 @@ class Ours:
 
         self.work, self.number = work, 0
         objective = ObjectiveConfig(micro_batch_tokens=work.pass_tokens)
-        self.module = GRPOModule(
-            work.backbone, AdapterConfig(rank=work.rank), sampling=SamplingConfig(work.samples), objective=objective
-        )
-        self.module.to(work.device).configure_model()
+        with tempfile.TemporaryDirectory() as folder:
+            adapters = AdapterConfig(reference=random_adapter(work, Path(folder) / "reference"), rank=work.rank)
+            self.module = GRPOModule(
+                work.backbone, adapters, sampling=SamplingConfig(work.samples), objective=objective
+            )
+            self.module.to(work.device).configure_model()
         self.module.backward_here = lambda loss: loss.backward()
         if vocabulary:
             cut_vocabulary(self.module.policy.backbone, vocabulary)
@@ -105,14 +144,12 @@ class Ours:
         self.optimizer = torch.optim.AdamW(self.module.policy.policy_parameters(), 1e-5)
         self.prompts = [[i % (vocabulary or 10**9) for i in ids] for ids in work.prompt_ids()]
 
-    def rollouts(self, **arguments: Any) -> list[Any]:
+    def rollouts(self) -> list[Any]:
         from lmix.rollout.engine import Draw
 
         self.number += 1
         draw = Draw(0, self.number)
-        return self.engine.generate(
-            self.prompts, self.work.tokens, draw, self.work.samples, keep_frozen=True, **arguments
-        )
+        return self.engine.generate(self.prompts, self.work.tokens, draw, self.work.samples, keep_frozen=True)
 
     def score(self, rollouts: list[Any]) -> None:
         """Log-probabilities without a gradient: what a second inner update or a KL would need. No part of the step."""
@@ -131,9 +168,6 @@ class Ours:
         torch.nn.utils.clip_grad_norm_(self.module.policy.policy_parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-    def step(self) -> dict[str, float]:
-        return measured(self.work, self.rollouts, self.score, self.update)
 
     def natural(self) -> dict[str, float]:
         """Four times the prompts through the same slots; one token in T ends a row, and its slot goes to another."""
@@ -172,40 +206,68 @@ class Ours:
 
 
 def growth(work: Work) -> list[dict[str, float]]:
-    """Tokens a second and peak memory of rollouts and update, one size changed at a time."""
-    small = replace(work, prompts=2, samples=4, tokens=32, prompt_tokens=64)
+    """Tokens a second and peak memory of rollouts and update, one size changed at a time, beside the planner's peak."""
+    start = memory()  # Python and its libraries: no part of what is planned
+    small = replace(work, only_rollouts=False, prompts=2, samples=4, tokens=32, prompt_tokens=64, pass_tokens=10**6)
     sizes = [small]
     sizes += [replace(small, samples=g) for g in (8, 16)]
     sizes += [replace(small, tokens=t) for t in (64, 128)]
     sizes += [replace(small, prompt_tokens=s) for s in (128, 256)]
+    whole = load_config(work.model).vocab_size
     found = []
-    whole = load_backbone(small.backbone).config.vocab_size
-    # all rows in one pass, so that the update's memory grows with them
-    cases = [(size, None) for size in sizes] + [(small, whole // 4), (sizes[2], whole // 4)]
-    for size, vocabulary in cases:
-        contender = Ours(replace(size, pass_tokens=10**6), vocabulary)
+    for size, vocabulary in [(size, whole) for size in sizes] + [(small, whole // 4), (sizes[2], whole // 4)]:
+        contender = Ours(size, vocabulary if vocabulary < whole else None)
         contender.step()
-        reset_memory()
-        before = memory()
         figures = contender.step()
+        del contender
+        reset_memory()
+        peak_gb = max(figures["rollout_gb"], figures["update_gb"]) - start
         found.append(
             {
                 "samples": size.samples,
                 "tokens": size.tokens,
                 "prompt_tokens": size.prompt_tokens,
-                "vocabulary": vocabulary or whole,
-                "update_tokens": size.prompts * size.prompt_tokens + size.rows * size.tokens,
+                "vocabulary": vocabulary,
                 "rollout_tokens_per_second": size.rows * size.tokens / figures["rollout"],
                 "update_tokens_per_second": size.rows * size.tokens / figures["update"],
-                "rollout_extra_gb": figures["rollout_gb"] - before,
-                "update_extra_gb": figures["update_gb"] - before,
+                "rollout_gb": figures["rollout_gb"] - start,
+                "update_gb": figures["update_gb"] - start,
+                "planned_gb": planned_gb(size, vocabulary),
+                "planned_of_peak": planned_gb(size, vocabulary) / peak_gb,
             }
         )
-        del contender
     return found
 
 
-class Naive:
+def planned_gb(work: Work, vocabulary: int) -> float:
+    """The planner's peak for a step of this work."""
+    from lmix.planning.estimates import memory as planned
+    from lmix.planning.estimates import peak
+    from lmix.planning.shape import RunShape, model_shape
+
+    config = load_config(work.model)
+    config.vocab_size = vocabulary
+    model = model_shape(config, AdapterConfig(rank=work.rank))
+    run = RunShape(
+        nf4=work.quantization == "nf4",
+        double_quantization=True,
+        width=compute_dtype(work.dtype, work.device).itemsize,
+        dense_rollouts=work.quantization == "nf4",
+        checkpointing=False,
+        streams=2,
+        prompts=work.prompts,
+        samples=work.samples,
+        slots=work.rows,
+        prompt_tokens=work.prompt_tokens,
+        tokens=work.tokens,
+        keep_frozen=True,
+        pass_tokens=work.pass_tokens,
+    )
+    # its reference has an adapter of the policy's size
+    return peak(planned(replace(model, frozen_lora=model.lora), run)) / 1e9
+
+
+class Naive(Contender):
     """The mixture in the plainest correct way."""
 
     def __init__(self, work: Work) -> None:
@@ -277,9 +339,6 @@ class Naive:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def step(self) -> dict[str, float]:
-        return measured(self.work, self.rollouts, self.score, self.update)
-
 
 def trl(work: Work, beta: float) -> None:
     """TRL's GRPOTrainer on the same work; its own rollouts and update, one optimiser step a turn."""
@@ -288,6 +347,8 @@ def trl(work: Work, beta: float) -> None:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
+    if work.rows % work.trl_rows:
+        raise SystemExit(f"--trl_rows must divide the {work.rows} rows of a step, not be {work.trl_rows}")
     model = load_backbone(work.backbone, work.device)
     tokenizer = load_tokenizer(work.model)
     config = GRPOConfig(
@@ -345,9 +406,11 @@ def trl(work: Work, beta: float) -> None:
     def timed(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
         found = generate(*args, **kwargs)
-        phases["rollout"] += time.perf_counter() - start
+        drawn = time.perf_counter()
+        phases["rollout"] += drawn - start
         phases["rollout_gb"] = memory()
         reset_memory()
+        phases["start"] += time.perf_counter() - drawn  # our own book-keeping is not TRL's time
         return found
 
     trainer._generate_and_score_completions = timed
@@ -356,26 +419,6 @@ def trl(work: Work, beta: float) -> None:
 
 
 # what they share
-
-
-def measured(
-    work: Work, rollouts: Callable[[], Any], score: Callable[[Any], None], update: Callable[[Any], None]
-) -> dict[str, float]:
-    """Seconds and peak memory of each phase."""
-    drawn: list[Any] = []
-    phases: list[tuple[str, Callable[[], Any]]] = [("rollout", lambda: drawn.append(rollouts()))]
-    if not work.only_rollouts:
-        phases += [("score", lambda: score(drawn[0])), ("update", lambda: update(drawn[0]))]
-    figures: dict[str, float] = {}
-    for name, phase in phases:
-        reset_memory()
-        start = time.perf_counter()
-        phase()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        figures[name] = time.perf_counter() - start
-        figures[f"{name}_gb"] = memory()
-    return figures
 
 
 def memory() -> float:
@@ -401,6 +444,26 @@ def randomise(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.01)
+
+
+def random_adapter(work: Work, folder: Path) -> str:
+    """A reference of the policy's shape, as a peft folder; its values are set later."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from lmix.model.adapters import save_adapter
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(load_config(work.model))
+        lora = LoraConfig(r=work.rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        peft_model: Any = get_peft_model(skeleton, lora, adapter_name="reference")
+    peft_model.load_state_dict(
+        {name: torch.zeros(p.shape) for name, p in peft_model.named_parameters() if "lora_" in name},
+        strict=False,
+        assign=True,
+    )
+    save_adapter(peft_model, "reference", folder)
+    return str(folder)
 
 
 def cut_vocabulary(backbone: Any, size: int) -> None:

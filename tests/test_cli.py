@@ -206,9 +206,28 @@ def test_mistakes_in_the_other_commands_are_one_line(args, message, capsys, no_m
     assert not any("Traceback" in line for line in errors)
 
 
+def test_a_lost_rank_is_one_line_and_other_failures_are_not_hidden(capsys, monkeypatch):
+    def fails(message):
+        def run_trainer(args):
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(cli, "run_trainer", run_trainer)
+
+    fails("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
+    assert run("fit") == 1
+    error = capsys.readouterr().err
+    assert "another rank has ended" in error
+    assert "--ckpt_path" in error
+    assert len(error.strip().splitlines()) == 1
+    fails("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run("fit")
+
+
 def test_every_config_parses_alone_and_composed(capsys):
     tasks, models, methods = (sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("tasks", "models", "methods"))
     combinations = [(t, models[0], m) for t in tasks for m in methods] + [(tasks[0], x, methods[0]) for x in models]
+    combinations += [(CONFIGS / "demo.yaml", path) for path in sorted((CONFIGS / "strategies").glob("*.yaml"))]
     for combination in [*combinations, (CONFIGS / "demo.yaml",)]:
         flags = [f"--config={path}" for path in combination]
         with pytest.raises(SystemExit) as stop:

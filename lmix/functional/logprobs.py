@@ -67,8 +67,9 @@ def linear_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens
         value_n = chosen_n - (top_n1 + total_n1.log()).squeeze(-1)
         if not wants_gradient:
             return value_n, None
-        expected_nH = (weights_nV.to(weight.dtype) @ weight) / total_n1
-        return value_n, weight[tokens[part]] - expected_nH
+        # the chosen row is taken off before the product: in bfloat16 the difference of two products would cancel
+        weights_nV.scatter_add_(-1, tokens[part, None], -total_n1)
+        return value_n, -(weights_nV.to(weight.dtype) @ weight) / total_n1
 
     return _Tokenwise.apply(work, chunk, torch.is_grad_enabled(), hidden)  # pyright: ignore[reportReturnType]
 

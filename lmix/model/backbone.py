@@ -1,6 +1,7 @@
 """Load the frozen backbone: bf16, fp32, or 4-bit NF4 by bitsandbytes. Only this file knows bitsandbytes."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def dtype_name(name: str, device: torch.device | str) -> Literal["float32", "bfl
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+        fast = any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bfloat16" if fast else "float32"
 
 
@@ -98,7 +99,7 @@ def freeze_backbone(model: PreTrainedModel) -> None:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # after one inference pass this kernel repacks the weights, and then silently gives no gradient
             module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
-        if isinstance(module, nn.Linear):
+        if type(module) is nn.Linear or is_4bit(module):  # other kinds have products of their own
             module.dense = None  # pyright: ignore[reportArgumentType]
             module.forward = partial(frozen_forward, module)  # pyright: ignore[reportAttributeAccessIssue]
     model.eval()
@@ -114,8 +115,9 @@ def frozen_forward(layer: Any, x: Tensor) -> Tensor:
     return linear(x.to(weight.dtype), weight, layer.bias).to(x.dtype)
 
 
-def is_4bit(layer: nn.Linear) -> bool:
-    return getattr(layer, "quant_state", None) is not None  # sharding takes it from the weight, not from the layer
+def is_4bit(layer: nn.Module) -> bool:
+    """Whether it is bitsandbytes' layer; the 4-bit state is taken from it, as sharding takes it from the weight."""
+    return isinstance(layer, nn.Linear) and getattr(layer, "quant_state", None) is not None
 
 
 def dequantize(layer: Any) -> Tensor:
@@ -127,12 +129,13 @@ def dequantize(layer: Any) -> Tensor:
 
 @contextmanager
 def dequantized(model: nn.Module, wanted: bool | None) -> Iterator[None]:
-    """Within, 4-bit layers compute from a dequantised copy, without gradient; values are the same.
+    """Within, 4-bit layers compute from a dequantised copy, without gradient. Values are the same on a CPU; on a GPU
+    they round as a dense product does and not as bitsandbytes' own kernels.
 
     Args:
         wanted: None where the copy takes less than half of the device's free memory.
     """
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, nn.Linear) and is_4bit(m)]
+    layers: list[Any] = [m for m in model.modules() if is_4bit(m)]
     if wanted is None and layers:
         size = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
         wanted = size < free_memory(layers[0].weight.device) / 2
@@ -146,11 +149,11 @@ def dequantized(model: nn.Module, wanted: bool | None) -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a device, or the machine, has to spare."""
+    """Bytes that a device has to spare, or the machine for each of its ranks."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def quantize_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> None:
@@ -175,6 +178,7 @@ def quantize_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torc
             four_bit.weight = bnb.nn.modules.Params4bit(
                 layer.weight.data,
                 requires_grad=False,
+                module=four_bit,  # pyright: ignore[reportCallIssue]  # gives it the 4-bit state
                 compress_statistics=config.double_quantization,  # pyright: ignore[reportCallIssue]
                 quant_type="nf4",  # pyright: ignore[reportCallIssue]
                 quant_storage=torch.uint8,  # pyright: ignore[reportCallIssue]
@@ -202,19 +206,20 @@ def attention_kinds(config: PretrainedConfig) -> list[str]:
 
 
 def attention_masks(
-    config: PretrainedConfig, seen: Tensor, behind: Tensor, dtype: torch.dtype
+    config: PretrainedConfig, seen: Tensor, queries: Tensor, keys: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
     """Masks `[B, 1, T, L]` as the decoder wants them: one, or one for each kind of layer.
 
     Args:
         seen: `[B, T, L]`, true where a query may attend to a key by causality.
-        behind: `[B, T, L]`, how many places before the query the key lies: sliding windows end at `sliding_window`.
+        queries: `[B, T, 1]`, their places; a window reaches `sliding_window` of them back.
+        keys: `[B, 1, L]`, theirs.
         dtype: of the additive masks that eager attention takes (0, or the dtype's minimum); others take booleans.
     """
     masks = {"full_attention": seen}
     kinds = attention_kinds(config)
     if "sliding_attention" in kinds:
-        masks["sliding_attention"] = seen & (behind < config.sliding_window)  # pyright: ignore
+        masks["sliding_attention"] = seen & (queries - keys < config.sliding_window)  # pyright: ignore
     found = {}
     for kind in kinds:
         mask = masks[kind][:, None]

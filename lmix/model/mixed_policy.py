@@ -29,6 +29,8 @@ from lmix.model.sharding import gathered, shard_layers
 from lmix.model.streams import POLICY, REFERENCE, StreamRouter
 
 Mixture = Literal["logits", "probs"]
+CHUNK_LOGITS = 2**26
+"""Logits that exist at once in the update."""
 
 
 class MixedPolicy(nn.Module):
@@ -287,10 +289,10 @@ class MixedPolicy(nn.Module):
     def _log_probs(
         self, hidden_K: Sequence[Tensor], names: list[str], weights: list[float], tokens: Tensor, chunk: int | None
     ) -> Tensor:
-        chunk = chunk or max(1, 2**26 // self.backbone.config.vocab_size)
-        if self.mixes_hidden:
+        chunk = chunk or max(1, CHUNK_LOGITS // self.backbone.config.vocab_size)
+        head: Any = self.head
+        if self.mixes_hidden and type(head) is nn.Linear:
             mixed: Tensor = mix_streams(hidden_K, weights).to(hidden_K[0].dtype)
-            head: Any = self.head
             return linear_log_probs(mixed, head.weight, head.bias, tokens, chunk)
         # the policy's hidden states, which alone may carry a gradient, come first
         order = sorted(range(len(names)), key=lambda k: names[k] != POLICY)

@@ -73,7 +73,7 @@ def shared_prefix_hidden(
     keys_BK = torch.cat([before.expand(len(fed_BC), -1), places_BC], dim=1)
     real_BK = torch.cat([before < lengths_B[:, None], torch.ones_like(fed_BC, dtype=torch.bool)], dim=1)
     seen_BCK = (keys_BK[:, None, :] <= places_BC[:, :, None]) & real_BK[:, None, :]
-    masks = attention_masks(config, seen_BCK, places_BC[:, :, None] - keys_BK[:, None, :], dtype)
+    masks = attention_masks(config, seen_BCK, places_BC[:, :, None], keys_BK[:, None, :], dtype)
     rest_BCH = read(
         fed_BC,
         position_ids=places_BC,

@@ -1,4 +1,4 @@
-"""A frozen backbone in shards, one a rank (FSDP2); adapters, embeddings, norms and head are whole everywhere.
+"""A frozen backbone in shards, one a rank (FSDP2); adapters, embeddings and head are whole everywhere.
 
 Only the decoder layers' frozen weights are sharded, and they have no gradient: nothing is scattered back, the optimiser
 is that of a single process, and checkpoints are the same files.
@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -26,8 +27,11 @@ def shard_layers(decoder: nn.Module, mesh: DeviceMesh) -> list[FSDPModule]:
     for layer in layers:
         whole = {p for name, p in layer.named_parameters() if ".lora_" in name}
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+    # by themselves layers fetch what ran before them, which differs between ranks: some have drawn tokens, some none
+    for before, layer in zip([layers[0], *layers], layers):  # noqa: B905
+        layer.set_modules_to_backward_prefetch([before])  # pyright: ignore
     # the root has no weights of its own: it only lets layers fetch the next one's while they work
-    fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not hasattr(p, "_local_tensor")})
+    fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not isinstance(p, DTensor)})
     return layers  # pyright: ignore[reportReturnType]
 
 

@@ -67,8 +67,9 @@ class StreamCache:
         self._visible = visible
         self._places = positions.repeat(self.streams)
         self._rows = torch.arange(self.streams * self.slots, device=positions.device)
-        behind = self._places[:, None] - torch.arange(visible, device=positions.device)
-        masks = attention_masks(self.config, (behind >= 0)[:, None], behind[:, None], dtype)
+        queries = self._places[:, None, None]
+        keys = torch.arange(visible, device=positions.device)[None, None]
+        masks = attention_masks(self.config, keys <= queries, queries, keys, dtype)
         return {
             "position_ids": self._places[:, None],
             "attention_mask": masks,

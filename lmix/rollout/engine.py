@@ -53,7 +53,7 @@ class RolloutEngine:
         self.eos_ids = tuple(eos_ids)
         self.slots = slots
         self.prefill_tokens = prefill_tokens
-        self.check_every = check_every or (8 if policy.device.type == "cuda" else 1)
+        self.check_every = check_every
 
     def generate(
         self,
@@ -116,6 +116,7 @@ class _Wave:
     ) -> None:
         self.engine, self.policy, self.draw, self.progress = engine, engine.policy, draw, progress
         self.device = engine.policy.device
+        self.check_every = engine.check_every or (8 if self.device.type == "cuda" else 1)
         self.streams = engine.policy.streams if alphas is None else (POLICY, REFERENCE)
         self.alphas = None if alphas is None else torch.tensor(alphas, device=self.device)
         self.rollouts, self.samples, self.limit = rollouts, samples, max_new_tokens
@@ -148,7 +149,7 @@ class _Wave:
     def run(self) -> None:
         self.admit()
         while any(r is not None for r in self.rollout_of):
-            for _ in range(self.engine.check_every):
+            for _ in range(self.check_every):
                 if self.open_slots() == 0:
                     break
                 self.step()
@@ -241,7 +242,7 @@ class _Wave:
     def first_ends(self) -> list[int]:
         """Place of each slot's first end-of-sequence token since the last look; the limit where there is none."""
         # a prefill's token and those of the steps after it; what was drawn before has been looked at
-        window = torch.arange(self.engine.check_every + 1, device=self.device)
+        window = torch.arange(self.check_every + 1, device=self.device)
         places = (self.places.clamp(max=self.limit)[:, None] - 1 - window).clamp(min=0)
         ends = torch.isin(self.tokens.gather(1, places), self.ends)
         return places.masked_fill(~ends, self.limit).amin(dim=1).tolist()

@@ -205,7 +205,8 @@ class AdapterModule(L.LightningModule):
         return self._trainer is not None and isinstance(self.trainer.strategy, ShardedStrategy)
 
     def idle_passes(self, passes: int) -> int:
-        """How many passes this rank must make beside its own, where each needs all ranks. Every rank must call it."""
+        """How many passes this rank must make beside its own, where each needs all ranks. Every rank must call it, and
+        before its own."""
         if not self.sharded:
             return 0
         here = torch.tensor(passes, device=self.root_device)

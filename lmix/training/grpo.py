@@ -147,6 +147,7 @@ class GRPOModule(AdapterModule):
         passes, share = micro_batches(
             [rollouts_B[i] for i in live], objective.micro_batch_tokens, self.policy.shares_prefixes
         )
+        idle = self.idle_passes(len(passes))
         for number, part in enumerate(passes):
             rows = [live[i] for i in part]
             packed = pack([rollouts_B[i] for i in rows], self.device, share)
@@ -170,7 +171,7 @@ class GRPOModule(AdapterModule):
             sums["loss"] += float(loss.detach())
             sums["clipped"] += float(clipped_bC.sum())
             sums["gap"] += float((old_bC[packed.mask] - sampled).abs().sum())
-        for _ in range(self.idle_passes(len(passes))):
+        for _ in range(idle):
             self.idle_pass(with_reference=bool(objective.beta) and before.updates == 0)
         before.updates += 1
         return sums

@@ -52,11 +52,12 @@ class SFTModule(AdapterModule):
         (all_tokens,) = self.sum_over_ranks([tokens])
         total = 0.0
         passes = token_budget_batches([len(d) for d in demonstrations], self.micro_batch_tokens)
+        idle = self.idle_passes(len(passes))
         for rows in passes:
             loss = -self.score(pack([demonstrations[i] for i in rows], self.device)).sum() / all_tokens
             self.backward_here(loss)
             total += float(loss.detach())
-        for _ in range(self.idle_passes(len(passes))):
+        for _ in range(idle):
             self.backward_here(0.0 * self.score(pack([self.idle_rollout()], self.device)).sum())
         norm = self.optimizer_step()
         seconds = clock.lap()

@@ -6,14 +6,16 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 of the frozen backbone over all ranks, for one that does not fit a device.
+    """FSDP2 of the frozen backbone over all ranks, for one that does not fit a device beside the update's activations.
+
+    Rollouts gather it, so it must fit a device beside keys and values.
 
     Adapters and optimiser are whole on every rank (`lmix.model.sharding`), so they are saved, restored and summed as
     under DDP: what `ModelParallelStrategy` does for sharded parameters is taken back here.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(tensor_parallel_size=1, **arguments)
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1)
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes

@@ -42,6 +42,22 @@ def test_linear_log_probs_equal_autograd_in_value_and_gradient(chunk, biased):
     assert linear_log_probs(hidden[:0], weight, bias, tokens[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize("lead", [0.0, 4.0, 12.0])
+def test_linear_log_probs_in_bfloat16_keep_the_gradient_of_a_confident_token(lead):
+    """The other tokens' share of the gradient is 1 - p; it must not be lost beside the chosen one's."""
+    torch.manual_seed(0)
+    weight, hidden = torch.randn(50, 16), torch.randn(3, 16)
+    weight[7] += lead * hidden.mean(0)
+    tokens = torch.full((3,), 7)
+    slow_hidden, fast_hidden = (h.requires_grad_() for h in (hidden.bfloat16().float(), hidden.bfloat16()))
+    low = weight.bfloat16()
+    slow = token_log_probs(slow_hidden @ low.float().T, tokens)
+    fast = linear_log_probs(fast_hidden, low, None, tokens)
+    (expected,) = torch.autograd.grad(slow.sum(), slow_hidden)
+    (found,) = torch.autograd.grad(fast.sum(), fast_hidden)
+    assert (found.float() - expected).norm() <= 0.1 * expected.norm()  # logits are rounded to bfloat16 themselves
+
+
 def test_tokenwise_gives_nothing_else_a_gradient():
     head = torch.randn(5, 3, requires_grad=True)
     hidden = torch.randn(4, 3, requires_grad=True)

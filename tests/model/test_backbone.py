@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from lmix.model.backbone import compute_dtype, is_4bit
-from tests.conftest import close, make_policy, tokens
+from lmix.model.backbone import BackboneConfig, compute_dtype, freeze_backbone, is_4bit, quantize_linears
+from tests.conftest import close, make_policy, tiny_model, tokens
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
 def test_a_dequantised_copy_changes_no_value_and_lasts_as_long_as_the_rollouts(folders, architecture):
     policy = make_policy(f"{architecture}-nf4", folders)
-    layers = [m for m in policy.modules() if isinstance(m, torch.nn.Linear) and is_4bit(m)]
+    layers = [m for m in policy.modules() if is_4bit(m)]
     ids, found = tokens(4, 3), []
     for wanted in (False, True, None):
         policy.dense_rollouts = wanted
@@ -28,12 +28,29 @@ def test_a_dequantised_copy_changes_no_value_and_lasts_as_long_as_the_rollouts(f
 
 def test_a_copy_is_made_by_itself_where_half_of_the_free_memory_holds_it(folders, monkeypatch):
     policy = make_policy("qwen2-nf4", folders)
-    layers = [m for m in policy.modules() if isinstance(m, torch.nn.Linear) and is_4bit(m)]
+    layers = [m for m in policy.modules() if is_4bit(m)]
     size = sum(4 * layer.in_features * layer.out_features for layer in layers)
     for free, copied in ((2 * size, False), (2 * size + 1, True)):
         monkeypatch.setattr("lmix.model.backbone.free_memory", lambda device, free=free: free)
         with policy.rollouts():
             assert (layers[0].dense is not None) == copied
+
+
+def test_layers_that_lmix_quantises_are_those_that_transformers_does(folders):
+    """As .gguf files need it."""
+    expected = make_policy("qwen2-nf4", folders)
+    model = tiny_model("qwen2")
+    quantize_linears(model, BackboneConfig(), torch.float32)
+    model.to("cpu")
+    freeze_backbone(model)
+    assert sum(is_4bit(m) for m in model.modules()) == 3 * 7
+    ids = tokens(2, 5)
+    with torch.no_grad():
+        found = model(input_ids=ids).logits
+        for name, parameter in expected.named_parameters():
+            if ".lora_B" in name:
+                parameter.zero_()
+        assert close(found, expected.backbone(input_ids=ids).logits, 1e-4)
 
 
 def test_the_dtype_is_what_the_device_has_units_for(monkeypatch):

@@ -51,16 +51,18 @@ def main(
     steps: int = 3,
     ckpt_path: str | None = None,
     strategy: str = "ddp",
-    method: str = "adaptive",
+    method: str = "grpo",
+    adaptive: bool = True,
     quantization: str = "none",
     keep_frozen: bool = True,
+    checkpointing: bool = False,
     dies_at: int | None = None,
     **objective,
 ) -> None:
     torch.set_num_threads(1)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     L.seed_everything(0)
-    backbone = BackboneConfig(quantization=quantization, dtype="float32")
+    backbone = BackboneConfig(quantization=quantization, dtype="float32", activation_checkpointing=checkpointing)
     sampling = SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0, keep_frozen=keep_frozen)
     common = {"sampling": sampling, "optimizer": OptimizerConfig(lr=1e-3)}
     groups = Groups(dies_at)
@@ -70,7 +72,8 @@ def main(
     else:
         adapters = AdapterConfig(reference=SFT, rank=4)
         m = GRPOModule(backbone, adapters, objective=ObjectiveConfig(**objective), **common)
-        callbacks.append(AdaptiveAlpha(offset=1.0, scale=4.0))
+        if adaptive:
+            callbacks.append(AdaptiveAlpha(offset=1.0, scale=4.0))
     settings = {"strategy": "ddp" if strategy == "ddp" else ShardedStrategy(), "devices": ranks} if ranks > 1 else {}
     t = trainer(out, steps, callbacks=callbacks, val_check_interval=steps, **settings)
     t.fit(m, data(prompts=prompts, validation_size=5), ckpt_path=ckpt_path)

@@ -86,7 +86,15 @@ def same_adapters(one: dict, two: dict) -> None:
         assert torch.allclose(value, two["state_dict"][name], atol=1e-5), name
 
 
-@pytest.mark.parametrize(("before", "after"), [("one", "ddp"), ("ddp", "one"), ("fsdp2", "one"), ("one", "fsdp2")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("ddp", "one"),
+        ("one", "fsdp2"),
+        pytest.param("one", "ddp", marks=pytest.mark.slow),
+        pytest.param("fsdp2", "one", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_with_another_number_of_ranks(before, after, runs, tmp_path):
     checkpoint = runs[before][0] / "checkpoints" / "step=0002.ckpt"
     ranks = 1 if after == "one" else 2
@@ -97,26 +105,30 @@ def test_a_run_goes_on_with_another_number_of_ranks(before, after, runs, tmp_pat
     assert more["lmix"]["alpha"] == whole["lmix"]["alpha"]
 
 
-@pytest.mark.slow  # 7 minutes on 2 cores
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+CASES = {
+    "nf4 with a KL, two updates": {"quantization": "nf4", "inner_updates": 2, "beta": 0.01, **SMALL},
+    "sft": {"method": "sft"},
+    "nf4, no kept states": {"quantization": "nf4", "keep_frozen": False, **SMALL},
+    "batch, checkpointed": {"normaliser": "batch", "checkpointing": True, **SMALL},
+}
+QUICK = [("fsdp2", "nf4 with a KL, two updates")]
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("strategy", "case"),
     [
-        {"quantization": "nf4"},
-        {"inner_updates": 2, "beta": 0.01},
-        {"normaliser": "batch", "keep_frozen": False},
-        {"method": "sft"},
+        pytest.param(strategy, case, marks=[] if (strategy, case) in QUICK else pytest.mark.slow)
+        for strategy in ("ddp", "fsdp2")
+        for case in CASES
     ],
-    ids=["nf4", "two updates with a KL", "batch", "sft"],
 )
-def test_every_method_gives_the_same_on_two_processes(strategy, settings, tmp_path):
-    settings = settings if "method" in settings else {**settings, **SMALL}
-    one, _ = train(tmp_path / "one", 1, **settings)
-    two, _ = train(tmp_path / "two", 2, strategy=strategy, **settings)
+def test_every_method_gives_the_same_on_two_processes(strategy, case, tmp_path):
+    one, _ = train(tmp_path / "one", 1, adaptive=False, **CASES[case])
+    two, _ = train(tmp_path / "two", 2, adaptive=False, strategy=strategy, **CASES[case])
     same_adapters(one, two)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(strategy, runs, tmp_path):
     before = time.monotonic()
     done = start(tmp_path / "died", 2, steps=4, strategy=strategy, dies_at=2, **SMALL)

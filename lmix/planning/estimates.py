@@ -1,0 +1,131 @@
+"""Memory and time of a run, from sizes. Formulas; which were checked against runs is in docs/scaling.md."""
+
+from dataclasses import replace
+
+from lmix.model.mixed_policy import CHUNK_LOGITS
+from lmix.planning.shape import ModelShape, RunShape
+
+
+def weight_bytes(model: ModelShape, run: RunShape) -> float:
+    """The backbone as it lies on one device: 4 bits a weight and their scales, or the dtype."""
+    scales = 1 / 64 + 4 / (64 * 256) if run.double_quantization else 4 / 64
+    shards = run.devices if run.sharded else 1
+    if run.nf4:  # the scales are no parameters, so every rank has them all
+        return model.linear * (0.5 / shards + scales) + model.other * run.width
+    return model.linear * run.width / shards + model.other * run.width
+
+
+def activation_bytes(model: ModelShape, run: RunShape) -> float:
+    """What one token leaves for the backward pass.
+
+    A layer keeps the inputs of its two norms and of its LoRA layers, queries, keys and values (of all query heads), the
+    attention's output twice, and three times the MLP's inner width beside its product.
+    """
+    norms = 2 * model.hidden * 4  # in float32
+    layer = norms + run.width * (2 * model.hidden + 5 * model.queries + 4 * model.inner)
+    if run.checkpointing:
+        return model.layers * model.hidden * run.width + layer
+    return model.layers * layer
+
+
+def prefix_bytes(model: ModelShape, run: RunShape) -> float:
+    """What attention keeps of a shared prompt's keys and values, for each of its completions, a token of the pass."""
+    if not run.shares_prompts:
+        return 0.0
+    completions = 1.0 / (run.tokens + run.prompt_tokens / run.samples)
+    return completions * run.prompt_tokens * model.layers * 2.0 * model.queries * run.width
+
+
+def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
+    """Bytes on one device, by what they are for. `rollout_` and `update_` do not exist at the same time."""
+    streams, width = run.streams, run.width
+    kept = run.streams - 1 if run.keep_frozen else 0
+    passed = min(run.pass_tokens, run.most_tokens)
+    gathered = model.linear * (0.5 if run.nf4 else width) if run.sharded else 0.0
+    return {
+        "backbone": weight_bytes(model, run),
+        "adapters": 4.0 * (model.lora + model.frozen_lora),
+        "gradient and optimiser": 12.0 * model.lora,
+        "rollout: keys and values": 2.0
+        * streams
+        * run.active
+        * (run.prompt_tokens + run.tokens)
+        * model.layers
+        * model.keys
+        * width,
+        # in the dtype, in float32 where that is another, and as weights of the sampler
+        "rollout: logits": run.active * model.vocabulary * ((width if width < 4 else 0) + 8.0),
+        "rollout: hidden states of frozen streams": float(run.active * run.tokens * kept * model.hidden * width),
+        "rollout: dequantised copy": float(model.linear * width) if run.nf4 and run.dense_rollouts else 0.0,
+        "rollout: gathered shards": gathered,
+        "update: activations": passed * activation_bytes(model, run),
+        "update: prompts' keys and values": passed * prefix_bytes(model, run),
+        "update: logits": min(CHUNK_LOGITS, passed * model.vocabulary) * ((width if width < 4 else 0) + 4.0),
+        # gradients of the MLP's three tensors at once, and a layer's shards
+        "update: backward of a layer": 3.0 * passed * model.inner * width + gathered / model.layers,
+    }
+
+
+def peak(parts: dict[str, float]) -> float:
+    """Bytes at most: what stays, and the larger of the phases."""
+    stays = sum(v for k, v in parts.items() if ":" not in k)
+    phases = [sum(v for k, v in parts.items() if k.startswith(phase)) for phase in ("rollout:", "update:")]
+    return stays + max(phases)
+
+
+def host_bytes(model: ModelShape, run: RunShape) -> float:
+    """On the host: hidden states of the frozen streams of all of a step's completions."""
+    kept = run.streams - 1 if run.keep_frozen else 0
+    return float(run.rows * run.tokens * kept * model.hidden * run.width)
+
+
+def largest(model: ModelShape, run: RunShape, device_bytes: float) -> tuple[int, int]:
+    """The most slots, and the most tokens of an update's pass, that a device holds; 0 where not even one fits."""
+
+    def fits(**changes: int) -> bool:
+        return peak(memory(model, replace(run, **changes))) <= device_bytes
+
+    few = {"slots": run.samples, "pass_tokens": 1}
+    return (
+        run.samples * _most(lambda n: fits(**{**few, "slots": n * run.samples}), run.rows // run.samples),
+        _most(lambda n: fits(**{**few, "pass_tokens": n}), run.most_tokens),
+    )
+
+
+def _most(fits, limit: int) -> int:
+    """The largest n up to the limit that fits; what does not fit does not fit with more."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def rollout_seconds(model: ModelShape, run: RunShape, flops: float, bandwidth: float) -> float:
+    """Time to draw a step's completions: each token costs its products, or the reading of weights and cache, if more.
+
+    Args:
+        flops: a device's products a second in the backbone's dtype, as measured on large matrices.
+        bandwidth: bytes a second of its memory.
+    """
+    waves = run.rows / run.active
+    streams = run.streams
+    products = 2.0 * run.active * (streams * model.linear + model.lora + model.frozen_lora + model.head)
+    dense = run.dense_rollouts or not run.nf4
+    weights = model.linear * (run.width if dense else 0.5 + 2 * run.width) + model.head * run.width
+    context = run.prompt_tokens + run.tokens / 2
+    cache = 2.0 * streams * run.active * context * model.layers * model.keys * run.width
+    token = max(products / flops, (weights + cache) / bandwidth)
+    prompts = 2.0 * streams * run.rows / run.samples * run.prompt_tokens * model.linear / flops
+    return waves * run.tokens * token + prompts
+
+
+def update_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
+    """Time of one update: forward and backward of the policy alone (frozen weights have no gradient), each prompt once
+    for its completions where nothing is checkpointed or sharded."""
+    rows = run.rows * run.live
+    prompts = rows / run.samples if run.shares_prompts else rows
+    passes = 3.0 if run.checkpointing else 2.0
+    body = 2.0 * passes * (rows * run.tokens + prompts * run.prompt_tokens) * (model.linear + 1.5 * model.lora)
+    head = 2.0 * 2.0 * rows * run.tokens * model.head
+    return (body + head) / flops

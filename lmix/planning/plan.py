@@ -1,0 +1,111 @@
+"""`python -m lmix plan`: the flags of `fit`, and what its run will need."""
+
+from dataclasses import replace
+
+from lmix.model.tokenizer import load_config
+from lmix.planning.estimates import host_bytes, largest, memory, peak, rollout_seconds, update_seconds
+from lmix.planning.shape import ModelShape, RunShape, model_shape
+from lmix.training.base import AdapterModule
+from lmix.training.grpo import GRPOModule
+
+GB = 1e9
+
+
+def plan(
+    module: AdapterModule,
+    prompts: int,
+    devices: int,
+    sharded: bool,
+    prompt_tokens: int = 256,
+    device_gb: float = 80.0,
+    tflops: float = 300.0,
+    bandwidth: float = 2000.0,
+    live: float = 1.0,
+) -> str:
+    """What a run of these settings needs, as text. No weight is read.
+
+    Args:
+        module: the run's, as configured.
+        prompts: of a step, over all devices.
+        devices: ranks in all.
+        sharded: whether the backbone is (FSDP2).
+        prompt_tokens: of the longest prompt.
+        device_gb: memory of a device, in GB (10^9 bytes).
+        tflops: a device's products in the backbone's dtype, in 10^12 a second, as measured on large matrices.
+        bandwidth: of a device's memory, in GB a second.
+        live: part of the groups that are expected to be live.
+
+    Raises:
+        ValueError: a module that draws no rollouts, or figures that are not positive.
+    """
+    if not isinstance(module, GRPOModule):
+        raise ValueError(f"plan is for GRPOModule, not {type(module).__name__}: SFT draws no rollouts")
+    given = {"prompt_tokens": prompt_tokens, "device_gb": device_gb, "tflops": tflops, "bandwidth": bandwidth}
+    for name, value in given.items():
+        if not value > 0:
+            raise ValueError(f"--{name} must be positive, not {value}")
+    if not 0 <= live <= 1:
+        raise ValueError(f"--live must lie between 0 and 1, not {live}")
+    model = model_shape(load_config(module.backbone.path), module.adapters)
+    run = run_shape(module, prompts, devices, sharded, prompt_tokens, live)
+    run = settle_dense(module, model, run, device_gb * GB)
+    parts = memory(model, run)
+    slots, tokens = largest(model, run, device_gb * GB)
+    rollouts = rollout_seconds(model, run, tflops * 1e12, bandwidth * GB)
+    update = update_seconds(model, run, tflops * 1e12) * module.objective.inner_updates
+    rows = [[name, f"{size / GB:.2f}"] for name, size in parts.items() if size]
+    needed = peak(parts)
+    verdict = "fits" if needed <= device_gb * GB else "DOES NOT FIT"
+    return "\n".join(
+        [
+            f"{module.backbone.path}: {(model.linear + model.other) / 1e9:.2f} billion weights, "
+            f"{model.lora / 1e6:.1f} million an adapter; {devices} device(s){', sharded' if sharded else ''}; "
+            f"{run.rows} completions of at most {run.tokens} tokens on each, {run.active} at once",
+            "",
+            "| on each device | GB |",
+            "| --- | ---: |",
+            *(f"| {name} | {size} |" for name, size in rows),
+            f"| **peak** ({verdict} in {device_gb:g} GB) | **{needed / GB:.2f}** |",
+            "",
+            f"host memory for hidden states of frozen streams: {host_bytes(model, run) / GB:.2f} GB a device",
+            f"largest that fit, each alone: model.sampling.slots={slots}, model.objective.micro_batch_tokens={tokens}",
+            f"seconds a step at {tflops:g} TFLOP/s and {bandwidth:g} GB/s: rollouts {rollouts:.0f}, "
+            f"update {update:.0f} (products and memory traffic alone, every completion at its full length)",
+        ]
+    )
+
+
+def run_shape(
+    module: GRPOModule, prompts: int, devices: int, sharded: bool, prompt_tokens: int, live: float = 1.0
+) -> RunShape:
+    """The sizes of a configured run."""
+    backbone, sampling = module.backbone, module.sampling
+    weights = module.weights or [1.0 - module.initial_alpha, module.initial_alpha]
+    return RunShape(
+        nf4=backbone.quantization == "nf4",
+        double_quantization=backbone.double_quantization,
+        width=4 if backbone.dtype == "float32" else 2,  # auto: of the GPUs that are planned for
+        dense_rollouts=bool(backbone.dense_rollouts),
+        checkpointing=backbone.activation_checkpointing,
+        streams=sum(weight != 0 for weight in weights),
+        prompts=prompts,
+        samples=sampling.samples_per_prompt,
+        slots=sampling.slots,
+        prompt_tokens=prompt_tokens,
+        tokens=sampling.max_new_tokens,
+        keep_frozen=sampling.keep_frozen,
+        pass_tokens=module.objective.micro_batch_tokens,
+        live=live,
+        devices=devices,
+        sharded=sharded,
+    )
+
+
+def settle_dense(module: GRPOModule, model: ModelShape, run: RunShape, device_bytes: float) -> RunShape:
+    """Where `dense_rollouts` is null, a copy is made if it takes less than half of what is free then."""
+    if module.backbone.dense_rollouts is not None or not run.nf4:
+        return run
+    parts = memory(model, run)
+    taken = sum(size for name, size in parts.items() if ":" not in name) + parts["rollout: gathered shards"]
+    free = device_bytes - taken
+    return replace(run, dense_rollouts=model.linear * run.width < free / 2)

@@ -1,0 +1,124 @@
+"""Sizes of a model and of a run that memory and time follow from."""
+
+from dataclasses import dataclass
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from lmix.model.adapters import AdapterConfig, read_adapter
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A causal LM by numbers of weights and widths."""
+
+    linear: int
+    """Weights of the decoder's linear layers: those that are quantised, and sharded."""
+    other: int
+    """All other weights: embeddings, head, norms, biases."""
+    head: int
+    """Weights of the head, tied or not."""
+    lora: int
+    """Weights of the policy's adapter."""
+    frozen_lora: int
+    """Weights of all other adapters."""
+    layers: int
+    hidden: int
+    inner: int
+    """Width between the two halves of an MLP."""
+    queries: int
+    """Width of all query heads of a layer."""
+    keys: int
+    """Width of all key heads of a layer; values have the same."""
+    vocabulary: int
+
+
+def model_shape(config: PretrainedConfig, adapters: AdapterConfig) -> ModelShape:
+    """Count a model's weights from its configuration alone.
+
+    Raises:
+        ValueError: target_modules that the model does not have, or an adapter that can't be read.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    linear = sum(m.weight.numel() for m in linears)
+    whole = sum(p.numel() for p in model.parameters())
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if adapters.policy:
+        lora = _weights_of(adapters.policy)
+    else:
+        with torch.device("meta"):
+            adapted = get_peft_model(model, adapters.fresh())
+        lora = sum(p.numel() for name, p in adapted.named_parameters() if ".lora_" in name)
+    return ModelShape(
+        linear,
+        whole - linear,
+        head.weight.numel(),
+        lora,
+        sum(_weights_of(path) for path in adapters.frozen().values() if path),
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_attention_heads * head_size,
+        (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_size,
+        config.vocab_size,
+    )
+
+
+def _weights_of(adapter: str) -> int:
+    return sum(weight.numel() for weight in read_adapter(adapter)[1].values())
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What a run does with the model, on each of its devices."""
+
+    nf4: bool
+    double_quantization: bool
+    width: int
+    """Bytes of a number in the backbone's dtype: 2 or 4."""
+    dense_rollouts: bool
+    checkpointing: bool
+    streams: int
+    """K, those that count in the mixture."""
+    prompts: int
+    """Prompts of a step, over all devices."""
+    samples: int
+    slots: int
+    prompt_tokens: int
+    """Of a prompt, on average (the longest, for memory)."""
+    tokens: int
+    """Of a completion at most; time is that of completions of this length."""
+    keep_frozen: bool
+    pass_tokens: int
+    """Padded tokens of one pass of the update."""
+    live: float = 1.0
+    """Part of the groups that are live: dead ones get no pass."""
+    devices: int = 1
+    sharded: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Completions that one device draws in a step."""
+        return -(-self.prompts // self.devices) * self.samples
+
+    @property
+    def most_tokens(self) -> int:
+        """Of all of a device's rows at full length: no pass is larger."""
+        return self.rows * (self.prompt_tokens + self.tokens)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether the update reads a prompt once for all of its completions."""
+        whole = self.samples * (self.prompt_tokens + self.tokens)
+        cheaper = self.prompt_tokens + self.samples * self.tokens < 0.9 * whole
+        return cheaper and not (self.checkpointing or self.sharded)
+
+    @property
+    def active(self) -> int:
+        """Completions that it draws at once."""
+        return min(max(self.slots // self.samples, 1) * self.samples, self.rows)

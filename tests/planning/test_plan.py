@@ -1,0 +1,162 @@
+"""The planner's formulas against what tensors really take."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lmix import cli
+from lmix.model.adapters import AdapterConfig
+from lmix.planning.estimates import (
+    activation_bytes,
+    largest,
+    memory,
+    peak,
+    prefix_bytes,
+    rollout_seconds,
+    update_seconds,
+)
+from lmix.planning.shape import RunShape, model_shape
+from lmix.rollout.cache import StreamCache
+from tests.conftest import make_policy, tiny_model, tokens
+
+RUN = RunShape(
+    nf4=False,
+    double_quantization=True,
+    width=4,
+    dense_rollouts=False,
+    checkpointing=False,
+    streams=2,
+    prompts=4,
+    samples=8,
+    slots=16,
+    prompt_tokens=10,
+    tokens=20,
+    keep_frozen=True,
+    pass_tokens=100,
+)
+
+
+def shape(name="qwen2", reference=None):
+    return model_shape(tiny_model(name).config, AdapterConfig(reference=reference, rank=4))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama", "gemma3"])
+def test_weights_are_those_of_the_model(folders, name):
+    policy, model = make_policy(name, folders), shape(name, str(folders[f"{name}-sft"]))
+    loras = sum(p.numel() for n, p in policy.named_parameters() if ".lora_" in n)
+    assert loras == model.lora + model.frozen_lora
+    assert sum(p.numel() for p in policy.parameters()) - loras == model.linear + model.other
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_a_4_bit_backbone_s_bytes(folders, double):
+    """Of layers that are whole blocks; scales are counted from bitsandbytes' own state."""
+    import bitsandbytes as bnb
+
+    model = dataclasses.replace(shape(), linear=512 * 1024, other=0)
+    layer = bnb.nn.Linear4bit(512, 1024, bias=False, compress_statistics=double, quant_type="nf4")
+    layer.to("cpu")
+    state = layer.weight.quant_state
+    found = layer.weight.numel() * layer.weight.element_size() + state.absmax.numel() * state.absmax.element_size()
+    if double:
+        found += state.state2.absmax.numel() * 4
+    from lmix.planning.estimates import weight_bytes
+
+    run = dataclasses.replace(RUN, nf4=True, double_quantization=double)
+    assert weight_bytes(model, run) == pytest.approx(found, rel=0.01)
+
+
+def test_keys_and_values_are_the_cache_s(folders):
+    from transformers import DynamicCache
+
+    policy = make_policy("qwen2", folders)
+    cache = StreamCache(policy.backbone.config, 2, RUN.active, RUN.prompt_tokens + RUN.tokens)
+    prefill = DynamicCache()
+    with torch.no_grad():
+        policy.hidden(tokens(1, 3), ("policy", "reference"), past_key_values=prefill, use_cache=True)
+    cache.insert(prefill, [0], [0])
+    found = sum(t.numel() * t.element_size() for layer in cache.layers for t in layer)
+    assert memory(shape(), RUN)["rollout: keys and values"] == found
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+@pytest.mark.parametrize("share", [True, False])
+def test_activations_are_what_autograd_keeps(folders, name, share):
+    """Tensors that the forward pass saves, each storage once, without weights."""
+    from lmix.rollout.rollout import Rollout, pack
+
+    policy = make_policy(name, folders)
+    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    run = dataclasses.replace(RUN, prompt_tokens=80, tokens=40, samples=8, sharded=not share)
+    rollouts = [Rollout(0, g, tokens(80, seed=1).tolist(), tokens(40, seed=g).tolist()) for g in range(8)]
+    packed = pack(rollouts, share_prompts=share)
+    passed = 80 + 8 * 40 if share else 8 * 120
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden = policy.stream_hidden(packed.input_ids, "policy", packed.prefix)
+    assert hidden.requires_grad
+    expected = passed * (activation_bytes(shape(name), run) + prefix_bytes(shape(name), run))
+    assert sum(saved.values()) == pytest.approx(expected, rel=0.15)
+
+
+def test_the_larger_phase_makes_the_peak_and_the_largest_that_fits_fits():
+    model = shape()
+    parts = memory(model, RUN)
+    stays = sum(size for name, size in parts.items() if ":" not in name)
+    phases = {p: sum(size for name, size in parts.items() if name.startswith(p)) for p in ("rollout", "update")}
+    assert peak(parts) == stays + max(phases.values())
+    few = dataclasses.replace(RUN, slots=RUN.samples, pass_tokens=1)
+    two_groups = peak(memory(model, dataclasses.replace(few, slots=2 * RUN.samples)))
+    fifty = peak(memory(model, dataclasses.replace(few, pass_tokens=50)))
+    assert largest(model, RUN, two_groups)[0] == 2 * RUN.samples
+    assert largest(model, RUN, two_groups * 0.999)[0] == RUN.samples
+    assert largest(model, RUN, fifty)[1] == 50
+    assert largest(model, RUN, stays / 2) == (0, 0)
+    assert largest(model, RUN, 1e15) == (RUN.rows, RUN.most_tokens)
+
+
+def test_more_devices_share_the_work_and_shards_the_backbone():
+    model = shape()
+    one, four = RUN, dataclasses.replace(RUN, devices=4, slots=8)
+    assert rollout_seconds(model, four, 1e9, 1e9) < rollout_seconds(model, one, 1e9, 1e9)
+    assert update_seconds(model, four, 1e9) == pytest.approx(update_seconds(model, one, 1e9) / 4)
+    whole = memory(model, four)["backbone"]
+    assert whole - memory(model, dataclasses.replace(four, sharded=True))["backbone"] == model.linear * 4 * 3 / 4
+
+
+def test_the_command_takes_the_flags_of_fit(capsys):
+    line = ["plan", "--config", "configs/demo.yaml", "--device_gb=16", "--tflops=0.16", "--bandwidth=10"]
+    assert cli.main(line) == 0
+    out = capsys.readouterr().out
+    assert "lmix:tiny-arithmetic" in out
+    assert "fits in 16 GB" in out
+    assert "seconds a step" in out
+    assert cli.main([*line, "--config", "configs/strategies/fsdp2.yaml", "--trainer.devices=2"]) == 0
+    assert "2 device(s), sharded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device_gb=0"], "--device_gb must be positive, not 0.0"),
+        (["--live=2"], "--live must lie between 0 and 1"),
+        (
+            ["--config", "configs/methods/sft.yaml", "--data.task=lmix.tasks.ArithmeticTask"],
+            "plan is for GRPOModule, not SFTModule",
+        ),
+        (["--model.backbone.path=nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(flags, message, capsys):
+    assert cli.main(["plan", *(flags if "--config" in flags else ["--config", "configs/demo.yaml", *flags])]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
