@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--threads", type=int, default=plain.threads)
     found.add_argument("--pass_tokens", type=int, default=plain.pass_tokens, help="lmix's micro_batch_tokens")
     found.add_argument("--trl_rows", type=int, default=plain.trl_rows, help="rows of one of TRL's passes")
+    found.add_argument("--alpha_rollouts", type=int, default=plain.alpha_rollouts, help="of the table `alpha`")
     found.add_argument("--only_rollouts", action="store_true", help="leave out scoring and update of ours and naive")
     found.add_argument("--repeats", type=int, default=5)
     found.add_argument("--warmup", type=int, default=1, help="turns before those that count")

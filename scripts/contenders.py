@@ -47,6 +47,7 @@ class Work:
     pass_tokens: int = 1024
     trl_rows: int = 8
     only_rollouts: bool = False
+    alpha_rollouts: int = 2048
 
     @property
     def rows(self) -> int:
@@ -174,7 +175,7 @@ class Ours(Contender):
         from lmix.rollout.engine import Draw, RolloutEngine
 
         size = self.module.policy.backbone.config.vocab_size
-        prompts = [ids[i:] + ids[:i] for i in range(4) for ids in self.prompts]
+        prompts = self.more_prompts(4 * self.work.prompts)
         self.number += 1
         seconds, useful = {}, {}
         for name, ends in (("forced", []), ("natural", range(0, size, self.work.tokens))):
@@ -187,22 +188,27 @@ class Ours(Contender):
         return {f"{name}_tokens_per_second": useful[name] / seconds[name] for name in seconds}
 
     def alpha(self) -> dict[str, float]:
-        """Seconds of rollouts and of an alpha step whose greedy decodes are to them as 200 to 2048."""
+        """Seconds of a step's rollouts and of its alpha step, at the paper's ratio: 200 greedy decodes to 2048."""
         from lmix.rollout.engine import Draw, RolloutEngine
 
-        examples = max(1, round(4 * self.work.rows * 100 / 2048))
-        prompts = [ids[i:] + ids[:i] for i in range(4) for ids in self.prompts]
+        prompts = self.more_prompts(self.work.alpha_rollouts // self.work.samples)
+        examples = max(1, round(len(prompts) * self.work.samples * 100 / 2048))
         engine = RolloutEngine(self.module.policy, [], slots=64)
         start = time.perf_counter()
         engine.generate(prompts, self.work.tokens, Draw(0, 1), self.work.samples, keep_frozen=True)
         drawn = time.perf_counter()
         engine.generate(prompts[:examples], self.work.tokens, Draw(greedy=True), 2, alphas=[0.0, 0.5])
         return {
-            "rollouts": 4 * self.work.rows,
+            "rollouts": len(prompts) * self.work.samples,
             "decodes": 2 * examples,
             "rollout_seconds": drawn - start,
             "alpha_seconds": time.perf_counter() - drawn,
         }
+
+    def more_prompts(self, count: int) -> list[list[int]]:
+        """Of the same length: the step's prompts, turned around."""
+        turned = [ids[i:] + ids[:i] for i in range(-(-count // len(self.prompts))) for ids in self.prompts]
+        return turned[:count]
 
 
 def growth(work: Work) -> list[dict[str, float]]:
