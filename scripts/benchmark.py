@@ -32,8 +32,8 @@ TABLES = ("natural", "alpha", "growth")
 def main() -> int:
     settings = parser().parse_args()
     work = Work(**{field.name: getattr(settings, field.name) for field in fields(Work)})
-    names = [name for name in settings.contenders.split(",") if not name.startswith("trl") or find_spec("trl")]
-    tables = [name for name in settings.tables.split(",") if name]
+    names, tables = ([n for n in text.split(",") if n] for text in (settings.contenders, settings.tables))
+    names = [name for name in names if not name.startswith("trl") or find_spec("trl")]
     repeats = 1 if settings.quick else settings.repeats
     figures = compare(names, work, settings.warmup, repeats)
     result: dict[str, Any] = ratios(figures, work)
