@@ -127,6 +127,7 @@ class Worker:
             **os.environ,
             "OMP_NUM_THREADS": str(work.threads),
             "HF_HUB_OFFLINE": "1",
+            "THP_MEM_ALLOC_ENABLE": "1",  # as lmix's command line sets it; here for all of them
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
         self.line = [sys.executable, str(Path(__file__).parent / "contenders.py"), name, work.as_json()]

@@ -388,11 +388,13 @@ def trl(work: Work, beta: float) -> None:
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             whole = time.perf_counter() - phases["start"]
+            update_gb = memory()
+            reset_memory()
             tell(
                 rollout=phases["rollout"],
                 update=whole - phases["rollout"],
                 rollout_gb=phases["rollout_gb"],
-                update_gb=memory(),
+                update_gb=update_gb,
             )
 
     def reward(completions: list[str], **_: Any) -> list[float]:
@@ -491,7 +493,9 @@ def serve(contender: Any) -> None:
     """Do what is asked for until the end."""
     tell()
     while (order := next_order()) != "end":
-        tell(**getattr(contender, order)())
+        figures = getattr(contender, order)()
+        reset_memory()
+        tell(**figures)
 
 
 def main(arguments: Sequence[str]) -> None:
