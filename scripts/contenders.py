@@ -223,7 +223,6 @@ def growth(work: Work) -> list[dict[str, float]]:
     found = []
     for size, vocabulary in [(size, whole) for size in sizes] + [(small, whole // 4), (sizes[2], whole // 4)]:
         contender = Ours(size, vocabulary if vocabulary < whole else None)
-        contender.step()
         figures = contender.step()
         del contender
         reset_memory()
@@ -478,6 +477,7 @@ def cut_vocabulary(backbone: Any, size: int) -> None:
     """Keep the first `size` tokens only."""
     for layer in {backbone.get_input_embeddings(), backbone.get_output_embeddings()}:
         layer.weight = torch.nn.Parameter(layer.weight.data[:size].clone(), requires_grad=False)
+        layer.padding_idx = None
     backbone.config.vocab_size = size
 
 

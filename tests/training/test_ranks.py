@@ -62,6 +62,7 @@ def test_two_processes_train_as_one_does(runs, strategy):
     assert len(set(rewards)) > 1
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_has_a_prompt(tmp_path):
     one, (alone,) = train(tmp_path / "one", 1, prompts=1, steps=12)
     two, (first, second) = train(tmp_path / "two", 2, prompts=1, steps=12, strategy="fsdp2")
