@@ -78,10 +78,9 @@ def main(args: list[str] | None = None) -> int:
 
 
 def is_lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed because a rank was not there any more."""
-    from torch.distributed import DistError
-
-    return isinstance(error, DistError) or re.search(r"gloo|Connection (closed|reset) by peer", str(error)) is not None
+    """Whether a collective failed because a rank was not there any more, by what gloo and NCCL say then."""
+    lost = r"gloo.*(closed|reset|timed out)|Connection (closed|reset) by peer|remote process exited"
+    return re.search(lost, str(error), re.IGNORECASE | re.DOTALL) is not None
 
 
 def run_function(command: str, args: list[str]) -> None:
@@ -119,11 +118,12 @@ def run_plan(args: list[str]) -> None:
     parser.add_argument("--bandwidth", type=float, default=2000.0, help="its memory's, GB a second")
     parser.add_argument("--live", type=float, default=1.0, help="part of the groups that are live")
     settings, others = parser.parse_known_args(args)
-    trainer_cli = run_trainer(["fit", *others], start=False)
+    # as if on CPUs: the devices that are planned for need not be here
+    trainer_cli = run_trainer(["fit", *others, "--trainer.accelerator=cpu"], start=False)
     trainer = trainer_cli.trainer
     sharded = isinstance(trainer.strategy, ShardedStrategy)
     devices = trainer.num_devices * trainer.num_nodes
-    print(plan(trainer_cli.model, trainer_cli.datamodule.prompts_per_step, devices, sharded, **vars(settings)))
+    print(plan(trainer_cli.model, trainer_cli.datamodule, devices, sharded, **vars(settings)))
 
 
 def run_trainer(args: list[str], start: bool = True) -> Any:
@@ -133,6 +133,7 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
 
     from lmix.data.module import RLDataModule
     from lmix.training.state import check_checkpoint
+    from lmix.training.strategies import check_strategy
 
     class Door(LightningCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
@@ -143,7 +144,15 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
             if path := self.config[self.config["subcommand"]].get("ckpt_path"):
                 check_checkpoint(path)
 
+        def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> L.Trainer:
+            """A callback that the user configures takes the place of the default one of its kind."""
+            given = config.get("callbacks") or []
+            kinds = [type(callback) for callback in (given if isinstance(given, list) else [given])]
+            self.trainer_defaults["callbacks"] = [c for c in default_callbacks() if type(c) not in kinds]
+            return super()._instantiate_trainer(config, callbacks)
+
         def _run_subcommand(self, subcommand: str) -> None:
+            check_strategy(self.trainer.strategy)  # before a launcher makes processes, whose errors are tracebacks
             if start:
                 super()._run_subcommand(subcommand)
 
@@ -205,10 +214,12 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*is_leaf.*")
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)  # says which rank has died
     known = (
         ".*in eval mode at the start of training.*",  # the backbone has no dropout, so it has no training mode
         ".*does not have many workers.*",  # batches are lists that are in memory already
         ".*is_gradient_checkpointing.*",
+        ".*args parameter is intended.*",
     )
     for message in known:
         warnings.filterwarnings("ignore", message)

@@ -251,7 +251,7 @@ def planned_gb(work: Work, vocabulary: int) -> float:
     from lmix.planning.shape import RunShape, model_shape
 
     config = load_config(work.model)
-    config.vocab_size = vocabulary
+    config.vocab_size, config.pad_token_id = vocabulary, None
     model = model_shape(config, AdapterConfig(rank=work.rank))
     run = RunShape(
         nf4=work.quantization == "nf4",

@@ -219,6 +219,9 @@ def test_a_lost_rank_is_one_line_and_other_failures_are_not_hidden(capsys, monke
     assert "another rank has ended" in error
     assert "--ckpt_path" in error
     assert len(error.strip().splitlines()) == 1
+    fails("The server socket has failed to listen on any local network address. port: 29500")
+    with pytest.raises(RuntimeError, match="server socket"):
+        run("fit")
     fails("out of memory")
     with pytest.raises(RuntimeError, match="out of memory"):
         run("fit")

@@ -5,6 +5,9 @@ from dataclasses import replace
 from lmix.model.mixed_policy import CHUNK_LOGITS
 from lmix.planning.shape import ModelShape, RunShape
 
+PREFILL = 8192
+"""Padded tokens of a prefill pass (lmix.rollout.engine)."""
+
 
 def weight_bytes(model: ModelShape, run: RunShape) -> float:
     """The backbone as it lies on one device: 4 bits a weight and their scales, or the dtype."""
@@ -40,29 +43,28 @@ def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
     """Bytes on one device, by what they are for. `rollout_` and `update_` do not exist at the same time."""
     streams, width = run.streams, run.width
     kept = run.streams - 1 if run.keep_frozen else 0
-    passed = min(run.pass_tokens, run.most_tokens)
+    row = run.prompt_tokens + run.tokens
+    passed = min(max(run.pass_tokens, row), run.most_tokens)  # a longer row stands alone
+    prefilled = streams * min(PREFILL, run.decoded * run.prompt_tokens)
     gathered = model.linear * (0.5 if run.nf4 else width) if run.sharded else 0.0
+    # in the dtype, and in float32 where that is another
+    logit = (width if width < 4 else 0) + 4.0
     return {
         "backbone": weight_bytes(model, run),
         "adapters": 4.0 * (model.lora + model.frozen_lora),
         "gradient and optimiser": 12.0 * model.lora,
-        "rollout: keys and values": 2.0
-        * streams
-        * run.active
-        * (run.prompt_tokens + run.tokens)
-        * model.layers
-        * model.keys
-        * width,
-        # in the dtype, in float32 where that is another, and as weights of the sampler
-        "rollout: logits": run.active * model.vocabulary * ((width if width < 4 else 0) + 8.0),
+        "rollout: keys and values": 2.0 * streams * run.decoded * row * model.layers * model.keys * width,
+        "rollout: prefill": prefilled * width * (2.0 * model.layers * model.keys + 3.0 * model.inner),
+        "rollout: logits": run.decoded * model.vocabulary * (logit * (2 * streams if run.mixes_logits else 1) + 4.0),
         "rollout: hidden states of frozen streams": float(run.active * run.tokens * kept * model.hidden * width),
         "rollout: dequantised copy": float(model.linear * width) if run.nf4 and run.dense_rollouts else 0.0,
         "rollout: gathered shards": gathered,
         "update: activations": passed * activation_bytes(model, run),
         "update: prompts' keys and values": passed * prefix_bytes(model, run),
-        "update: logits": min(CHUNK_LOGITS, passed * model.vocabulary) * ((width if width < 4 else 0) + 4.0),
-        # gradients of the MLP's three tensors at once, and a layer's shards
-        "update: backward of a layer": 3.0 * passed * model.inner * width + gathered / model.layers,
+        "update: logits": min(CHUNK_LOGITS, passed * model.vocabulary)
+        * (logit * (3 * streams if run.mixes_logits else 1)),
+        # gradients of the MLP's three tensors at once, and the layer's shards beside the next one's
+        "update: backward of a layer": 3.0 * passed * model.inner * width + 2.0 * gathered / model.layers,
     }
 
 
@@ -74,9 +76,11 @@ def peak(parts: dict[str, float]) -> float:
 
 
 def host_bytes(model: ModelShape, run: RunShape) -> float:
-    """On the host: hidden states of the frozen streams of all of a step's completions."""
+    """On the host, for one device: hidden states of the frozen streams of all of a step's completions; and, where the
+    backbone is sharded, the whole of it while it is loaded."""
     kept = run.streams - 1 if run.keep_frozen else 0
-    return float(run.rows * run.tokens * kept * model.hidden * run.width)
+    loaded = weight_bytes(model, replace(run, devices=1)) if run.sharded else 0.0
+    return max(loaded, float(run.rows * run.tokens * kept * model.hidden * run.width))
 
 
 def largest(model: ModelShape, run: RunShape, device_bytes: float) -> tuple[int, int]:
@@ -121,11 +125,14 @@ def rollout_seconds(model: ModelShape, run: RunShape, flops: float, bandwidth: f
 
 
 def update_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
-    """Time of one update: forward and backward of the policy alone (frozen weights have no gradient), each prompt once
-    for its completions where nothing is checkpointed or sharded."""
+    """Time of one update: forward and backward of the policy (frozen weights have no gradient), and a forward of each
+    frozen stream that is not kept from the rollouts. Each prompt once for its completions where nothing is checkpointed
+    or sharded. Communication between devices is not counted."""
     rows = run.rows * run.live
     prompts = rows / run.samples if run.shares_prompts else rows
     passes = 3.0 if run.checkpointing else 2.0
-    body = 2.0 * passes * (rows * run.tokens + prompts * run.prompt_tokens) * (model.linear + 1.5 * model.lora)
-    head = 2.0 * 2.0 * rows * run.tokens * model.head
+    forwards = (0 if run.keep_frozen else run.streams - 1) + (1 if run.kl else 0)
+    tokens = rows * run.tokens + prompts * run.prompt_tokens
+    body = 2.0 * tokens * ((passes + forwards) * model.linear + 3.0 * model.lora)
+    head = 2.0 * rows * run.tokens * model.head * (2.0 + (1 if run.kl else 0))
     return (body + head) / flops

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from lmix.data.module import RLDataModule
 from lmix.model.tokenizer import load_config
 from lmix.planning.estimates import host_bytes, largest, memory, peak, rollout_seconds, update_seconds
 from lmix.planning.shape import ModelShape, RunShape, model_shape
@@ -13,7 +14,7 @@ GB = 1e9
 
 def plan(
     module: AdapterModule,
-    prompts: int,
+    data: RLDataModule,
     devices: int,
     sharded: bool,
     prompt_tokens: int = 256,
@@ -26,7 +27,7 @@ def plan(
 
     Args:
         module: the run's, as configured.
-        prompts: of a step, over all devices.
+        data: the run's, as configured.
         devices: ranks in all.
         sharded: whether the backbone is (FSDP2).
         prompt_tokens: of the longest prompt.
@@ -47,7 +48,7 @@ def plan(
     if not 0 <= live <= 1:
         raise ValueError(f"--live must lie between 0 and 1, not {live}")
     model = model_shape(load_config(module.backbone.path), module.adapters)
-    run = run_shape(module, prompts, devices, sharded, prompt_tokens, live)
+    run = run_shape(module, data, devices, sharded, prompt_tokens, live)
     run = settle_dense(module, model, run, device_gb * GB)
     parts = memory(model, run)
     slots, tokens = largest(model, run, device_gb * GB)
@@ -67,16 +68,16 @@ def plan(
             *(f"| {name} | {size} |" for name, size in rows),
             f"| **peak** ({verdict} in {device_gb:g} GB) | **{needed / GB:.2f}** |",
             "",
-            f"host memory for hidden states of frozen streams: {host_bytes(model, run) / GB:.2f} GB a device",
+            f"memory of the host: {host_bytes(model, run) / GB:.2f} GB a device",
             f"largest that fit, each alone: model.sampling.slots={slots}, model.objective.micro_batch_tokens={tokens}",
             f"seconds a step at {tflops:g} TFLOP/s and {bandwidth:g} GB/s: rollouts {rollouts:.0f}, "
-            f"update {update:.0f} (products and memory traffic alone, every completion at its full length)",
+            f"update {update:.0f} (products and memory traffic alone, no communication; completions at full length)",
         ]
     )
 
 
 def run_shape(
-    module: GRPOModule, prompts: int, devices: int, sharded: bool, prompt_tokens: int, live: float = 1.0
+    module: GRPOModule, data: RLDataModule, devices: int, sharded: bool, prompt_tokens: int, live: float = 1.0
 ) -> RunShape:
     """The sizes of a configured run."""
     backbone, sampling = module.backbone, module.sampling
@@ -88,13 +89,16 @@ def run_shape(
         dense_rollouts=bool(backbone.dense_rollouts),
         checkpointing=backbone.activation_checkpointing,
         streams=sum(weight != 0 for weight in weights),
-        prompts=prompts,
+        prompts=data.prompts_per_step,
         samples=sampling.samples_per_prompt,
         slots=sampling.slots,
         prompt_tokens=prompt_tokens,
         tokens=sampling.max_new_tokens,
         keep_frozen=sampling.keep_frozen,
         pass_tokens=module.objective.micro_batch_tokens,
+        evaluated=-(-max(data.eval_size, 2 * data.validation_size) // devices),
+        mixes_logits=module.mixture == "probs",
+        kl=module.objective.beta > 0,
         live=live,
         devices=devices,
         sharded=sharded,

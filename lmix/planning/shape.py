@@ -96,6 +96,12 @@ class RunShape:
     keep_frozen: bool
     pass_tokens: int
     """Padded tokens of one pass of the update."""
+    evaluated: int = 0
+    """Rows that one device decodes in an evaluation, or in the alpha step."""
+    mixes_logits: bool = False
+    """Every stream has logits of its own: probabilities are mixed, or soft-capped logits."""
+    kl: bool = False
+    """The reference is scored for a KL."""
     live: float = 1.0
     """Part of the groups that are live: dead ones get no pass."""
     devices: int = 1
@@ -108,17 +114,24 @@ class RunShape:
 
     @property
     def most_tokens(self) -> int:
-        """Of all of a device's rows at full length: no pass is larger."""
-        return self.rows * (self.prompt_tokens + self.tokens)
+        """Of all of a device's rows at full length, a shared prompt once: no pass is larger."""
+        prompts = self.rows // self.samples if self.shares_prompts else self.rows
+        return prompts * self.prompt_tokens + self.rows * self.tokens
 
     @property
     def shares_prompts(self) -> bool:
         """Whether the update reads a prompt once for all of its completions."""
         whole = self.samples * (self.prompt_tokens + self.tokens)
         cheaper = self.prompt_tokens + self.samples * self.tokens < 0.9 * whole
-        return cheaper and not (self.checkpointing or self.sharded)
+        fits = self.pass_tokens >= self.prompt_tokens + 2 * self.tokens
+        return cheaper and fits and not (self.checkpointing or self.sharded)
 
     @property
     def active(self) -> int:
         """Completions that it draws at once."""
         return min(max(self.slots // self.samples, 1) * self.samples, self.rows)
+
+    @property
+    def decoded(self) -> int:
+        """Rows at once, at most: an evaluation may have more than a step."""
+        return max(self.active, min(self.slots, self.evaluated))

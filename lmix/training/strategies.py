@@ -1,5 +1,6 @@
 """The strategies of several ranks: Lightning's DDP as it is, and its FSDP2 with whole adapters."""
 
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
@@ -14,8 +15,14 @@ class ShardedStrategy(ModelParallelStrategy):
     under DDP: what `ModelParallelStrategy` does for sharded parameters is taken back here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta | None = None) -> None:
+        """Make it.
+
+        Args:
+            timeout: how long a rank waits for the others; null is torch's 30 minutes.
+        """
         super().__init__(tensor_parallel_size=1)
+        self._timeout = timeout or self._timeout
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes

@@ -96,7 +96,7 @@ def test_activations_are_what_autograd_keeps(folders, name, share):
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    run = dataclasses.replace(RUN, prompt_tokens=80, tokens=40, samples=8, sharded=not share)
+    run = dataclasses.replace(RUN, prompt_tokens=80, tokens=40, samples=8, sharded=not share, pass_tokens=10**4)
     rollouts = [Rollout(0, g, tokens(80, seed=1).tolist(), tokens(40, seed=g).tolist()) for g in range(8)]
     packed = pack(rollouts, share_prompts=share)
     passed = 80 + 8 * 40 if share else 8 * 120
@@ -115,12 +115,33 @@ def test_the_larger_phase_makes_the_peak_and_the_largest_that_fits_fits():
     assert peak(parts) == stays + max(phases.values())
     few = dataclasses.replace(RUN, slots=RUN.samples, pass_tokens=1)
     two_groups = peak(memory(model, dataclasses.replace(few, slots=2 * RUN.samples)))
-    fifty = peak(memory(model, dataclasses.replace(few, pass_tokens=50)))
+    passed = peak(memory(model, dataclasses.replace(few, pass_tokens=300)))
     assert largest(model, RUN, two_groups)[0] == 2 * RUN.samples
     assert largest(model, RUN, two_groups * 0.999)[0] == RUN.samples
-    assert largest(model, RUN, fifty)[1] == 50
+    assert largest(model, RUN, passed)[1] == 300
     assert largest(model, RUN, stays / 2) == (0, 0)
     assert largest(model, RUN, 1e15) == (RUN.rows, RUN.most_tokens)
+
+
+def test_what_makes_a_run_larger_is_counted():
+    model = shape()
+
+    def more(**changes) -> dict[str, float]:
+        return memory(model, dataclasses.replace(RUN, **changes))
+
+    plain = memory(model, RUN)
+    assert more(evaluated=1000)["rollout: keys and values"] == plain["rollout: keys and values"]  # 16 slots hold 16
+    assert (
+        more(evaluated=40, slots=40)["rollout: keys and values"] == 40 / 32 * more(slots=40)["rollout: keys and values"]
+    )
+    assert more(mixes_logits=True)["update: logits"] == 6 * plain["update: logits"]
+    row = RUN.prompt_tokens + RUN.tokens
+    assert more(pass_tokens=1)["update: activations"] == row * activation_bytes(model, RUN)  # a row stands alone
+    slow = [
+        update_seconds(model, dataclasses.replace(RUN, **changes), 1e9)
+        for changes in ({}, {"keep_frozen": False}, {"kl": True})
+    ]
+    assert slow[0] < slow[1] < slow[2]
 
 
 def test_more_devices_share_the_work_and_shards_the_backbone():
@@ -141,6 +162,9 @@ def test_the_command_takes_the_flags_of_fit(capsys):
     assert "seconds a step" in out
     assert cli.main([*line, "--config", "configs/strategies/fsdp2.yaml", "--trainer.devices=2"]) == 0
     assert "2 device(s), sharded" in capsys.readouterr().out
+    # devices that are not here
+    assert cli.main([*line, "--trainer.accelerator=gpu", "--trainer.devices=8", "--trainer.num_nodes=2"]) == 0
+    assert "16 device(s)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -148,6 +172,7 @@ def test_the_command_takes_the_flags_of_fit(capsys):
     [
         (["--device_gb=0"], "--device_gb must be positive, not 0.0"),
         (["--live=2"], "--live must lie between 0 and 1"),
+        (["--trainer.strategy=ddp_spawn"], "trainer.strategy must be auto, ddp or"),
         (
             ["--config", "configs/methods/sft.yaml", "--data.task=lmix.tasks.ArithmeticTask"],
             "plan is for GRPOModule, not SFTModule",

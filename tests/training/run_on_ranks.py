@@ -5,7 +5,6 @@ Arguments: a folder, and settings as JSON: prompts, steps, ckpt_path, strategy, 
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -27,15 +26,14 @@ from tests.training.test_grpo import SFT, data, trainer
 class Groups(L.Callback):
     """How many groups each step of this rank has, and how many of them are live."""
 
-    def __init__(self, dies_at: int | None) -> None:
+    def __init__(self) -> None:
         self.groups: list[int] = []
         self.live: list[int] = []
         self.metrics: list[dict[str, float]] = []
-        self.dies_at = dies_at
 
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_rank == 1 and trainer.global_step == self.dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        if pl_module.late and trainer.global_rank == 1:
+            pl_module.engine.eos_ids = ()  # its rows go on to the limit
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         rewards = [row.reward for row in pl_module.rows]
@@ -56,7 +54,7 @@ def main(
     quantization: str = "none",
     keep_frozen: bool = True,
     checkpointing: bool = False,
-    dies_at: int | None = None,
+    late: bool = False,
     **objective,
 ) -> None:
     torch.set_num_threads(1)
@@ -65,7 +63,7 @@ def main(
     backbone = BackboneConfig(quantization=quantization, dtype="float32", activation_checkpointing=checkpointing)
     sampling = SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0, keep_frozen=keep_frozen)
     common = {"sampling": sampling, "optimizer": OptimizerConfig(lr=1e-3)}
-    groups = Groups(dies_at)
+    groups = Groups()
     callbacks = [groups, CompletionLog(), PolicyCheckpoint(every_n_steps=1, keep=-1)]
     if method == "sft":
         m = SFTModule(backbone, AdapterConfig(rank=4), micro_batch_tokens=100, **common)
@@ -74,6 +72,7 @@ def main(
         m = GRPOModule(backbone, adapters, objective=ObjectiveConfig(**objective), **common)
         if adaptive:
             callbacks.append(AdaptiveAlpha(offset=1.0, scale=4.0))
+    m.late = late
     settings = {"strategy": "ddp" if strategy == "ddp" else ShardedStrategy(), "devices": ranks} if ranks > 1 else {}
     t = trainer(out, steps, callbacks=callbacks, val_check_interval=steps, **settings)
     t.fit(m, data(prompts=prompts, validation_size=5), ckpt_path=ckpt_path)

@@ -17,20 +17,19 @@ SPEED = {"perf/rollout_tokens_per_second", "perf/train_tokens_per_second"}
 SMALL = {"micro_batch_tokens": 150}  # several passes a step, and not the same number on both ranks
 
 
-def start(out: Path, ranks: int, **settings) -> subprocess.CompletedProcess:
-    out.mkdir(exist_ok=True)
-    line = [sys.executable]
-    if ranks > 1:
-        line += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    line += [str(SCRIPT), str(out), json.dumps(settings)]
+def start(ranks: int, *line: str) -> subprocess.CompletedProcess:
+    """Run a script, or `-m` and a module, on one process or under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    line = (sys.executable, *launcher, *line)
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def train(out: Path, ranks: int, **settings) -> tuple[dict, list[dict]]:
     """Run the script; gives the last checkpoint, and what each rank wrote down."""
-    done = start(out, ranks, **settings)
+    out.mkdir()
+    done = start(ranks, str(SCRIPT), str(out), json.dumps(settings))
     assert done.returncode == 0, done.stderr[-3000:]
     written = [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     checkpoint = out / "checkpoints" / f"step={settings.get('steps', 3):04d}.ckpt"
@@ -129,14 +128,42 @@ def test_every_method_gives_the_same_on_two_processes(strategy, case, tmp_path):
     same_adapters(one, two)
 
 
+def test_a_rank_whose_rows_end_much_later(tmp_path):
+    """The other's rows have ended long before; both come to the same adapters and alpha."""
+    _, (first, second) = train(tmp_path / "late", 2, strategy="fsdp2", late=True, **SMALL)
+    lengths = [metrics["train/completion_length"] for metrics in first["metrics"]]
+    assert min(lengths) > 20  # of both ranks together; rank 1's are 48
+    assert first["alpha"] == second["alpha"]
+    assert first["metrics"][-1]["train/grad_norm"] == second["metrics"][-1]["train/grad_norm"]
+
+
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
-def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(strategy, runs, tmp_path):
+def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(strategy, tmp_path):
+    """By the command line, with the strategy's file."""
+    configs = ["--config", str(ROOT / "configs/demo.yaml")]
+    sizes = ["--data.prompts_per_step=4", "--data.eval_size=4", "--model.sampling.samples_per_prompt=4"]
+    run = ["--trainer.max_steps=3", "--trainer.val_check_interval=3", "--trainer.num_sanity_val_steps=0"]
+    line = ["-m", "lmix", "fit", *configs, *sizes, *run, "--trainer.accelerator=cpu"]
+    often = {"class_path": "lmix.training.checkpoints.PolicyCheckpoint", "init_args": {"every_n_steps": 1}}
+    dying = {"class_path": "tests.training.dying.Dying", "init_args": {"at_step": 2}}
+    for name, callbacks in (("plain", [often]), ("dying", [often, dying])):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({"trainer": {"callbacks": callbacks}}))
+
+    def last(folder: str, step: int) -> Path:
+        return tmp_path / folder / "demo" / "version_0" / "checkpoints" / f"step={step:04d}.ckpt"
+
+    def place(folder: str) -> str:
+        return f"--trainer.logger.save_dir={tmp_path / folder}"
+
+    ranks = [f"--config={ROOT}/configs/strategies/{strategy}.yaml", "--trainer.devices=2"]
     before = time.monotonic()
-    done = start(tmp_path / "died", 2, steps=4, strategy=strategy, dies_at=2, **SMALL)
+    done = start(2, *line, f"--config={tmp_path}/dying.yaml", place("died"), *ranks)
     assert done.returncode != 0
-    assert time.monotonic() - before < 120  # a minute, and the steps before
-    assert "SIGKILL" in done.stderr or "Signal 9" in done.stderr
-    last = max((tmp_path / "died" / "checkpoints").glob("*.ckpt"))
-    assert last.name == "step=0002.ckpt"
-    more, _ = train(tmp_path / "more", 1, steps=4, ckpt_path=str(last), **SMALL)
-    same_adapters(runs["one"][1], more)
+    assert time.monotonic() - before < 90  # a minute, and the steps before
+    assert "SIGKILL" in done.stderr
+    assert last("died", 2).is_file()
+    assert not last("died", 3).exists()
+    for folder, more in (("more", [f"--ckpt_path={last('died', 2)}"]), ("whole", [])):
+        done = start(1, *line, f"--config={tmp_path}/plain.yaml", place(folder), *more)
+        assert done.returncode == 0, done.stderr[-3000:]
+    same_adapters(*(torch.load(last(folder, 3), weights_only=True) for folder in ("whole", "more")))
