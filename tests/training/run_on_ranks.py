@@ -52,6 +52,7 @@ def main(
     method: str = "grpo",
     adaptive: bool = True,
     quantization: str = "none",
+    dtype: str = "float32",
     keep_frozen: bool = True,
     checkpointing: bool = False,
     late: bool = False,
@@ -60,7 +61,7 @@ def main(
     torch.set_num_threads(1)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     L.seed_everything(0)
-    backbone = BackboneConfig(quantization=quantization, dtype="float32", activation_checkpointing=checkpointing)
+    backbone = BackboneConfig(quantization=quantization, dtype=dtype, activation_checkpointing=checkpointing)
     sampling = SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0, keep_frozen=keep_frozen)
     common = {"sampling": sampling, "optimizer": OptimizerConfig(lr=1e-3)}
     groups = Groups()

@@ -47,7 +47,7 @@ def test_alpha_follows_the_validation_problems_between_steps(tmp_path):
 
 
 def test_alpha_is_constant_inside_a_step(tmp_path, monkeypatch):
-    m = module(objective=ObjectiveConfig(inner_updates=2, micro_batch_tokens=200))
+    m = module(objective=ObjectiveConfig(inner_updates=2, micro_batch_tokens=100))
     seen = []
     score = m.score
 
