@@ -145,7 +145,7 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
                 check_checkpoint(path)
 
         def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> L.Trainer:
-            """A callback that the user configures takes the place of the default one of its kind."""
+            """Add the default callbacks; one that the user configures takes the place of the default of its kind."""
             given = config.get("callbacks") or []
             kinds = [type(callback) for callback in (given if isinstance(given, list) else [given])]
             self.trainer_defaults["callbacks"] = [c for c in default_callbacks() if type(c) not in kinds]
@@ -163,7 +163,7 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
         subclass_mode_model=True,
         auto_configure_optimizers=False,  # model.optimizer has it
         seed_everything_default=0,
-        trainer_defaults=DEFAULTS | {"callbacks": default_callbacks(), "logger": default_logger()},
+        trainer_defaults=DEFAULTS | {"logger": default_logger()},
         save_config_kwargs={"overwrite": True},
         parser_kwargs={
             "exit_on_error": False,

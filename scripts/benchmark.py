@@ -11,11 +11,13 @@ lmix[bench]`), which is left out where it is not installed. Figures that were no
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import fields
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,13 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+import torch  # noqa: E402
 from contenders import MARK, Work  # noqa: E402
+
+from lmix.model.adapters import AdapterConfig  # noqa: E402
+from lmix.model.backbone import compute_dtype  # noqa: E402
+from lmix.model.tokenizer import load_config  # noqa: E402
+from lmix.planning.shape import ModelShape, model_shape  # noqa: E402
 
 Figures = dict[str, float]
 TABLES = ("natural", "alpha", "growth")
@@ -158,8 +166,6 @@ class Worker:
         for line in self.process.stdout:
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
-        import shlex
-
         raise SystemExit(f"benchmark: a contender ended; run it alone to see why: {shlex.join(self.line)}")
 
 
@@ -169,15 +175,8 @@ def limit(work: Work) -> Figures:
     Both streams' prompts once each and their completions token by token through all linear layers, and the head once a
     drawn token, on mixed hidden states.
     """
-    import torch
-
-    from lmix.model.adapters import AdapterConfig
-    from lmix.model.backbone import compute_dtype
-    from lmix.model.tokenizer import load_config
-    from lmix.planning.shape import model_shape
-
     torch.set_num_threads(work.threads)
-    model = model_shape(load_config(work.model), AdapterConfig())
+    model = shape_of(work.model)
     passes = 2 * (work.prompts * work.prompt_tokens + work.rows * (work.tokens - 1))
     flops = 2.0 * (passes * model.linear + work.rows * work.tokens * model.head)
     dtype = compute_dtype(work.dtype, work.device)
@@ -192,6 +191,11 @@ def limit(work: Work) -> Figures:
         times.append(time.perf_counter() - start)
     rate = 2.0 * 512 * model.hidden * model.inner / statistics.median(times)
     return {"rollout": flops / rate, "gflops": rate / 1e9}
+
+
+@cache
+def shape_of(model: str) -> ModelShape:
+    return model_shape(load_config(model), AdapterConfig())
 
 
 def ratios(figures: dict[str, Figures], work: Work) -> dict[str, Any]:

@@ -21,11 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import DynamicCache
 
 from lmix.functional import clipped_surrogate_loss, group_advantages
-from lmix.model.adapters import AdapterConfig
-from lmix.model.backbone import BackboneConfig, compute_dtype, load_backbone
+from lmix.model.adapters import AdapterConfig, save_adapter
+from lmix.model.backbone import BackboneConfig, compute_dtype, load_backbone, skeleton
 from lmix.model.tokenizer import load_config, load_tokenizer
+from lmix.planning import estimates
+from lmix.planning.shape import RunShape, model_shape
+from lmix.rollout.engine import Draw, RolloutEngine
+from lmix.rollout.rollout import micro_batches, pack
+from lmix.tasks.arithmetic import ArithmeticTask
+from lmix.training.config import ObjectiveConfig, SamplingConfig
+from lmix.training.grpo import BeforeUpdate, GRPOModule
 
 MARK = "BENCHMARK "
 
@@ -58,6 +67,11 @@ class Work:
         return BackboneConfig(self.model, self.quantization, dtype=self.dtype)  # pyright: ignore[reportArgumentType]
 
     @property
+    def lora(self) -> LoraConfig:
+        """A new adapter's, as lmix's policy has it."""
+        return AdapterConfig(rank=self.rank).fresh()
+
+    @property
     def device(self) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -67,8 +81,6 @@ class Work:
             lines = Path(self.prompts_from).read_text(encoding="utf-8").splitlines()[: self.prompts]
             texts = [json.loads(line)["problem"] for line in lines]
         else:
-            from lmix.tasks.arithmetic import ArithmeticTask
-
             texts = [problem.problem for problem in ArithmeticTask(train_size=self.prompts).problems("train")]
         tokenizer = load_tokenizer(self.model)
         found = []
@@ -125,10 +137,6 @@ class Ours(Contender):
     """One GRPO step of lmix: its own methods, without a Trainer around them."""
 
     def __init__(self, work: Work, vocabulary: int | None = None) -> None:
-        from lmix.rollout.engine import RolloutEngine
-        from lmix.training.config import ObjectiveConfig, SamplingConfig
-        from lmix.training.grpo import GRPOModule
-
         self.work, self.number = work, 0
         objective = ObjectiveConfig(micro_batch_tokens=work.pass_tokens)
         with tempfile.TemporaryDirectory() as folder:
@@ -146,24 +154,18 @@ class Ours(Contender):
         self.prompts = [[i % (vocabulary or 10**9) for i in ids] for ids in work.prompt_ids()]
 
     def rollouts(self) -> list[Any]:
-        from lmix.rollout.engine import Draw
-
         self.number += 1
         draw = Draw(0, self.number)
         return self.engine.generate(self.prompts, self.work.tokens, draw, self.work.samples, keep_frozen=True)
 
     def score(self, rollouts: list[Any]) -> None:
         """Log-probabilities without a gradient: what a second inner update or a KL would need. No part of the step."""
-        from lmix.rollout.rollout import micro_batches, pack
-
         passes, share = micro_batches(rollouts, self.work.pass_tokens)
         with torch.no_grad():
             for rows in passes:
                 self.module.score(pack([rollouts[i] for i in rows], self.module.policy.device, share))
 
     def update(self, rollouts: list[Any]) -> None:
-        from lmix.training.grpo import BeforeUpdate
-
         advantages = group_advantages(self.work.rewards()).flatten()
         self.module.accumulate_gradient(rollouts, advantages, self.module.token_weights(rollouts), BeforeUpdate())
         torch.nn.utils.clip_grad_norm_(self.module.policy.policy_parameters(), 1.0)
@@ -172,8 +174,6 @@ class Ours(Contender):
 
     def natural(self) -> dict[str, float]:
         """Four times the prompts through the same slots; one token in T ends a row, and its slot goes to another."""
-        from lmix.rollout.engine import Draw, RolloutEngine
-
         size = self.module.policy.backbone.config.vocab_size
         prompts = self.more_prompts(4 * self.work.prompts)
         self.number += 1
@@ -189,8 +189,6 @@ class Ours(Contender):
 
     def alpha(self) -> dict[str, float]:
         """Seconds of a step's rollouts and of its alpha step, at the paper's ratio: 200 greedy decodes to 2048."""
-        from lmix.rollout.engine import Draw, RolloutEngine
-
         prompts = self.more_prompts(self.work.alpha_rollouts // self.work.samples)
         examples = max(1, round(len(prompts) * self.work.samples * 100 / 2048))
         engine = RolloutEngine(self.module.policy, [], slots=64)
@@ -226,7 +224,7 @@ def growth(work: Work) -> list[dict[str, float]]:
         figures = contender.step()
         del contender
         reset_memory()
-        peak_gb = max(figures["rollout_gb"], figures["update_gb"]) - start
+        planned = planned_gb(size, vocabulary)
         found.append(
             {
                 "samples": size.samples,
@@ -237,8 +235,8 @@ def growth(work: Work) -> list[dict[str, float]]:
                 "update_tokens_per_second": size.rows * size.tokens / figures["update"],
                 "rollout_gb": figures["rollout_gb"] - start,
                 "update_gb": figures["update_gb"] - start,
-                "planned_gb": planned_gb(size, vocabulary),
-                "planned_of_peak": planned_gb(size, vocabulary) / peak_gb,
+                "planned_gb": planned,
+                "planned_of_peak": planned / (max(figures["rollout_gb"], figures["update_gb"]) - start),
             }
         )
     return found
@@ -246,10 +244,6 @@ def growth(work: Work) -> list[dict[str, float]]:
 
 def planned_gb(work: Work, vocabulary: int) -> float:
     """The planner's peak for a step of this work."""
-    from lmix.planning.estimates import memory as planned
-    from lmix.planning.estimates import peak
-    from lmix.planning.shape import RunShape, model_shape
-
     config = load_config(work.model)
     config.vocab_size, config.pad_token_id = vocabulary, None
     model = model_shape(config, AdapterConfig(rank=work.rank))
@@ -269,21 +263,18 @@ def planned_gb(work: Work, vocabulary: int) -> float:
         pass_tokens=work.pass_tokens,
     )
     # its reference has an adapter of the policy's size
-    return peak(planned(replace(model, frozen_lora=model.lora), run)) / 1e9
+    return estimates.peak(estimates.memory(replace(model, frozen_lora=model.lora), run)) / 1e9
 
 
 class Naive(Contender):
     """The mixture in the plainest correct way."""
 
     def __init__(self, work: Work) -> None:
-        from peft import LoraConfig, get_peft_model
-
         self.work = work
         base = load_backbone(work.backbone, work.device)
         base.requires_grad_(False)
-        lora = LoraConfig(r=work.rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        self.model: Any = get_peft_model(base, lora, adapter_name="policy")
-        self.model.add_adapter("reference", lora)
+        self.model: Any = get_peft_model(base, work.lora, adapter_name="policy")
+        self.model.add_adapter("reference", work.lora)
         randomise(self.model)
         self.prompts = torch.tensor(work.prompt_ids(), device=work.device).repeat_interleave(work.samples, dim=0)
         self.parameters = [p for name, p in self.model.named_parameters() if ".policy." in name]
@@ -296,8 +287,6 @@ class Naive(Contender):
 
     @torch.no_grad()
     def rollouts(self) -> torch.Tensor:
-        from transformers import DynamicCache
-
         self.model.eval()
         caches = {stream: DynamicCache() for stream in ("policy", "reference")}
         ids, fed = self.prompts, self.prompts
@@ -348,7 +337,6 @@ class Naive(Contender):
 def trl(work: Work, beta: float) -> None:
     """TRL's GRPOTrainer on the same work; its own rollouts and update, one optimiser step a turn."""
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
@@ -405,7 +393,7 @@ def trl(work: Work, beta: float) -> None:
         args=config,
         train_dataset=Dataset.from_dict({"prompt": [tokenizer.decode(ids) for ids in work.prompt_ids()]}),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=work.rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=work.lora,
         callbacks=[Turns()],
     )
     generate = trainer._generate_and_score_completions
@@ -455,15 +443,7 @@ def randomise(model: Any) -> None:
 
 def random_adapter(work: Work, folder: Path) -> str:
     """A reference of the policy's shape, as a peft folder; its values are set later."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    from lmix.model.adapters import save_adapter
-
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(load_config(work.model))
-        lora = LoraConfig(r=work.rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        peft_model: Any = get_peft_model(skeleton, lora, adapter_name="reference")
+    peft_model: Any = get_peft_model(skeleton(load_config(work.model)), work.lora, adapter_name="reference")
     peft_model.load_state_dict(
         {name: torch.zeros(p.shape) for name, p in peft_model.named_parameters() if "lora_" in name},
         strict=False,

@@ -14,8 +14,9 @@ from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_s
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from lmix.model.backbone import skeleton
 from lmix.model.streams import POLICY, REFERENCE, StreamRouter
 from lmix.model.tokenizer import first_line, load_config, resolve
 
@@ -121,10 +122,9 @@ def check_adapter(path: str, backbone: str, model_config: PretrainedConfig | Non
         ValueError: the adapter can't be read, or was made for another backbone.
     """
     config, weights = read_adapter(path)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(model_config or load_config(backbone))
+    model = skeleton(model_config or load_config(backbone))
     try:
-        expected = get_peft_model_state_dict(get_peft_model(skeleton, config))
+        expected = get_peft_model_state_dict(get_peft_model(model, config))
     except ValueError as error:
         raise ValueError(f"adapter {path!r} does not fit backbone {backbone!r}: {first_line(error)}") from error
     if differing := sorted(set(expected) ^ set(weights)):

@@ -88,6 +88,12 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     return nn.Module.to(model, device)  # pyright: ignore[reportReturnType]
 
 
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """A causal LM of names and shapes alone, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
 def freeze_backbone(model: PreTrainedModel) -> None:
     """Freeze a causal LM in place, and make its forward pass the same in sampling and in training."""
     model.requires_grad_(False)
@@ -138,7 +144,7 @@ def dequantized(model: nn.Module, wanted: bool | None) -> Iterator[None]:
     layers: list[Any] = [m for m in model.modules() if is_4bit(m)]
     if wanted is None and layers:
         size = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
-        wanted = size < free_memory(layers[0].weight.device) / 2
+        wanted = copy_fits(size, free_memory(layers[0].weight.device))
     try:
         for layer in layers if wanted else []:
             layer.dense = dequantize(layer)
@@ -146,6 +152,11 @@ def dequantized(model: nn.Module, wanted: bool | None) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.dense = None
+
+
+def copy_fits(size: float, free: float) -> bool:
+    """What `dense_rollouts: null` decides by, in bytes."""
+    return size < free / 2
 
 
 def free_memory(device: torch.device) -> int:

@@ -28,7 +28,7 @@ def shard_layers(decoder: nn.Module, mesh: DeviceMesh) -> list[FSDPModule]:
         whole = {p for name, p in layer.named_parameters() if ".lora_" in name}
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
     # by themselves layers fetch what ran before them, which differs between ranks: some have drawn tokens, some none
-    for before, layer in zip([layers[0], *layers], layers):  # noqa: B905
+    for before, layer in zip([layers[0], *layers[:-1]], layers, strict=True):
         layer.set_modules_to_backward_prefetch([before])  # pyright: ignore
     # the root has no weights of its own: it only lets layers fetch the next one's while they work
     fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not isinstance(p, DTensor)})

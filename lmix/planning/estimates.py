@@ -4,9 +4,7 @@ from dataclasses import replace
 
 from lmix.model.mixed_policy import CHUNK_LOGITS
 from lmix.planning.shape import ModelShape, RunShape
-
-PREFILL = 8192
-"""Padded tokens of a prefill pass (lmix.rollout.engine)."""
+from lmix.rollout.engine import PREFILL_TOKENS
 
 
 def weight_bytes(model: ModelShape, run: RunShape) -> float:
@@ -40,12 +38,11 @@ def prefix_bytes(model: ModelShape, run: RunShape) -> float:
 
 
 def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
-    """Bytes on one device, by what they are for. `rollout_` and `update_` do not exist at the same time."""
+    """Bytes on one device, by what they are for. `rollout:` and `update:` do not exist at the same time."""
     streams, width = run.streams, run.width
-    kept = run.streams - 1 if run.keep_frozen else 0
     row = run.prompt_tokens + run.tokens
     passed = min(max(run.pass_tokens, row), run.most_tokens)  # a longer row stands alone
-    prefilled = streams * min(PREFILL, run.decoded * run.prompt_tokens)
+    prefilled = streams * min(PREFILL_TOKENS, run.decoded * run.prompt_tokens)
     gathered = model.linear * (0.5 if run.nf4 else width) if run.sharded else 0.0
     # in the dtype, and in float32 where that is another
     logit = (width if width < 4 else 0) + 4.0
@@ -56,7 +53,7 @@ def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
         "rollout: keys and values": 2.0 * streams * run.decoded * row * model.layers * model.keys * width,
         "rollout: prefill": prefilled * width * (2.0 * model.layers * model.keys + 3.0 * model.inner),
         "rollout: logits": run.decoded * model.vocabulary * (logit * (2 * streams if run.mixes_logits else 1) + 4.0),
-        "rollout: hidden states of frozen streams": float(run.active * run.tokens * kept * model.hidden * width),
+        "rollout: hidden states of frozen streams": float(run.active * run.tokens * run.kept * model.hidden * width),
         "rollout: dequantised copy": float(model.linear * width) if run.nf4 and run.dense_rollouts else 0.0,
         "rollout: gathered shards": gathered,
         "update: activations": passed * activation_bytes(model, run),
@@ -78,9 +75,8 @@ def peak(parts: dict[str, float]) -> float:
 def host_bytes(model: ModelShape, run: RunShape) -> float:
     """On the host, for one device: hidden states of the frozen streams of all of a step's completions; and, where the
     backbone is sharded, the whole of it while it is loaded."""
-    kept = run.streams - 1 if run.keep_frozen else 0
     loaded = weight_bytes(model, replace(run, devices=1)) if run.sharded else 0.0
-    return max(loaded, float(run.rows * run.tokens * kept * model.hidden * run.width))
+    return max(loaded, float(run.rows * run.tokens * run.kept * model.hidden * run.width))
 
 
 def largest(model: ModelShape, run: RunShape, device_bytes: float) -> tuple[int, int]:
@@ -131,7 +127,7 @@ def update_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
     rows = run.rows * run.live
     prompts = rows / run.samples if run.shares_prompts else rows
     passes = 3.0 if run.checkpointing else 2.0
-    forwards = (0 if run.keep_frozen else run.streams - 1) + (1 if run.kl else 0)
+    forwards = (run.streams - 1 - run.kept) + (1 if run.kl else 0)
     tokens = rows * run.tokens + prompts * run.prompt_tokens
     body = 2.0 * tokens * ((passes + forwards) * model.linear + 3.0 * model.lora)
     head = 2.0 * rows * run.tokens * model.head * (2.0 + (1 if run.kl else 0))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from lmix.data.module import RLDataModule
+from lmix.model.backbone import copy_fits
 from lmix.model.tokenizer import load_config
 from lmix.planning.estimates import host_bytes, largest, memory, peak, rollout_seconds, update_seconds
 from lmix.planning.shape import ModelShape, RunShape, model_shape
@@ -17,11 +18,11 @@ def plan(
     data: RLDataModule,
     devices: int,
     sharded: bool,
-    prompt_tokens: int = 256,
-    device_gb: float = 80.0,
-    tflops: float = 300.0,
-    bandwidth: float = 2000.0,
-    live: float = 1.0,
+    prompt_tokens: int,
+    device_gb: float,
+    tflops: float,
+    bandwidth: float,
+    live: float,
 ) -> str:
     """What a run of these settings needs, as text. No weight is read.
 
@@ -77,7 +78,7 @@ def plan(
 
 
 def run_shape(
-    module: GRPOModule, data: RLDataModule, devices: int, sharded: bool, prompt_tokens: int, live: float = 1.0
+    module: GRPOModule, data: RLDataModule, devices: int, sharded: bool, prompt_tokens: int, live: float
 ) -> RunShape:
     """The sizes of a configured run."""
     backbone, sampling = module.backbone, module.sampling
@@ -111,5 +112,4 @@ def settle_dense(module: GRPOModule, model: ModelShape, run: RunShape, device_by
         return run
     parts = memory(model, run)
     taken = sum(size for name, size in parts.items() if ":" not in name) + parts["rollout: gathered shards"]
-    free = device_bytes - taken
-    return replace(run, dense_rollouts=model.linear * run.width < free / 2)
+    return replace(run, dense_rollouts=copy_fits(model.linear * run.width, device_bytes - taken))

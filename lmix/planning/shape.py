@@ -1,13 +1,17 @@
 """Sizes of a model and of a run that memory and time follow from."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from lmix.model.adapters import AdapterConfig, read_adapter
+from lmix.model.backbone import skeleton
+from lmix.rollout.engine import slots_taken
+from lmix.rollout.rollout import WORTH_SHARING
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,8 @@ def model_shape(config: PretrainedConfig, adapters: AdapterConfig) -> ModelShape
     Raises:
         ValueError: target_modules that the model does not have, or an adapter that can't be read.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    head = model.get_output_embeddings()
+    model = skeleton(config)
+    head: Any = model.get_output_embeddings()
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     linear = sum(m.weight.numel() for m in linears)
     whole = sum(p.numel() for p in model.parameters())
@@ -113,6 +116,11 @@ class RunShape:
         return -(-self.prompts // self.devices) * self.samples
 
     @property
+    def kept(self) -> int:
+        """Frozen streams whose hidden states are kept from the rollouts."""
+        return self.streams - 1 if self.keep_frozen else 0
+
+    @property
     def most_tokens(self) -> int:
         """Of all of a device's rows at full length, a shared prompt once: no pass is larger."""
         prompts = self.rows // self.samples if self.shares_prompts else self.rows
@@ -122,14 +130,14 @@ class RunShape:
     def shares_prompts(self) -> bool:
         """Whether the update reads a prompt once for all of its completions."""
         whole = self.samples * (self.prompt_tokens + self.tokens)
-        cheaper = self.prompt_tokens + self.samples * self.tokens < 0.9 * whole
+        cheaper = self.prompt_tokens + self.samples * self.tokens < WORTH_SHARING * whole
         fits = self.pass_tokens >= self.prompt_tokens + 2 * self.tokens
         return cheaper and fits and not (self.checkpointing or self.sharded)
 
     @property
     def active(self) -> int:
         """Completions that it draws at once."""
-        return min(max(self.slots // self.samples, 1) * self.samples, self.rows)
+        return slots_taken(self.slots, self.samples, self.rows)
 
     @property
     def decoded(self) -> int:

@@ -12,8 +12,11 @@ from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.streams import POLICY, REFERENCE
 from lmix.rollout.cache import StreamCache
 from lmix.rollout.randomness import row_keys, uniforms
-from lmix.rollout.rollout import Rollout, token_budget_batches
+from lmix.rollout.rollout import Rollout, pad_right, token_budget_batches
 from lmix.rollout.sampling import greedy, inverse_cdf
+
+PREFILL_TOKENS = 8192
+"""Padded prompt tokens of one prefill pass, where nothing else is said."""
 
 Progress = Callable[[int, int, int], None]
 """Called after each token with (rows ended, rows in all, tokens drawn)."""
@@ -46,7 +49,7 @@ class RolloutEngine:
         policy: MixedPolicy,
         eos_ids: Sequence[int],
         slots: int = 64,
-        prefill_tokens: int = 8192,
+        prefill_tokens: int = PREFILL_TOKENS,
         check_every: int | None = None,
     ) -> None:
         self.policy = policy
@@ -90,6 +93,11 @@ class RolloutEngine:
         return rollouts
 
 
+def slots_taken(slots: int, samples: int, rows: int) -> int:
+    """Rows that are decoded at once: whole groups, at least one, and no more than there are."""
+    return min(max(slots // samples, 1) * samples, rows)
+
+
 def end_tokens(policy: MixedPolicy, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a completion: the tokenizer's, and those of the model's generation settings."""
     ends: set[Any] = {tokenizer.eos_token_id}  # pyright: ignore[reportUnhashable]
@@ -123,7 +131,7 @@ class _Wave:
         self.waiting = list(range(0, len(rollouts), samples))  # first rollout of each group that has not started
         self.ended, self.tokens_drawn = 0, 0
         self.ends = torch.tensor(engine.eos_ids, dtype=torch.long, device=self.device)
-        slots = min(max(engine.slots // samples, 1) * samples, len(rollouts))
+        slots = slots_taken(engine.slots, samples, len(rollouts))
         length = max(len(r.prompt_ids) for r in rollouts) + max_new_tokens
         self.cache = StreamCache(self.policy.backbone.config, len(self.streams), slots, length)
         self.rollout_of: list[int | None] = [None] * slots
@@ -175,8 +183,7 @@ class _Wave:
         """Read each prompt once a stream, give its keys and values to its G slots, and draw their first tokens."""
         prompts = [self.rollouts[first].prompt_ids for first in groups]
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        width = max(len(p) for p in prompts)
-        ids = torch.tensor([p + [0] * (width - len(p)) for p in prompts], device=self.device)
+        ids = pad_right(prompts).to(self.device)
         cache = DynamicCache()
         hidden_KPTH = self.policy.hidden(ids, self.streams, past_key_values=cache, use_cache=True)
         last_KPH = hidden_KPTH[:, torch.arange(len(prompts), device=self.device), lengths - 1]

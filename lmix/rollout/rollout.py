@@ -9,6 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lmix.model.prefix import Prefix
 
+WORTH_SHARING = 0.9
+"""Reading prompts once must leave fewer tokens than this part of whole rows': its mask costs something."""
+
 
 @dataclass
 class Rollout:
@@ -131,7 +134,7 @@ def micro_batches(rollouts: Sequence[Rollout], budget: int, share_prompts: bool 
     Whole rows, those of like length together; or each prompt once for the completions that follow it in the same pass.
 
     Args:
-        share_prompts: whether the second plan is there to be chosen; it must save a tenth, as its mask costs something.
+        share_prompts: whether the second plan is there to be chosen.
 
     Returns:
         Lists of row numbers, every row in exactly one; and whether to pack them with `share_prompts`.
@@ -142,7 +145,7 @@ def micro_batches(rollouts: Sequence[Rollout], budget: int, share_prompts: bool 
     shared = shared_prompt_batches(rollouts, budget)
     cost_whole = sum(len(rows) * max(len(rollouts[i]) for i in rows) for rows in whole)
     cost_shared = sum(shared_tokens([rollouts[i] for i in rows]) for rows in shared)
-    return (shared, True) if cost_shared < 0.9 * cost_whole else (whole, False)
+    return (shared, True) if cost_shared < WORTH_SHARING * cost_whole else (whole, False)
 
 
 def shared_prompt_batches(rollouts: Sequence[Rollout], budget: int) -> list[list[int]]:
