@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmix.data.module import RLDataModule as RLDataModule
+    from lmix.model.causal_lm import MixedPolicyForCausalLM as MixedPolicyForCausalLM
     from lmix.model.mixed_policy import MixedPolicy as MixedPolicy
     from lmix.training.grpo import GRPOModule as GRPOModule
     from lmix.training.sft import SFTModule as SFTModule
@@ -15,10 +16,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "GRPOModule": "lmix.training.grpo",
     "MixedPolicy": "lmix.model.mixed_policy",
+    "MixedPolicyForCausalLM": "lmix.model.causal_lm",
     "RLDataModule": "lmix.data.module",
     "SFTModule": "lmix.training.sft",
 }
-__all__ = ["GRPOModule", "MixedPolicy", "RLDataModule", "SFTModule"]
+__all__ = ["GRPOModule", "MixedPolicy", "MixedPolicyForCausalLM", "RLDataModule", "SFTModule"]
 
 
 def __getattr__(name: str) -> Any:

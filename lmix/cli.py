@@ -1,8 +1,10 @@
 """The front door: `python -m lmix fit --config ...`, a LightningCLI whose errors are one line."""
 
+import errno
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from argparse import ArgumentParser
@@ -35,9 +37,14 @@ FUNCTIONS = {
     "evaluate": "lmix.evaluation.evaluate",
     "sweep": "lmix.evaluation.sweep",
     "compare": "lmix.evaluation.compare",
+    "generate": "lmix.inspection.generate",
+    "export": "lmix.inspection.export",
 }
 """Commands that are plain functions of that name, and where they live."""
 
+
+NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+"""What a disk may say that no code can mend."""
 
 DESCRIPTION = """Reinforcement learning with logit averaging.
 Start with: fit --config configs/demo.yaml (in a checkout). Settings: fit --model.help=lmix.GRPOModule,
@@ -46,9 +53,11 @@ DatasetTask). Other commands, each with --help: {others}."""
 
 
 def main(args: list[str] | None = None) -> int:
-    """Parse, check, run. Returns the exit status: 0, 1 for a user's mistake."""
+    """Parse, check, run. Returns the exit status: 0, 1 for a user's mistake, 143 for a run that was told to end."""
     from jsonargparse import ArgumentError, set_parsing_settings
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     args = sys.argv[1:] if args is None else args
     quieten()
@@ -64,6 +73,17 @@ def main(args: list[str] | None = None) -> int:
             run_trainer(args)
     except (ValueError, ArgumentError, MisconfigurationException) as error:
         print(f"lmix: error: {one_line(str(error))}", file=sys.stderr)
+        return 1
+    except SIGTERMException:
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return 0  # a launcher would take another status for a failure, and kill the rest
+        print("lmix: told to end: the last step is saved; go on by --ckpt_path and the run's folder", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except OSError as error:
+        if error.errno not in NOT_OURS:
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        print(f"lmix: error: {one_line(str(error.strerror))}{place}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if not is_lost_rank(error):
@@ -132,7 +152,7 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
     from lightning.pytorch.cli import LightningCLI
 
     from lmix.data.module import RLDataModule
-    from lmix.training.state import check_checkpoint
+    from lmix.training.state import find_checkpoint
     from lmix.training.strategies import check_strategy
 
     class Door(LightningCLI):
@@ -141,8 +161,9 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
 
         def parse_arguments(self, parser: Any, args: Any) -> None:
             super().parse_arguments(parser, args)
-            if path := self.config[self.config["subcommand"]].get("ckpt_path"):
-                check_checkpoint(path)
+            settings = self.config[self.config["subcommand"]]
+            if path := settings.get("ckpt_path"):
+                settings["ckpt_path"] = find_checkpoint(path)
 
         def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> L.Trainer:
             """Add the default callbacks; one that the user configures takes the place of the default of its kind."""
@@ -191,8 +212,9 @@ def default_callbacks() -> list[Any]:
     from lmix.training.checkpoints import PolicyCheckpoint
     from lmix.training.completion_log import CompletionLog
     from lmix.training.console import StepConsole
+    from lmix.training.preemption import Preemption
 
-    return [StepConsole(), CompletionLog(), PolicyCheckpoint()]
+    return [StepConsole(), CompletionLog(), Preemption(), PolicyCheckpoint()]
 
 
 def default_logger() -> dict[str, Any]:

@@ -1,19 +1,78 @@
 """Files that are whole or not there."""
 
+import errno
+import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write text. The file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+@contextmanager
+def whole_file(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
+    """A file to write to. It takes its name when all of it is on the disk; where that fails, what was there stays.
+
+    One process writes a path at a time: the part that is under way has a name of its own, and a process that was killed
+    leaves it to be written over.
+
+    Raises:
+        OSError: it can't be written, as on a full disk.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    # half a surrogate pair can't be written as UTF-8, and \udxxx is what JSON calls it
+    text: dict[str, Any] = {} if binary else {"encoding": "utf-8", "errors": "backslashreplace"}
     try:
-        # half a surrogate pair can't be written as UTF-8, and \udxxx is what JSON calls it
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(lines)
+        with temporary.open("wb" if binary else "w", **text) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """See that names which a folder was given are on the disk, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write text. The file is there whole or not at all."""
+    with whole_file(path) as file:
+        file.writelines(lines)
+
+
+SUMS = "SHA256SUMS"
+"""A folder's checksums, as `sha256sum -c` reads them."""
+
+
+def write_sums(folder: Path) -> None:
+    """Write down the checksum of each file in a folder, and see that all of it is on the disk."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    for name in names:
+        with (folder / name).open("rb+") as file:
+            os.fsync(file.fileno())
+    write_lines(folder / SUMS, [f"{checksum(folder / name)}  {name}\n" for name in names])
+
+
+def differing_file(folder: Path, names: Iterable[str]) -> str | None:
+    """The first of these files that differs from the folder's checksums; None where none does, or there are no sums."""
+    if not (folder / SUMS).is_file():
+        return None
+    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((name for name in names if f"{checksum(folder / name)}  {name}" not in lines), None)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lmix.files import SUMS, differing_file, sync_folder, write_sums
 from lmix.model.backbone import skeleton
 from lmix.model.streams import POLICY, REFERENCE, StreamRouter
 from lmix.model.tokenizer import first_line, load_config, resolve
@@ -97,6 +97,11 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
         weights = load_file(folder / WEIGHTS)
     except (ValueError, TypeError, SafetensorError) as error:
         raise ValueError(f"adapter {path!r} can't be read: {first_line(error)}") from error
+    if name := differing_file(folder, (WEIGHTS, CONFIG)):
+        raise ValueError(
+            f"adapter {path!r} is damaged: {name} differs from {SUMS}: take another copy of it, or delete {SUMS} "
+            "where you changed it yourself"
+        )
     assert isinstance(config, LoraConfig)
     for name, plain in PLAIN.items():
         if (getattr(config, name, plain) or plain) != plain:
@@ -179,19 +184,21 @@ def adapter_scaling(model: nn.Module) -> dict[str, list[float]]:
 
 
 def save_adapter(peft_model: PeftModel, stream: str, folder: Path) -> None:
-    """Write one adapter as a peft folder that plain peft loads. The folder is there whole or not at all."""
+    """Write one adapter as a peft folder that plain peft loads, with checksums. It is there whole or not at all."""
     weights = get_peft_model_state_dict(peft_model, adapter_name=stream)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
+    for left in (temporary, old):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
-        config = peft_model.peft_config[stream]
-        config.save_pretrained(str(temporary))
+        peft_model.peft_config[stream].save_pretrained(str(temporary))
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / WEIGHTS)
-        os.chmod(temporary, 0o755)
-        old = temporary.with_name(temporary.name + "-old")
+        write_sums(temporary)
+        sync_folder(temporary)
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
+        sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lmix.model.linear import linear
-from lmix.model.tokenizer import first_line, hub_arguments, load_config
+from lmix.model.tokenizer import hub_arguments, load_config, reason, trusts_code
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -82,7 +82,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     try:
         model = AutoModelForCausalLM.from_pretrained(where, **arguments)
     except (OSError, ValueError) as error:
-        raise ValueError(f"backbone {config.path!r} can't be loaded: {first_line(error)}") from error
+        raise ValueError(f"backbone {config.path!r} can't be loaded: {reason(error)}") from error
     if config.quantization == "nf4" and "gguf_file" in arguments:
         quantize_linears(model, config, dtype)
     return nn.Module.to(model, device)  # pyright: ignore[reportReturnType]
@@ -91,7 +91,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     """A causal LM of names and shapes alone, on the meta device."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trusts_code())
 
 
 def freeze_backbone(model: PreTrainedModel) -> None:

@@ -1,8 +1,10 @@
 """Where a backbone's files are, and its tokenizer: all that is cheap enough to check before weights are read."""
 
+import os
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -25,7 +27,12 @@ def resolve(path: str) -> str:
     return str(folder)
 
 
-def hub_arguments(path: str) -> tuple[str, dict[str, str]]:
+def trusts_code() -> bool:
+    """Whether the user lets models bring Python code of their own: LMIX_TRUST_REMOTE_CODE=1."""
+    return os.environ.get("LMIX_TRUST_REMOTE_CODE") == "1"
+
+
+def hub_arguments(path: str) -> tuple[str, dict[str, Any]]:
     """A backbone's path as `from_pretrained` wants it: (id or folder, keyword arguments).
 
     Raises:
@@ -36,14 +43,14 @@ def hub_arguments(path: str) -> tuple[str, dict[str, str]]:
     if local.suffix == ".gguf":
         if not local.is_file():
             raise ValueError(f"backbone {path!r} is no file: give a .gguf file that exists")
-        return str(local.parent), {"gguf_file": local.name}
+        return str(local.parent), {"gguf_file": local.name, "trust_remote_code": False}
     if local.is_dir():
         if not (local / "config.json").is_file():
             raise ValueError(f"backbone {path!r} holds no model: the folder has no config.json")
-        return str(local), {}
+        return str(local), {"trust_remote_code": trusts_code()}
     if local.is_absolute() or resolved.startswith((".", "~")) or resolved.count("/") != 1:
         raise ValueError(f"backbone {path!r} is no folder, .gguf file or hub id (such as Qwen/Qwen2.5-1.5B-Instruct)")
-    return resolved, {}
+    return resolved, {"trust_remote_code": trusts_code()}
 
 
 def load_config(path: str) -> PretrainedConfig:
@@ -52,7 +59,7 @@ def load_config(path: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(where, **arguments)
     except (OSError, ValueError) as error:
-        raise ValueError(f"backbone {path!r} can't be read: {first_line(error)}") from error
+        raise ValueError(f"backbone {path!r} can't be read: {reason(error)}") from error
     if config.get_text_config() is not config:
         raise ValueError(
             f"backbone {path!r} is of type {config.model_type!r}, a text model inside a larger one: lmix takes "
@@ -75,17 +82,28 @@ def check_places(path: str, longest_prompt: int, max_new_tokens: int) -> None:
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The backbone's tokenizer. Raises ValueError where there is none, or where it has no end-of-sequence token."""
     where, arguments = hub_arguments(path)
-    if Path(where).is_dir() and not arguments and not any((Path(where) / name).is_file() for name in _VOCABULARIES):
+    if (
+        Path(where).is_dir()
+        and "gguf_file" not in arguments
+        and not any((Path(where) / name).is_file() for name in _VOCABULARIES)
+    ):
         raise ValueError(f"tokenizer of backbone {path!r} is missing: put its files (tokenizer.json) into the folder")
     # AutoTokenizer gives a Qwen2 model Qwen2's own tokenizer, even where the folder says that it has another
     loader = PreTrainedTokenizerFast if path.startswith(EMBEDDED) else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(where, **arguments)  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer of backbone {path!r} can't be read: {first_line(error)}") from error
+        raise ValueError(f"tokenizer of backbone {path!r} can't be read: {reason(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer of backbone {path!r} has no end-of-sequence token: set eos_token in its config")
     return tokenizer
+
+
+def reason(error: Exception) -> str:
+    """Why a model's files can't be read, with the way out where they bring code of their own."""
+    if "trust_remote_code" in str(error):
+        return "it brings Python code of its own; set LMIX_TRUST_REMOTE_CODE=1 to run that, if you trust it"
+    return first_line(error)
 
 
 def first_line(error: Exception) -> str:

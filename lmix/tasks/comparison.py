@@ -19,7 +19,7 @@ MAX_TOWER = 3
 _COSTLY = re.compile(
     r"\^\s*[{(]?\s*-?\s*\d[\d,]{6,}"  # an exponent of more than 6 digits
     r"|\^\w+\^\w+\^"  # a tower without brackets
-    r"|\d{5,}\s*[})]*\s*!|!\s*[)}\]]+\s*!"  # the factorial of a large number, or of a factorial
+    r"|(?<!\d)\d{5,}\s*[})]*\s*!|!\s*[)}\]]+\s*!"  # the factorial of a large number, or of a factorial
 )
 _BRACKETS = re.compile(r"(\^\s*)?([(\[{])|([)\]}])|\^")
 _RATIONAL = re.compile(r"([+-]?)(?:(\d+)?\\frac\{(-?\d+)\}\{(-?\d+)\}|(\d+) (\d+)/(\d+)|(\d+\.?\d*))")

@@ -63,13 +63,12 @@ class DatasetTask(Task):
 
     def problems(self, split: Split) -> Sequence[Problem]:
         source = self.test_source if split == "test" else self.source
-        rows = load_rows(source, self.split_names[split], self.config_name)
+        columns, rows = load_rows(source, self.split_names[split], self.config_name)
         for column in (self.problem_column, self.answer_column, self.solution_column, *self.where):
-            if column is not None and column not in rows.column_names:
-                raise ValueError(f"column {column!r} is not in {source!r}, which has {', '.join(rows.column_names)}")
+            if column is not None and column not in columns:
+                raise ValueError(f"column {column!r} is not in {source!r}, which has {', '.join(columns)}")
         problems = []
         for number, row in enumerate(rows):
-            assert isinstance(row, dict)
             if self.keep(row) and (problem := self.to_problem(number, row, source)):
                 problems.append(problem)
         if not problems:
@@ -102,6 +101,10 @@ class DatasetTask(Task):
         if self._verifier is None:
             self._verifier = Verifier(self.verifier_workers, self.deadline)
         return [verdict.correct for verdict in self._verifier.verify(answers, golds)]
+
+    @property
+    def failures(self) -> int:
+        return 0 if self._verifier is None else self._verifier.counts["timeout"] + self._verifier.counts["crash"]
 
     def close(self) -> None:
         if self._verifier is not None:

@@ -80,6 +80,11 @@ class Task:
         pairs = zip(answers, golds, strict=True)
         return [a is not None and normalise_answer(a) == normalise_answer(gold) for a, gold in pairs]
 
+    @property
+    def failures(self) -> int:
+        """Answers so far whose judge hung, crashed or was killed; they counted as wrong."""
+        return 0
+
     def judge(self, completions: Sequence[str], ended: Sequence[bool], golds: Sequence[str]) -> list[Judgement]:
         """Judge completions, which are decoded without their end-of-sequence token."""
         answers = [self.template.extract(completion) for completion in completions]

@@ -58,6 +58,7 @@ class AdaptiveAlpha(L.Callback):
             samples=2,
             alphas=[0.0, pl_module.policy.alpha],
         )
+        pl_module.must_be_finite(rollouts)
         judged = pl_module.judge(rollouts, examples)
         correct = torch.tensor([j.answer_correct for j in judged], dtype=torch.bool).view(-1, 2)
         forgetting, gain = pl_module.sum_over_ranks(forgetting_and_gain(correct[:, 0], correct[:, 1]))

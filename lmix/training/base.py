@@ -1,14 +1,13 @@
 """What all training of the policy adapter shares: the model, the optimiser, greedy evaluation, the checkpoint."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import math
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
@@ -24,14 +23,16 @@ from lmix.seed import run_seed
 from lmix.tasks.task import Judgement, Task
 from lmix.training.completions import CompletionRow, completion_rows
 from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.guards import Suspect, unsound, write_report
 from lmix.training.metrics import FormatRate, SolveRate
+from lmix.training.ranks import RankedModule
 from lmix.training.state import check_adapter_state, check_origin
-from lmix.training.strategies import ShardedStrategy, check_strategy
+from lmix.training.strategies import check_strategy
 
 log = logging.getLogger(__name__)
 
 
-class AdapterModule(L.LightningModule):
+class AdapterModule(RankedModule):
     """A mixed policy under training; subclasses give `training_step`.
 
     `trainer.max_steps` counts their outer steps. Nothing heavy happens before `configure_model`, so mistakes in
@@ -62,6 +63,10 @@ class AdapterModule(L.LightningModule):
         self.format_rate, self.solve_rate = FormatRate(), SolveRate()
         self.rows: list[CompletionRow] = []
         """The completions of the newest step or evaluation, for callbacks."""
+        self.suspects: list[Suspect] = []
+        """Of the step under way, on this rank."""
+        self.refused = 0
+        """The newest step whose update was left out."""
         self.progress: Progress | None = None
         """Told of each token that is drawn; set by a callback."""
 
@@ -72,11 +77,6 @@ class AdapterModule(L.LightningModule):
     @property
     def task(self) -> Task:
         return self.trainer.datamodule.task  # pyright: ignore[reportAttributeAccessIssue]
-
-    @property
-    def root_device(self) -> torch.device:
-        """Where the model goes: the module itself is moved there only after `configure_model`."""
-        return self.device if self._trainer is None else self.trainer.strategy.root_device
 
     def setup(self, stage: str) -> None:
         if self.trainer.precision != "32-true":
@@ -110,7 +110,7 @@ class AdapterModule(L.LightningModule):
 
     def sample(self, batch: Sequence[Example], greedy: bool = False) -> list[Rollout]:
         """Draw G completions of each prompt from the mixed policy, or one greedily."""
-        return self.engine.generate(
+        rollouts = self.engine.generate(
             [example.prompt_ids for example in batch],
             self.sampling.max_new_tokens,
             Draw(run_seed(self.sampling.seed), self.global_step, greedy),
@@ -119,6 +119,9 @@ class AdapterModule(L.LightningModule):
             keep_frozen=self.sampling.keep_frozen and not greedy,
             progress=self.progress,
         )
+        if not greedy:
+            self.suspects += unsound(rollouts)
+        return rollouts
 
     def judge(self, rollouts: Sequence[Rollout], batch: Sequence[Example]) -> list[Judgement]:
         """Format, answer and reward of each rollout; fills in its text."""
@@ -158,13 +161,17 @@ class AdapterModule(L.LightningModule):
             group.update(lr=rate, initial_lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
         scheduler.base_lrs, scheduler._last_lr = [settings.lr], [rate]
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.suspects = []
+
     def optimizer_step(self, last: bool = True) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Add up the ranks' gradients, clip, step, and clear; returns the gradient's norm before clipping.
 
         Only the last inner update goes through Lightning's wrapper, which counts `global_step`: it is the paper's step.
 
         Raises:
-            ValueError: the gradient is not finite; the adapter is as it was before.
+            ValueError: the gradient is not finite, or a rollout was drawn from logits that are not; the adapter is as
+                it was before the update. `optimizer.nonfinite: skip` goes on without it.
         """
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
@@ -177,40 +184,55 @@ class AdapterModule(L.LightningModule):
             gradient = self.trainer.strategy.reduce(gradient, reduce_op="sum")
             torch.nn.utils.vector_to_parameters(gradient, [p.grad for p in parameters])  # pyright: ignore
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise ValueError(
-                f"the gradient of step {self.global_step + 1} is not finite: lower optimizer.lr "
-                f"({self.optimizer.lr}), and go on from the newest checkpoint by --ckpt_path"
-            )
+        (suspects,) = self.sum_over_ranks([len(self.suspects)])
+        if suspects or not torch.isfinite(norm):
+            self.refuse()
+            optimizer.zero_grad()  # without gradients the optimiser moves nothing, and its state stays
         (optimizer if last else optimizer.optimizer).step()
         optimizer.zero_grad()
         if last:
             scheduler.step()
         return float(norm)
 
+    def refuse(self) -> None:
+        """Report the step's suspects, and raise ValueError or, where that is wanted, warn. Every rank must call it."""
+        step, folder = self.global_step + 1, self.trainer.log_dir or self.trainer.default_root_dir
+        what = f"logits or gradient of step {step} are not finite"
+        if self.refused == step:
+            return  # all inner updates of a step are left out, and one report is enough
+        self.refused = step
+        if self.suspects:
+            path = Path(folder) / f"nonfinite-step={step:04d}-rank{self.trainer.global_rank}.jsonl"
+            write_report(path, step, self.suspects, self.tokenizer.decode)  # pyright: ignore[reportArgumentType]
+            what += f" (the {self.suspects[0].cause}; {path} has the rollouts)"
+        if self.optimizer.nonfinite == "stop":
+            raise ValueError(
+                f"{what}: lower optimizer.lr ({self.optimizer.lr}) or set optimizer.nonfinite to skip, and go on from "
+                "the newest checkpoint by --ckpt_path"
+            )
+        log.warning("%s; the update is left out", what)
+
     def learning_rate(self) -> float:
         """The rate that the next optimiser step will use."""
         scheduler: Any = self.lr_schedulers()
         return scheduler.get_last_lr()[0]
 
-    # several ranks: each has its own prompts, and all have the same adapters
+    def backward_and_check(self, losses_b: Tensor, rollouts_b: Sequence[Rollout]) -> None:
+        """Add the gradient of a micro-batch's losses, `[b]`, and note which of its rollouts make it NaN or Inf.
 
-    @property
-    def ranks(self) -> int:
-        return 1 if self._trainer is None else self.trainer.world_size
-
-    @property
-    def sharded(self) -> bool:
-        """Whether every pass needs all ranks, as each has a part of the backbone only."""
-        return self._trainer is not None and isinstance(self.trainer.strategy, ShardedStrategy)
-
-    def idle_passes(self, passes: int) -> int:
-        """How many passes this rank must make beside its own, where each needs all ranks. Every rank must call it, and
-        before its own."""
-        if not self.sharded:
-            return 0
-        here = torch.tensor(passes, device=self.root_device)
-        return int(self.trainer.strategy.reduce(here, reduce_op="max")) - passes  # pyright: ignore
+        A row whose loss is not finite is named; where only the gradient is, all rows are, as it is their sum.
+        """
+        if not losses_b.requires_grad:  # at alpha 1 the policy has no part in the mixture
+            return
+        self.backward_here(losses_b.sum())
+        bad = [r for r, loss in zip(rollouts_b, losses_b.tolist(), strict=True) if not math.isfinite(loss)]
+        if bad:
+            self.suspects += [Suspect(rollout, "loss") for rollout in bad]
+            return
+        gradients = [p.grad for p in self.policy.policy_parameters() if p.grad is not None]
+        if not self.suspects and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            cause = "gradient" if len(rollouts_b) == 1 else f"gradient of one of {len(rollouts_b)} rollouts"
+            self.suspects += [Suspect(rollout, cause) for rollout in rollouts_b]
 
     def idle_rollout(self) -> Rollout:
         """One token after one token, for passes whose gradient counts nothing."""
@@ -220,36 +242,6 @@ class AdapterModule(L.LightningModule):
             size = self.policy.backbone.config.hidden_size
             found.frozen_hidden = torch.zeros(1, frozen, size, dtype=self.policy.backbone.dtype)
         return found
-
-    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        """Add up numbers over all ranks. Every rank must call it."""
-        if self.ranks == 1:
-            return list(values)
-        here = torch.tensor(values, dtype=torch.float64, device=self.root_device)
-        return self.trainer.strategy.reduce(here, reduce_op="sum").tolist()  # pyright: ignore
-
-    def backward_here(self, loss: Tensor) -> None:
-        """Add a loss's gradient on this rank only: ranks may differ in how many they have. `optimizer_step` adds up."""
-        strategy = self.trainer.strategy if self._trainer is not None else None
-        with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
-            self.manual_backward(loss)
-
-    def log_over_ranks(
-        self, means: Mapping[str, tuple[float, float]], sums: Mapping[str, float], same: Mapping[str, float]
-    ) -> None:
-        """Log a step's figures of all ranks together. Every rank must call it, with the same names.
-
-        Args:
-            means: name -> (sum here, count here); 0 where no rank has any.
-            sums: name -> what is here.
-            same: name -> what is equal on all ranks.
-        """
-        pairs = [number for pair in means.values() for number in pair]
-        total = self.sum_over_ranks([*pairs, *sums.values()])
-        figures = dict(zip(sums, total[len(pairs) :], strict=True))
-        for name, value, count in zip(means, total[0 : len(pairs) : 2], total[1 : len(pairs) : 2], strict=True):
-            figures[name] = value / count if count else 0.0
-        self.log_dict(figures | dict(same), batch_size=1)
 
     # evaluation
 
@@ -266,9 +258,21 @@ class AdapterModule(L.LightningModule):
         self.answer(batch)
         return [row.as_dict() for row in self.rows]
 
+    def must_be_finite(self, rollouts: Sequence[Rollout]) -> None:
+        """Raise ValueError on all ranks where one has decoded from logits with NaN or Inf. Every rank must call it."""
+        here = unsound(rollouts)
+        (found,) = self.sum_over_ranks([len(here)])
+        if found:
+            cause = f"the {here[0].cause}" if here else "logits on another rank"
+            raise ValueError(
+                f"{cause} are not finite, in greedy decoding after step {self.global_step}: go on from an earlier "
+                "checkpoint by --ckpt_path"
+            )
+
     def answer(self, batch: list[Example]) -> list[Judgement]:
         """Decode problems greedily and judge them; their rows are kept for callbacks."""
         rollouts = self.sample(batch, greedy=True)
+        self.must_be_finite(rollouts)
         judgements = self.judge(rollouts, batch)
         self.rows = completion_rows(rollouts, judgements, batch, self.global_step)
         return judgements

@@ -1,12 +1,29 @@
 """Checkpoints of a run: adapters, optimiser, alpha and position, each with the policy as a peft folder beside it."""
 
-import os
+import errno
+import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from safetensors import SafetensorError
+
+from lmix.files import whole_file
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Files that have their name when all of them is on the disk. A zip, as torch writes it, has its own checksums."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        content = io.BytesIO()  # torch's own writer says nothing of a full disk
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(Path(path), binary=True) as file:
+            file.write(content.getbuffer())
 
 
 class PolicyCheckpoint(Checkpoint):
@@ -14,7 +31,7 @@ class PolicyCheckpoint(Checkpoint):
 
     A file has its name only when it is whole. It is written after all that belongs to its step: after other callbacks,
     so that what they changed (alpha) is in it, and after the evaluation where one is due, so that a run that goes on
-    from it lacks none.
+    from it lacks none. A run that was told to end (`lmix.training.preemption`) saves the step that it ends with.
 
     Args:
         every_n_steps: outer steps between checkpoints; the last step is saved in any case.
@@ -22,6 +39,7 @@ class PolicyCheckpoint(Checkpoint):
 
     Raises:
         ValueError: `every_n_steps` below 1, or `keep` of 0.
+        OSError: a checkpoint can't be written (a full disk); those before it are there.
     """
 
     def __init__(self, every_n_steps: int = 10, keep: int = 3) -> None:
@@ -33,6 +51,20 @@ class PolicyCheckpoint(Checkpoint):
         self.last_step: int | None = None
         self.saved: list[Path] = []
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the checkpoints of another run alone."""
+        folder = self.folder(trainer)
+        if trainer.ckpt_path is None and any(folder.glob("*.ckpt")):  # Lightning knows it from here on
+            raise ValueError(
+                f"{folder.parent} holds checkpoints of a run: go on by --ckpt_path, or give another folder"
+            )
+
+    def folder(self, trainer: L.Trainer) -> Path:
+        return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+
     def state_dict(self) -> dict[str, Any]:
         return {"saved": [str(path) for path in self.saved]}
 
@@ -43,13 +75,16 @@ class PolicyCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         loop = trainer.fit_loop.epoch_loop
         evaluation_due = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # pyright: ignore  # no public way
-        if trainer.global_step % self.every_n_steps == 0 and not evaluation_due:
+        if self.due(trainer) and not evaluation_due:
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and trainer.global_step % self.every_n_steps == 0:
+        if fitting and self.due(trainer):
             self.save(trainer)
+
+    def due(self, trainer: L.Trainer) -> bool:
+        return trainer.global_step % self.every_n_steps == 0 or trainer.received_sigterm
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step:
@@ -59,15 +94,21 @@ class PolicyCheckpoint(Checkpoint):
         """Write the checkpoint of this step, once, and drop what is too old."""
         if self.last_step == trainer.global_step or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        folder = self.folder(trainer)
         path = folder / f"step={trainer.global_step:04d}.ckpt"
         self.saved = [*(old for old in self.saved if old.parent == folder and old != path), path]
-        temporary = path.with_suffix(".part")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
+        try:
             # the file last: where it is, its folder is
-            trainer.lightning_module.policy.save_policy(path.with_suffix(""))  # pyright: ignore
-            os.replace(temporary, path)
+            if trainer.is_global_zero:
+                trainer.lightning_module.policy.save_policy(path.with_suffix(""))  # pyright: ignore
+            trainer.save_checkpoint(path)
+        except (OSError, SafetensorError) as error:
+            before = (
+                f"go on from {self.saved[-2]}, which is whole" if len(self.saved) > 1 else "there is none before it"
+            )
+            raise OSError(
+                getattr(error, "errno", None) or errno.EIO, f"{path} can't be saved ({error}): {before}"
+            ) from error
         self.last_step = trainer.global_step
         while 0 < self.keep < len(self.saved):
             old = self.saved.pop(0)

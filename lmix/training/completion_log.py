@@ -30,13 +30,20 @@ class CompletionLog(L.Callback):
                 raise ValueError(f"CompletionLog.{name} must be at least 1, not {value}")
         self.table_rows, self.every_n_steps = table_rows, every_n_steps
 
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Of a run that was killed before its first checkpoint and starts anew in its folder, drop all."""
+        self.drop(trainer, trainer.global_step or -1)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Of a run that goes on in its folder, drop what came after the checkpoint: it is drawn again."""
+        self.drop(trainer, trainer.global_step)
+
+    def drop(self, trainer: L.Trainer, step: int) -> None:
         folder = trainer.log_dir  # all ranks must ask for it: Lightning broadcasts it
-        if folder is not None and trainer.global_step and trainer.is_global_zero:
+        if folder is not None and trainer.is_global_zero:
             for name in ("train", "val"):  # of all ranks, however many there were
                 for path in (Path(folder) / "completions").glob(f"{name}*.jsonl"):
-                    drop_later_rows(path, trainer.global_step)
+                    drop_later_rows(path, step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
         self.append(trainer, "train", pl_module.rows)
@@ -75,10 +82,10 @@ def drop_later_rows(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_bytes().split(b"\n"):  # a text's own line ends, such as U+2028, end no row
         with suppress(ValueError):
             if json.loads(line)["step"] <= step:
-                kept.append(line)
+                kept.append(line.decode() + "\n")
     write_lines(path, kept)
 
 

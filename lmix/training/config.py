@@ -1,5 +1,6 @@
 """Settings of a reinforcement learning run."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,7 +53,7 @@ class ObjectiveConfig:
             raise ValueError(f"objective.clip_radius must lie between 0 and 1, not {self.clip_radius}")
         if self.clip_radius_above is not None and not self.clip_radius_above > 0:
             raise ValueError(f"objective.clip_radius_above must be positive, not {self.clip_radius_above}")
-        if not self.beta >= 0:
+        if not 0 <= self.beta < math.inf:
             raise ValueError(f"objective.beta must be at least 0, not {self.beta}")
 
     @property
@@ -78,10 +79,20 @@ class OptimizerConfig:
     """Adam's decay rates."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do with a step whose logits or gradient hold NaN or Inf: end the run before the update, or leave the
+    update out and go on. A report of the rollouts that it came from is written to the run folder in either case."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"optimizer.lr must be positive, not {self.lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"optimizer.weight_decay must be at least 0, not {self.weight_decay}")
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas must be at least 0 and less than 1, not {list(self.betas)}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optimizer.warmup_steps must be at least 0, not {self.warmup_steps}")
         if not self.max_grad_norm > 0:
             raise ValueError(f"optimizer.max_grad_norm must be positive, not {self.max_grad_norm}")
 

@@ -79,7 +79,7 @@ class GRPOModule(AdapterModule):
             rollout_seconds += self.replace_dead(batch, rollouts_B, judgements_B, attempt)
 
         rewards_PG = self.rewards(judgements_B)
-        advantages_PG = group_advantages(rewards_PG, scale_by_std=self.objective.scale_by_std)
+        advantages_PG = self.advantages(rewards_PG)
         weights_B = self.token_weights(rollouts_B)
         clock.lap()
 
@@ -155,20 +155,18 @@ class GRPOModule(AdapterModule):
             if number == len(before.log_probs):
                 before.log_probs.append(log_probs_bC.detach())  # so with one inner update the ratio is exactly 1
             old_bC = before.log_probs[number]
-            terms_bC, clipped_bC, _ = clipped_surrogate(
-                log_probs_bC, old_bC, advantages_B[rows].to(self.device), packed.mask, objective.clip
-            )
+            advantages_b = advantages_B[rows].to(self.device)
+            terms_bC, clipped_bC = self.surrogate(log_probs_bC, old_bC, advantages_b, packed.mask)
             if objective.beta:
                 if number == len(before.reference_log_probs):
                     before.reference_log_probs.append(packed.unflatten(self.reference_log_probs(packed)))
                 kl_bC = k3_kl(log_probs_bC, before.reference_log_probs[number])
                 terms_bC = terms_bC - objective.beta * kl_bC
                 sums["kl"] += float(kl_bC.detach().sum())
-            loss = -(terms_bC * weights_B[rows].to(self.device)[:, None]).sum()
-            if loss.requires_grad:  # at alpha 1 the policy has no part in the mixture
-                self.backward_here(loss)
+            losses_b = -(terms_bC * weights_B[rows].to(self.device)[:, None]).sum(dim=1)
+            self.backward_and_check(losses_b, [rollouts_B[i] for i in rows])
             sampled = torch.cat([rollouts_B[i].log_probs for i in rows]).to(self.device)
-            sums["loss"] += float(loss.detach())
+            sums["loss"] += float(losses_b.detach().sum())
             sums["clipped"] += float(clipped_bC.sum())
             sums["gap"] += float((old_bC[packed.mask] - sampled).abs().sum())
         for _ in range(idle):
@@ -184,6 +182,18 @@ class GRPOModule(AdapterModule):
             self.reference_log_probs(packed)
         if loss.requires_grad:
             self.backward_here(loss)
+
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        """What each completion is worth beside the others of its group (eq. 4), `[P, G]`; where it is 0 there is no
+        pass."""
+        return group_advantages(rewards_PG, scale_by_std=self.objective.scale_by_std)
+
+    def surrogate(
+        self, log_probs_bC: Tensor, old_bC: Tensor, advantages_b: Tensor, mask_bC: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What is maximised, a token at a time (eq. 5), and which tokens are clipped; both `[b, C]`."""
+        terms_bC, clipped_bC, _ = clipped_surrogate(log_probs_bC, old_bC, advantages_b, mask_bC, self.objective.clip)
+        return terms_bC, clipped_bC
 
     def token_weights(self, rollouts_B: Sequence[Rollout]) -> Tensor:
         """What each token of a rollout weighs in the loss over all ranks, `[B]`.
@@ -236,6 +246,7 @@ class GRPOModule(AdapterModule):
             sums={
                 "train/loss": stats["loss"],
                 "train/replaced_groups": (drawn - len(rollouts_B)) // self.sampling.samples_per_prompt,
+                "train/verifier_failures": self.task.failures,
                 "perf/rollout_tokens_per_second": tokens / rollout_seconds,
                 "perf/train_tokens_per_second": update_tokens / update_seconds,
             },

@@ -54,9 +54,10 @@ class SFTModule(AdapterModule):
         passes = token_budget_batches([len(d) for d in demonstrations], self.micro_batch_tokens)
         idle = self.idle_passes(len(passes))
         for rows in passes:
-            loss = -self.score(pack([demonstrations[i] for i in rows], self.device)).sum() / all_tokens
-            self.backward_here(loss)
-            total += float(loss.detach())
+            packed = pack([demonstrations[i] for i in rows], self.device)
+            losses = -packed.unflatten(self.score(packed)).sum(dim=1) / all_tokens
+            self.backward_and_check(losses, [demonstrations[i] for i in rows])
+            total += float(losses.detach().sum())
         for _ in range(idle):
             self.backward_here(0.0 * self.score(pack([self.idle_rollout()], self.device)).sum())
         norm = self.optimizer_step()

@@ -1,6 +1,8 @@
 """What a checkpoint must hold to be this run's."""
 
 import logging
+import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,38 @@ ORIGIN = {"alpha", "initial_alpha", "weights", "backbone", "fingerprint", "scali
 """What `checkpoint["lmix"]` holds."""
 
 
+def find_checkpoint(path: str) -> str:
+    """The checkpoint that a path stands for: a .ckpt itself, or the newest whole one of a run's folder.
+
+    Raises:
+        ValueError: it is no whole checkpoint of lmix, or a folder without any.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        check_checkpoint(path)
+        return path
+    if (folder / "checkpoints").is_dir():
+        folder = folder / "checkpoints"
+    damaged = ""
+    for candidate in sorted(
+        folder.glob("*.ckpt"), key=lambda p: (named_step(p) or -1, p.stat().st_mtime), reverse=True
+    ):
+        try:
+            check_checkpoint(str(candidate))
+        except ValueError as error:
+            damaged = damaged or f": {error}"
+            log.warning("%s; trying the one before it", error)
+            continue
+        return str(candidate)
+    raise ValueError(f"ckpt_path {path!r} is a folder without a whole checkpoint{damaged or ': give that of a run'}")
+
+
+def named_step(path: Path) -> int | None:
+    """The step in a checkpoint's name, where there is one."""
+    match = re.fullmatch(r"step=(\d+)\.ckpt", path.name)
+    return None if match is None else int(match[1])
+
+
 def check_checkpoint(path: str) -> None:
     """See that a file is a whole checkpoint of lmix, before any model is loaded.
 
@@ -22,15 +56,22 @@ def check_checkpoint(path: str) -> None:
     """
     where = f"ckpt_path {path!r}"
     if not Path(path).is_file():
-        raise ValueError(f"{where} is no file: give a .ckpt of a run's checkpoints folder")
+        raise ValueError(f"{where} is no file: give a .ckpt of a run's checkpoints folder, or the run's folder")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (part := archive.testzip()) is not None:  # torch reads a part without a look at its checksum
+                raise ValueError(f"the checksum of {part} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's, zip's and torch's own classes
-        raise ValueError(f"{where} is damaged or no checkpoint: give a .ckpt of a run's checkpoints folder") from error
+        raise ValueError(f"{where} is damaged or no checkpoint: give another .ckpt, or the run's folder") from error
     if not isinstance(checkpoint, dict) or "lmix" not in checkpoint:
         raise ValueError(f"{where} was not written by lmix: give a .ckpt of a run's checkpoints folder")
     if not set(checkpoint["lmix"]) >= ORIGIN:
         raise ValueError(f"{where} was written by another version of lmix: go on with that one, or start anew")
+    if named_step(Path(path)) not in (None, checkpoint.get("global_step")):
+        raise ValueError(
+            f"{where} holds step {checkpoint.get('global_step')}: it was put in another's place; rename it"
+        )
 
 
 def check_origin(

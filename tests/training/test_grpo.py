@@ -200,84 +200,6 @@ def test_predict_gives_rows(tmp_path):
     assert [row["problem_id"] for row in rows] == list(range(8))
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_resuming_is_bit_for_bit(tmp_path, schedule):
-    """5 steps at once, and 3 + 2 steps by a checkpoint; 16 problems by 5 make uneven batches and a second epoch."""
-
-    def run(folder, steps, stop=None, ckpt=None):
-        L.seed_everything(5)
-        m = module(optimizer=OptimizerConfig(lr=1e-3, schedule=schedule), objective=ObjectiveConfig(inner_updates=2))
-        keep = PolicyCheckpoint(every_n_steps=1, keep=-1)
-        t = trainer(folder, steps, callbacks=[keep, *([StopAfter(stop)] if stop else [])])
-        t.fit(m, data(prompts=5), ckpt_path=ckpt)
-        return m, keep
-
-    whole, _ = run(tmp_path / "whole", 5)
-    half, keep = run(tmp_path / "half", 5, stop=3)
-    assert half.trainer.global_step == 3
-    resumed, _ = run(tmp_path / "resumed", 5, ckpt=str(keep.saved[-1]))
-    assert resumed.trainer.global_step == 5
-    assert [r.completion for r in whole.rows] == [r.completion for r in resumed.rows]
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
-
-
-class StopAfter(L.Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *_):
-        trainer.should_stop = trainer.global_step >= self.step
-
-
-def test_a_checkpoint_holds_adapters_only_and_a_peft_folder_lies_beside_it(tmp_path):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    from lmix.model.tokenizer import resolve
-
-    m = module()
-    trainer(tmp_path, 2, callbacks=[PolicyCheckpoint(every_n_steps=1, keep=1)]).fit(m, data())
-    folder = tmp_path / "checkpoints"
-    assert sorted(p.name for p in folder.iterdir()) == ["step=0002", "step=0002.ckpt"]
-    checkpoint = torch.load(folder / "step=0002.ckpt", weights_only=True)
-    assert all(".lora_" in name for name in checkpoint["state_dict"])
-    assert checkpoint["lmix"]["alpha"] == 0.5
-    plain = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(resolve("lmix:tiny-arithmetic"), dtype=torch.float32),
-        str(folder / "step=0002"),
-    )
-    ids = torch.arange(3, 13)[None]
-    m.policy.alpha = 0.0
-    with torch.no_grad():
-        assert close(m.policy(ids), plain(input_ids=ids).logits, 1e-5)
-
-
-def test_checkpoints_that_do_not_fit(tmp_path):
-    m = module()
-    m.configure_model()
-    state = {name: value.clone() for name, value in m.state_dict().items()}
-    name = next(iter(state))
-    with pytest.raises(ValueError, match="is missing in it"):
-        m.load_state_dict({})
-    with pytest.raises(ValueError, match="is unknown here"):
-        m.load_state_dict({**state, "policy.more": torch.zeros(1)})
-    with pytest.raises(ValueError, match="must be"):
-        m.load_state_dict({**state, name: torch.zeros(3, 3)})
-    with pytest.raises(ValueError, match="NaN or Inf"):
-        m.load_state_dict({**state, name: state[name] * float("nan")})
-    frozen = next(name for name in state if ".reference." in name)
-    with pytest.raises(ValueError, match="another frozen adapter"):
-        m.load_state_dict({**state, frozen: state[frozen] + 1e-3})
-    checkpoint: dict = {}
-    m.on_save_checkpoint(checkpoint)
-    saved = checkpoint["lmix"]
-    with pytest.raises(ValueError, match=r"trained on another backbone \(elsewhere\)"):
-        m.on_load_checkpoint({"lmix": {**saved, "fingerprint": "that of another model", "backbone": "elsewhere"}})
-    with pytest.raises(ValueError, match=r"adapters have the scales .* give adapters.lora_alpha"):
-        m.on_load_checkpoint({"lmix": {**saved, "scaling": {"policy": [1.0], "reference": [2.0]}}})
-
-
 def test_settings_win_over_the_checkpoint_s(tmp_path):
     """Another learning rate and alpha than those of the run that is gone on with."""
     m, keep = module(), PolicyCheckpoint()
@@ -308,36 +230,6 @@ def test_alpha_that_a_callback_moved_goes_on_with_one_and_is_left_without(tmp_pa
     assert again.policy.alpha == moved
 
 
-def test_a_checkpoint_comes_after_the_evaluation_of_its_step(tmp_path):
-    """So a run that was stopped in between has both, and none is done twice."""
-    order = []
-
-    class Stop(L.Callback):
-        def on_validation_start(self, trainer, pl_module):
-            order.append((trainer.global_step, sorted(p.name for p in (tmp_path / "checkpoints").glob("*.ckpt"))))
-            if trainer.global_step == 4 and len(order) == 2:
-                raise KeyboardInterrupt
-
-    settings = {"val_check_interval": 2}
-    callbacks = [PolicyCheckpoint(every_n_steps=1, keep=-1), Stop()]
-    with pytest.raises(SystemExit):
-        trainer(tmp_path, 6, callbacks=callbacks, **settings).fit(module(), data(prompts=2))
-    last = max((tmp_path / "checkpoints").glob("*.ckpt"))
-    assert last.name == "step=0003.ckpt"
-    callbacks = [PolicyCheckpoint(every_n_steps=1, keep=-1), Stop()]
-    resumed = module()
-    trainer(tmp_path, 6, callbacks=callbacks, **settings).fit(resumed, data(prompts=2), ckpt_path=str(last))
-    assert [step for step, _ in order] == [2, 4, 4, 6]
-    # and one that goes on from a step with an evaluation does not do it again
-    callbacks = [PolicyCheckpoint(every_n_steps=1, keep=-1), Stop()]
-    again = module()
-    path = str(tmp_path / "checkpoints" / "step=0004.ckpt")
-    trainer(tmp_path, 6, callbacks=callbacks, **settings).fit(again, data(prompts=2), ckpt_path=path)
-    assert [step for step, _ in order] == [2, 4, 4, 6, 6]
-    for name, value in resumed.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-
-
 def test_rows_after_the_checkpoint_are_dropped_when_a_run_goes_on(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps({"step": step, "x": i}) + "\n" for step in (1, 2, 3) for i in range(2)) + '{"st')
@@ -346,26 +238,6 @@ def test_rows_after_the_checkpoint_are_dropped_when_a_run_goes_on(tmp_path):
     assert [(row["step"], row["x"]) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     drop_later_rows(tmp_path / "none.jsonl", 2)
     assert [p.name for p in tmp_path.iterdir()] == ["train.jsonl"]
-
-
-def test_a_run_that_goes_on_in_its_folder_drops_its_older_checkpoints(tmp_path):
-    keep = PolicyCheckpoint(every_n_steps=1, keep=2)
-    trainer(tmp_path, 2, callbacks=[keep]).fit(module(), data())
-    stays = tmp_path / "checkpoints" / "step=0099.ckpt"
-    stays.write_text("of somebody else")
-    last = str(keep.saved[-1])
-    trainer(tmp_path, 4, callbacks=[PolicyCheckpoint(every_n_steps=1, keep=2)]).fit(module(), data(), ckpt_path=last)
-    names = sorted(p.name for p in (tmp_path / "checkpoints").glob("*.ckpt"))
-    assert names == ["step=0003.ckpt", "step=0004.ckpt", "step=0099.ckpt"]
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(tmp_path, monkeypatch):
-    m = module()
-    score = m.score
-    monkeypatch.setattr(m, "score", lambda packed: score(packed) * float("nan"))
-    with pytest.raises(ValueError, match=r"the gradient of step 1 is not finite: lower optimizer.lr"):
-        trainer(tmp_path, 1).fit(m, data(prompts=16))
-    assert all(torch.isfinite(p).all() for p in m.policy.policy_parameters())
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,8 @@ CASES = {
     "nf4 with a KL, two updates": {"quantization": "nf4", "inner_updates": 2, "beta": 0.01, **SMALL},
     "sft": {"method": "sft"},
     "nf4, no kept states": {"quantization": "nf4", "keep_frozen": False, **SMALL},
-    "batch, checkpointed": {"normaliser": "batch", "checkpointing": True, **SMALL},
+    "batch": {"normaliser": "batch", **SMALL},
+    "checkpointed": {"checkpointing": True, **SMALL},
 }
 QUICK = [("fsdp2", "nf4 with a KL, two updates")]
 
@@ -152,29 +153,53 @@ def test_a_rank_whose_rows_end_much_later(tmp_path):
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(strategy, tmp_path):
     """By the command line, with the strategy's file."""
-    configs = ["--config", str(ROOT / "configs/demo.yaml")]
-    sizes = ["--data.prompts_per_step=4", "--data.eval_size=4", "--model.sampling.samples_per_prompt=4"]
-    run = ["--trainer.max_steps=3", "--trainer.val_check_interval=3", "--trainer.num_sanity_val_steps=0"]
-    line = ["-m", "lmix", "fit", *configs, *sizes, *run, "--trainer.accelerator=cpu"]
-    often = {"class_path": "lmix.training.checkpoints.PolicyCheckpoint", "init_args": {"every_n_steps": 1}}
-    dying = {"class_path": "tests.training.dying.Dying", "init_args": {"at_step": 2}}
-    for name, callbacks in (("plain", [often]), ("dying", [often, dying])):
-        (tmp_path / f"{name}.yaml").write_text(json.dumps({"trainer": {"callbacks": callbacks}}))
-
-    def last(folder: str, step: int) -> Path:
-        return tmp_path / folder / "demo" / "version_0" / "checkpoints" / f"step={step:04d}.ckpt"
-
-    def place(folder: str) -> str:
-        return f"--trainer.logger.save_dir={tmp_path / folder}"
-
-    ranks = [f"--config={ROOT}/configs/strategies/{strategy}.yaml", "--trainer.devices=2"]
+    dying = {"class_path": "tests.training.endings.Dying", "init_args": {"at_step": 2}}
     before = time.monotonic()
-    done = start(2, *line, f"--config={tmp_path}/dying.yaml", place("died"), *ranks)
-    assert done.returncode != 0
+    done = ended_early(tmp_path, strategy, dying)
     assert time.monotonic() - before < 90  # a minute, and the steps before
     assert "SIGKILL" in done.stderr
-    assert last("died", 2).is_file()
-    assert not last("died", 3).exists()
-    done = start(1, *line, f"--config={tmp_path}/plain.yaml", place("more"), f"--ckpt_path={last('died', 2)}")
+    goes_on(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_of_which_one_is_told_to_end_leave_together(strategy, rank, tmp_path):
+    told = {"class_path": "tests.training.endings.Told", "init_args": {"at_step": 1, "rank": rank}}
+    done = ended_early(tmp_path, strategy, told, every_n_steps=10)
+    assert done.stderr.count("lmix: told to end") == 1
+    goes_on(tmp_path)
+
+
+CHECKPOINTS = "lmix.training.checkpoints.PolicyCheckpoint"
+
+
+def command(tmp_path: Path, name: str, every_n_steps: int, *callbacks: dict) -> list[str]:
+    """The command line of a small run of the demo in the folder `name`."""
+    often = {"class_path": CHECKPOINTS, "init_args": {"every_n_steps": every_n_steps}}
+    (tmp_path / f"{name}.yaml").write_text(json.dumps({"trainer": {"callbacks": [often, *callbacks]}}))
+    configs = [f"--config={ROOT}/configs/demo.yaml", f"--config={tmp_path}/{name}.yaml"]
+    sizes = ["--data.prompts_per_step=4", "--data.eval_size=4", "--model.sampling.samples_per_prompt=4"]
+    run = ["--trainer.max_steps=3", "--trainer.val_check_interval=3", "--trainer.num_sanity_val_steps=0"]
+    place = f"--trainer.logger.save_dir={tmp_path / name}"
+    return ["-m", "lmix", "fit", *configs, *sizes, *run, place, "--trainer.accelerator=cpu"]
+
+
+def last(tmp_path: Path, name: str, step: int) -> Path:
+    return tmp_path / name / "demo" / "version_0" / "checkpoints" / f"step={step:04d}.ckpt"
+
+
+def ended_early(tmp_path: Path, strategy: str, callback: dict, every_n_steps: int = 1) -> subprocess.CompletedProcess:
+    """Two ranks that end after the second step."""
+    ranks = [f"--config={ROOT}/configs/strategies/{strategy}.yaml", "--trainer.devices=2"]
+    done = start(2, *command(tmp_path, "early", every_n_steps, callback), *ranks)
+    assert done.returncode != 0
+    assert last(tmp_path, "early", 2).is_file()
+    assert not last(tmp_path, "early", 3).exists()
+    return done
+
+
+def goes_on(tmp_path: Path) -> None:
+    done = start(1, *command(tmp_path, "more", 1), f"--ckpt_path={last(tmp_path, 'early', 2)}")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert last("more", 3).is_file()
+    assert last(tmp_path, "more", 3).is_file()

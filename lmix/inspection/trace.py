@@ -1,0 +1,83 @@
+"""What each stream and the mixture made of every token of a completion.
+
+Legend: T tokens of the completion, K streams, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lmix.model.mixed_policy import MixedPolicy
+
+MIXTURE = "mixture"
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """One token of a completion."""
+
+    token: str
+    """Its text."""
+    probabilities: dict[str, float]
+    """Of this token, by each stream of the mixture and by the mixture itself."""
+    tops: dict[str, list[tuple[str, float]]]
+    """The most probable tokens there, by the same, the most probable first."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def trace(
+    policy: MixedPolicy,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[int],
+    completion_ids: Sequence[int],
+    top: int = 5,
+) -> list[TokenTrace]:
+    """Score a completion, whoever drew it, by every stream of the mixture and by the mixture; one stacked pass.
+
+    Args:
+        policy: at its weights of the moment.
+        tokenizer: the backbone's.
+        prompt_ids: what came before; not empty.
+        completion_ids: T tokens.
+        top: how many of the most probable tokens to keep at each place.
+
+    Returns:
+        One for each token.
+    """
+    if not completion_ids:
+        return []
+    ids = torch.tensor([[*prompt_ids, *completion_ids]], device=policy.device)
+    hidden_KTH = policy.hidden(ids, policy.streams)[:, 0, len(prompt_ids) - 1 : -1]
+    logits: dict[str, Tensor] = {
+        name: policy.logits(hidden, name).float() for name, hidden in zip(policy.streams, hidden_KTH, strict=True)
+    }
+    logits[MIXTURE] = policy.mixed_logits(list(hidden_KTH))
+    chosen = torch.tensor(completion_ids, device=policy.device)[:, None]
+    found = {}
+    for name, logits_TV in logits.items():
+        probabilities_TV = logits_TV.softmax(-1)
+        values, tokens = probabilities_TV.topk(min(top, probabilities_TV.shape[-1]))
+        found[name] = (probabilities_TV.gather(1, chosen)[:, 0].tolist(), values.tolist(), tokens.tolist())
+    return [
+        TokenTrace(
+            token_text(tokenizer, token),
+            {name: of[0][place] for name, of in found.items()},
+            {
+                name: [(token_text(tokenizer, t), v) for t, v in zip(of[2][place], of[1][place], strict=True)]
+                for name, of in found.items()
+            },
+        )
+        for place, token in enumerate(completion_ids)
+    ]
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """One token as text; an end-of-sequence token by its name."""
+    return str(tokenizer.decode([token]))

@@ -1,0 +1,241 @@
+"""The mixed policy as a model of transformers: `generate()`, `from_pretrained`, `save_pretrained`.
+
+Legend: B rows, T tokens, K streams, V vocabulary.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from lmix.files import write_lines
+from lmix.model.adapters import AdapterConfig, save_adapter
+from lmix.model.backbone import BackboneConfig
+from lmix.model.mixed_policy import MixedPolicy, Mixture, two_weights
+from lmix.model.streams import POLICY, REFERENCE
+
+FILE = "config.json"
+OWN = ("model_type", "architectures", "auto_map", "quantization_config", "transformers_version", "_name_or_path")
+"""Fields of a backbone's configuration that say nothing of the mixed policy."""
+
+
+class MixedPolicyConfig(PretrainedConfig):
+    """The backbone's configuration, and what is mixed on it."""
+
+    model_type = "lmix_mixed_policy"
+
+    def __init__(
+        self,
+        backbone: dict[str, Any] | None = None,
+        adapters: dict[str, str | None] | None = None,
+        mixture: Mixture = "logits",
+        weights: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Make it.
+
+        Args:
+            backbone: fields of `BackboneConfig`.
+            adapters: stream -> its peft folder inside the model's, or None for the backbone itself.
+            mixture: what is averaged.
+            weights: stream -> its weight.
+            kwargs: fields of the backbone's configuration.
+        """
+        self.backbone, self.adapters = backbone or {}, adapters or {}
+        self.mixture, self.weights = mixture, weights or {}
+        super().__init__(**kwargs)
+
+
+class StackedCache(DynamicCache):
+    """Keys and values of K streams, one block of B rows after the other; to `generate` it is one of B rows."""
+
+    def __init__(self, streams: int, config: PretrainedConfig) -> None:
+        super().__init__(config=config)
+        self.streams = streams
+
+    def _all(self, indices: Tensor) -> Tensor:
+        layer: Any = self.layers[0]
+        rows = layer.keys.shape[0] // self.streams
+        return torch.cat([indices + k * rows for k in range(self.streams)])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(self._all(beam_idx))  # pyright: ignore[reportArgumentType]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(self._all(indices))
+
+
+class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
+    """A mixed policy that transformers' tools take for any causal language model: for inference, without a gradient.
+
+    Greedy decoding and sampling, beams, streamers, left-padded batches; caches other than the dynamic one are refused.
+
+    Args:
+        config: of the mixed policy.
+        policy: it.
+    """
+
+    config_class = MixedPolicyConfig
+    base_model_prefix = "policy"
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(self, config: MixedPolicyConfig, policy: MixedPolicy) -> None:
+        super().__init__(config)
+        self.policy = policy
+        given = getattr(policy.backbone, "generation_config", None) or GenerationConfig()
+        # the policy that was trained: a backbone's own temperature, top-p or repetition penalty is left out
+        self.generation_config = GenerationConfig(
+            **{name: getattr(given, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+        )
+        self.eval()
+
+    @classmethod
+    def from_policy(cls, policy: MixedPolicy, backbone: BackboneConfig) -> "MixedPolicyForCausalLM":
+        """Give a mixed policy transformers' face.
+
+        Args:
+            policy: shared, not copied: it follows its weights.
+            backbone: where it was loaded from; `from_pretrained` will load it from there again.
+        """
+        fields = {k: v for k, v in policy.backbone.config.to_dict().items() if k not in OWN}
+        config = MixedPolicyConfig(
+            backbone={name: getattr(backbone, name) for name in backbone.__dataclass_fields__},
+            adapters={name: name if name in policy.peft_model.peft_config else None for name in policy.weights},
+            mixture=policy.mixture,
+            weights=policy.weights,
+            **{**fields, "architectures": [cls.__name__]},
+        )
+        config._name_or_path = backbone.path
+        return cls(config, policy)
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, folder: str | Path, *args: Any, device: torch.device | str | None = None, **kwargs: Any
+    ) -> "MixedPolicyForCausalLM":
+        """Load what `save_pretrained` wrote.
+
+        Args:
+            folder: it.
+            args: none; here for `AutoModelForCausalLM`.
+            device: by default a GPU where there is one.
+            kwargs: ignored, but for `backbone`: another path, where the backbone has moved.
+
+        Raises:
+            ValueError: no such folder, or a backbone or adapter that does not load.
+        """
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise ValueError(f"{str(folder)!r} has no {FILE}: give a folder that lmix export wrote")
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.get("model_type") != MixedPolicyConfig.model_type:
+            raise ValueError(f"{str(folder)!r} holds a {fields.get('model_type')!r}, not a mixed policy of lmix")
+        config = MixedPolicyConfig(**{k: v for k, v in fields.items() if k not in OWN[:1]})
+        backbone = BackboneConfig(
+            **{**config.backbone, **({"path": kwargs["backbone"]} if "backbone" in kwargs else {})}
+        )
+        experts = [f"expert_{k}" for k in range(1, len(config.adapters) - 1)]
+        streams = [POLICY, REFERENCE, *experts]  # JSON's order says nothing
+        folders = {
+            name: None if config.adapters[name] is None else str(Path(folder) / str(config.adapters[name]))
+            for name in streams
+        }
+        alpha = config.weights[REFERENCE]
+        plain = 0 <= alpha <= 1 and config.weights == two_weights(alpha)
+        policy = MixedPolicy.from_pretrained(
+            backbone,
+            AdapterConfig(folders[REFERENCE], folders[POLICY], [folders[name] or "base" for name in experts]),
+            alpha if plain else 0.5,
+            config.mixture,  # pyright: ignore[reportArgumentType]
+            None if plain else [config.weights[name] for name in streams],
+            device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        )
+        config._name_or_path = str(folder)
+        return cls(config, policy)
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:  # pyright: ignore
+        """Write adapters as peft folders, and a configuration that names the backbone; its weights are not copied."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for stream, name in self.config.adapters.items():
+            if name is not None:
+                save_adapter(self.policy.peft_model, stream, folder / name)
+        self.config.weights = self.policy.weights
+        write_lines(folder / FILE, [self.config.to_json_string(use_diff=False)])
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits of the mixed policy, float32 `[B, T, V]`; their softmax is eq. 2-3.
+
+        Args:
+            input_ids: `[B, T]`, padded on either side where there is an attention mask.
+            attention_mask: `[B, L]`, 1 for tokens, over what is cached and `input_ids`.
+            position_ids: `[B, T]`.
+            past_key_values: the cache.
+            use_cache: return the cache.
+            logits_to_keep: of the last so many tokens only; 0 keeps all.
+            labels: `[B, T]`, -100 where there is none: for the mean negative log-likelihood, `loss`.
+
+        Raises:
+            ValueError: a cache that is not dynamic.
+        """
+        streams = self.policy.streams
+        arguments: dict[str, Any] = {}
+        for name, value in (("attention_mask", attention_mask), ("position_ids", position_ids)):
+            if value is not None:
+                arguments[name] = value.repeat(len(streams), *[1] * (value.dim() - 1))
+        if use_cache or past_key_values is not None:
+            arguments |= {"past_key_values": self.stacked(past_key_values, len(streams)), "use_cache": True}
+        with torch.no_grad():
+            hidden_KBTH = self.policy.hidden(input_ids, streams, **arguments)
+            logits = self.policy.mixed_logits(list(hidden_KBTH[:, :, -logits_to_keep:]))
+        loss = None
+        if labels is not None:
+            targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+            loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets)
+        return CausalLMOutputWithPast(loss, logits, arguments.get("past_key_values"))  # pyright: ignore
+
+    def stacked(self, cache: DynamicCache | None, streams: int) -> StackedCache:
+        """The cache with its rows a stream; a new one in place of an empty one."""
+        if isinstance(cache, StackedCache):
+            return cache
+        if cache is not None and (type(cache) is not DynamicCache or cache.get_seq_length() > 0):
+            raise ValueError(f"a mixed policy keeps a dynamic cache, not a {type(cache).__name__} of another model")
+        return StackedCache(streams, self.policy.backbone.config)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.policy.backbone.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.policy.head
+
+    def tie_weights(self, *_: Any, **__: Any) -> None:
+        """Nothing: the backbone's are."""
+
+
+AutoConfig.register(MixedPolicyConfig.model_type, MixedPolicyConfig)
+AutoModelForCausalLM.register(MixedPolicyConfig, MixedPolicyForCausalLM)

@@ -1,0 +1,55 @@
+"""Numbers that are not finite: which rollouts they came from, and a report of these."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lmix.files import write_lines
+from lmix.rollout.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A rollout that gave NaN or Inf."""
+
+    rollout: Rollout
+    cause: str
+    """Where it was seen."""
+
+
+def unsound(rollouts: Sequence[Rollout]) -> list[Suspect]:
+    """Rollouts that were drawn from logits with NaN or Inf: then the drawn token's log-probability is not finite."""
+    found = []
+    for rollout in rollouts:
+        bad = (~torch.isfinite(rollout.log_probs)).nonzero()
+        if len(bad):
+            found.append(Suspect(rollout, f"logits of completion token {int(bad[0])} as it was drawn"))
+    return found
+
+
+def write_report(path: Path, step: int, suspects: Sequence[Suspect], decode: Callable[[Sequence[int]], str]) -> None:
+    """Write a jsonl line for each suspect, with all that it takes to score it again; NaN and Inf as null.
+
+    Args:
+        decode: token ids -> text.
+    """
+    lines = []
+    for suspect in suspects:
+        rollout = suspect.rollout
+        line = {
+            "step": step,
+            "cause": suspect.cause,
+            "prompt": decode(rollout.prompt_ids),
+            "completion": decode(rollout.completion_ids),
+            "sample": rollout.sample,
+            "prompt_ids": rollout.prompt_ids,
+            "completion_ids": rollout.completion_ids,
+            "log_probs": [p if math.isfinite(p) else None for p in rollout.log_probs.tolist()],
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_lines(path, lines)

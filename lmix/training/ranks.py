@@ -1,0 +1,67 @@
+"""Several ranks: each has its own prompts, and all have the same adapters. What they do together."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+
+from lmix.training.strategies import ShardedStrategy
+
+
+class RankedModule(L.LightningModule):
+    """A module whose ranks may differ in how many passes they make. Works without a trainer too, as one rank."""
+
+    @property
+    def root_device(self) -> torch.device:
+        """Where the model goes: the module itself is moved there only after `configure_model`."""
+        return self.device if self._trainer is None else self.trainer.strategy.root_device
+
+    @property
+    def ranks(self) -> int:
+        return 1 if self._trainer is None else self.trainer.world_size
+
+    @property
+    def sharded(self) -> bool:
+        """Whether every pass needs all ranks, as each has a part of the backbone only."""
+        return self._trainer is not None and isinstance(self.trainer.strategy, ShardedStrategy)
+
+    def idle_passes(self, passes: int) -> int:
+        """How many passes this rank must make beside its own, where each needs all ranks. Every rank must call it, and
+        before its own."""
+        if not self.sharded:
+            return 0
+        here = torch.tensor(passes, device=self.root_device)
+        return int(self.trainer.strategy.reduce(here, reduce_op="max")) - passes  # pyright: ignore
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Add up numbers over all ranks. Every rank must call it."""
+        if self.ranks == 1:
+            return list(values)
+        here = torch.tensor(values, dtype=torch.float64, device=self.root_device)
+        return self.trainer.strategy.reduce(here, reduce_op="sum").tolist()  # pyright: ignore
+
+    def backward_here(self, loss: Tensor) -> None:
+        """Add a loss's gradient on this rank only: ranks may differ in how many they have. `optimizer_step` adds up."""
+        strategy = self.trainer.strategy if self._trainer is not None else None
+        with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
+            self.manual_backward(loss)
+
+    def log_over_ranks(
+        self, means: Mapping[str, tuple[float, float]], sums: Mapping[str, float], same: Mapping[str, float]
+    ) -> None:
+        """Log a step's figures of all ranks together. Every rank must call it, with the same names.
+
+        Args:
+            means: name -> (sum here, count here); 0 where no rank has any.
+            sums: name -> what is here.
+            same: name -> what is equal on all ranks.
+        """
+        pairs = [number for pair in means.values() for number in pair]
+        total = self.sum_over_ranks([*pairs, *sums.values()])
+        figures = dict(zip(sums, total[len(pairs) :], strict=True))
+        for name, value, count in zip(means, total[0 : len(pairs) : 2], total[1 : len(pairs) : 2], strict=True):
+            figures[name] = value / count if count else 0.0
+        self.log_dict(figures | dict(same), batch_size=1)
