@@ -15,13 +15,16 @@ from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from lmix.files import write_lines
 from lmix.inspection.config import MixedPolicyChoice
+from lmix.inspection.figure import candidates
 from lmix.inspection.page import write_page
-from lmix.inspection.trace import MIXTURE, TokenTrace, trace
+from lmix.inspection.trace import MIXTURE, TokenTrace, disputed, trace
 from lmix.model.causal_lm import MixedPolicyForCausalLM
 from lmix.model.streams import POLICY, REFERENCE
 from lmix.model.tokenizer import load_tokenizer
+from lmix.report.style import save
 from lmix.rollout.engine import Draw, RolloutEngine, end_tokens
 from lmix.rollout.rollout import decode_texts
+from lmix.tasks.rows import read_json
 
 MOST_DISPUTED = 12
 """Tokens that are listed below a side-by-side view."""
@@ -32,6 +35,7 @@ def generate(
     file: str | None = None,
     out: str | None = None,
     page: str | None = None,
+    figure: str | None = None,
     side_by_side: bool = False,
     greedy: bool = False,
     max_new_tokens: int = 512,
@@ -46,6 +50,7 @@ def generate(
         prompt: one prompt; its completion is shown as it is drawn.
         file: prompts: a .jsonl file with a column `prompt` or `problem`, or a text file with one in each line.
         out: jsonl for the file's completions.
+        figure: file without its ending, for a PNG and an SVG of the tokens that the streams dispute most.
         page: HTML file that shows, for one prompt, how the streams and the mixture saw each token.
         side_by_side: show what policy, reference and mixture complete, each alone, and the tokens that they dispute.
         greedy: take the most probable token; otherwise draw at temperature 1.
@@ -64,8 +69,8 @@ def generate(
         raise ValueError("prompt and file are both given: leave one of them out")
     if (file is None) != (out is None):
         raise ValueError("file and out go together: prompts in one, completions in the other")
-    if page is not None and prompt is None:
-        raise ValueError("page shows one completion: give its prompt")
+    if (page or figure) and prompt is None:
+        raise ValueError("page and figure show one completion: give its prompt")
     prompts = read_prompts(file) if file is not None else []
     choice = MixedPolicyChoice(**kwargs)
     model = choice.load()
@@ -78,10 +83,13 @@ def generate(
     else:
         ids = speaker.ids([{"role": "user", "content": prompt}])
         completion = speaker.show(ids, side_by_side)
+        if page or figure:
+            traces = trace(model.policy, speaker.tokenizer, ids, completion)
+        if figure is not None:
+            speaker.console.print(", ".join(map(str, save(candidates(traces), Path(figure)))))
         if page is not None:
             settings = {name: f"{weight:g}" for name, weight in model.policy.weights.items()}
             settings |= {"mixture": model.policy.mixture, "drawn": "greedily" if greedy else f"at random, seed {seed}"}
-            traces = trace(model.policy, speaker.tokenizer, ids, completion)
             write_page(Path(page), str(speaker.tokenizer.decode(ids)), traces, settings)
             speaker.console.print(f"{page} shows each token")
 
@@ -91,13 +99,17 @@ def read_prompts(file: str) -> list[str]:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"file {file!r} is none")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if path.suffix == ".jsonl":
+    if path.suffix in (".jsonl", ".json"):
         try:
-            rows = [json.loads(line) for line in lines]
-            lines = [str(row["prompt"] if "prompt" in row else row["problem"]) for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"file {file!r} needs a JSON object with `prompt` or `problem` in each line") from error
+            columns, rows = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"file {file!r} can't be read: {error}") from error
+        column = next((name for name in ("prompt", "problem") if name in columns), None)
+        if column is None or any(row[column] is None for row in rows):
+            raise ValueError(f"file {file!r} needs `prompt` or `problem` in each row")
+        lines = [str(row[column]) for row in rows]
+    else:
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"file {file!r} holds no prompt")
     return lines
@@ -174,12 +186,6 @@ class Speaker:
             cells = [f"{traces[place].probabilities[name]:.3f}" for name in names]
             table.add_row(Text(repr(traces[place].token)), *cells)
         self.console.print(table)
-
-
-def disputed(token: TokenTrace) -> float:
-    """How differently the streams see a token: the range of their probabilities."""
-    probabilities = [p for name, p in token.probabilities.items() if name != MIXTURE]
-    return max(probabilities) - min(probabilities)
 
 
 class Column:

@@ -78,6 +78,12 @@ def trace(
     ]
 
 
+def disputed(token: TokenTrace) -> float:
+    """How differently the streams see a token: the range of their probabilities."""
+    probabilities = [p for name, p in token.probabilities.items() if name != MIXTURE]
+    return max(probabilities) - min(probabilities)
+
+
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """One token as text; an end-of-sequence token by its name."""
     return str(tokenizer.decode([token]))

@@ -70,13 +70,12 @@ def test_a_page_holds_its_data_and_nothing_gets_out_of_it(tmp_path):
 
 def test_generate_one_prompt_with_its_page(tmp_path, capsys):
     page = tmp_path / "page.html"
-    assert (
-        cli.main(["generate", f"--prompt={QUESTION}", "--greedy=true", "--max_new_tokens=40", f"--page={page}", *TINY])
-        == 0
-    )
+    shown = [f"--page={page}", f"--figure={tmp_path}/disputed"]
+    assert cli.main(["generate", f"--prompt={QUESTION}", "--greedy=true", "--max_new_tokens=40", *shown, *TINY]) == 0
     out = capsys.readouterr().out
     assert "\\boxed{" in out
     assert page.is_file()
+    assert (tmp_path / "disputed.png").stat().st_size > 5000
 
 
 def test_generate_side_by_side(capsys):
@@ -114,7 +113,8 @@ def test_a_file_of_prompts_and_an_exported_folder(tmp_path, capsys):
         (["--prompt=x", "--file=y", "--out=z"], "prompt and file are both given"),
         (["--file=y"], "file and out go together"),
         (["--file=/nowhere.txt", "--out=z"], "file '/nowhere.txt' is none"),
-        (["--page=x.html"], "page shows one completion"),
+        (["--file=pyproject.toml", "--out=z", "--page=x"], "page and figure show one completion"),
+        (["--page=x.html"], "page and figure show one completion"),
         (["--prompt=x", "--max_new_tokens=0"], "max_new_tokens must be at least 1"),
         (["--prompt=x", "--alpha=2"], "alpha must lie in [0, 1]"),
         (["--prompt=x", "--folder=/nowhere"], "folder '/nowhere' is none"),

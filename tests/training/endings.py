@@ -20,7 +20,7 @@ class Dying(L.Callback):
 class Told(L.Callback):
     """The batch system's word to one rank, in the middle of a step."""
 
-    def __init__(self, number: int = signal.SIGTERM, at_step: int = 1, rank: int = 0) -> None:
+    def __init__(self, number: int = int(signal.SIGTERM), at_step: int = 1, rank: int = 0) -> None:
         self.number, self.at_step, self.rank = number, at_step, rank
 
     def on_train_batch_start(self, trainer, *_):
