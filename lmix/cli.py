@@ -152,7 +152,8 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
     from lightning.pytorch.cli import LightningCLI
 
     from lmix.data.module import RLDataModule
-    from lmix.training.state import find_checkpoint
+    from lmix.training.run_folder import run_folder
+    from lmix.training.state import check_fresh, find_checkpoint
     from lmix.training.strategies import check_strategy
 
     class Door(LightningCLI):
@@ -174,6 +175,9 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
 
         def _run_subcommand(self, subcommand: str) -> None:
             check_strategy(self.trainer.strategy)  # before a launcher makes processes, whose errors are tracebacks
+            if subcommand == "fit" and start and not self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+                settings = self.config[subcommand]
+                check_fresh(run_folder(self.trainer) / "checkpoints", settings.get("ckpt_path"))
             if start:
                 super()._run_subcommand(subcommand)
 

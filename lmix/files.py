@@ -68,7 +68,8 @@ def differing_file(folder: Path, names: Iterable[str]) -> str | None:
     """The first of these files that differs from the folder's checksums; None where none does, or there are no sums."""
     if not (folder / SUMS).is_file():
         return None
-    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    text = (folder / SUMS).read_text(encoding="utf-8", errors="replace")
+    lines = text.replace(" *", "  ").splitlines()  # as sha256sum -b writes them
     return next((name for name in names if f"{checksum(folder / name)}  {name}" not in lines), None)
 
 

@@ -121,11 +121,9 @@ def shown(value: Any) -> str:
     """A default as it would be typed; one that is a dataclass by its name alone."""
     if is_dataclass(value):
         return f"{type(value).__name__}()"
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, list)
-        else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Plan:
 
     phase: str
     entries: int
-    """The phase's how manieth entry in this life."""
+    """Which of the phase's entries in this life."""
     fraction: float
     """Part of the time, or of the calls of a save, after which it ends."""
 

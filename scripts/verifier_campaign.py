@@ -34,13 +34,15 @@ def main() -> int:
     parser.add_argument("--wrong", type=int, default=2_000, help="altered gold answers")
     parser.add_argument("--golds", type=int, help="so many gold answers; all by default")
     parser.add_argument("--deadline", type=float, default=5.0, help="seconds of one answer")
+    parser.add_argument("--parts", default="fuzz,agreement")
     parser.add_argument("--json", type=Path)
     settings = parser.parse_args()
     golds = read_golds(settings.data)[: settings.golds]
-    result = {
-        "fuzz": fuzz(golds, settings.answers, settings.deadline),
-        "agreement": agreement(golds, settings.wrong, settings.deadline),
-    }
+    result: dict[str, dict[str, Any]] = {}
+    if "fuzz" in settings.parts:
+        result["fuzz"] = fuzz(golds, settings.answers, settings.deadline)
+    if "agreement" in settings.parts:
+        result["agreement"] = agreement(golds, settings.wrong, settings.deadline)
     print(json.dumps({k: {n: v for n, v in r.items() if n != "disagreements"} for k, r in result.items()}, indent=2))
     if settings.json:
         settings.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -144,7 +146,8 @@ def judged(answers: list[tuple[str, str, str]], deadline: float) -> list[tuple[s
 def respelled(gold: str) -> str:
     """The same answer as another writer would put it."""
     text = gold.replace(r"\frac", r"\dfrac").replace(r"\le ", r"\leq ").replace(r"\ge ", r"\geq ")
-    text = re.sub(r"(?<!\\left)\(", r"\\left(", text).replace(")", r"\right)") if text.count("(") == 1 else text
+    if text.count("(") == text.count(")") == 1 and r"\left" not in text:
+        text = text.replace("(", r"\left(").replace(")", r"\right)")
     text = re.sub(r"(?<=[0-9a-z])\s*([+=])\s*(?=[0-9a-z\\])", r" \1 ", text)
     return f"${text}$" if "$" not in text else text
 
@@ -165,8 +168,9 @@ def agreement(golds: list[str], wrong: int, deadline: float, workers: int = 2) -
 
     chance = random.Random(1)
     pairs = [(respelled(gold), gold, True) for gold in golds]
-    changed = [(altered(gold, chance), gold) for gold in chance.sample(golds, min(len(golds), 2 * wrong))]
-    pairs += [(answer, gold, False) for answer, gold in changed if answer is not None][:wrong]
+    shuffled = chance.sample(golds, len(golds))
+    changed = dict.fromkeys((altered(gold, chance), gold, False) for gold in [*shuffled, *shuffled])
+    pairs += [pair for pair in changed if pair[0] is not None][:wrong]
     pairs = list(dict.fromkeys(pairs))  # lmix judges equal ones once
     with Verifier(workers, deadline) as verifier:
         verifier.verify(["1+x"], ["x+1"])

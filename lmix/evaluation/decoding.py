@@ -13,8 +13,8 @@ from lmix.evaluation.output import drawing
 from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved
 from lmix.model.mixed_policy import MixedPolicy, Mixture, two_weights
 from lmix.model.streams import POLICY, REFERENCE
-from lmix.model.tokenizer import load_tokenizer
-from lmix.rollout.engine import Draw, Progress, RolloutEngine, end_tokens
+from lmix.model.tokenizer import end_tokens, load_tokenizer
+from lmix.rollout.engine import Draw, Progress, RolloutEngine
 from lmix.rollout.rollout import Rollout, decode_texts
 from lmix.tasks.task import Judgement, Task
 

@@ -35,7 +35,7 @@ class MixedPolicyChoice:
         check_weights(self.weights, self.adapters, self.mixture)
         if self.folder is not None and not Path(self.folder).is_dir():
             raise ValueError(
-                f"folder {self.folder!r} is none: give one that lmix export wrote, or backbone and adapters"
+                f"folder {self.folder!r} does not exist: give one that lmix export wrote, or backbone and adapters"
             )
 
     def load(self) -> MixedPolicyForCausalLM:
@@ -46,9 +46,9 @@ class MixedPolicyChoice:
             if self.alpha is not None:
                 model.policy.alpha = self.alpha
             return model
-        load_tokenizer(self.backbone.path)  # a mistake in the path is found before weights are read
+        tokenizer = load_tokenizer(self.backbone.path)  # a mistake in the path is found before weights are read
         alpha = 0.5 if self.alpha is None else self.alpha
         policy = MixedPolicy.from_pretrained(
             self.backbone, self.adapters, alpha, self.mixture, self.weights, device=device
         )
-        return MixedPolicyForCausalLM.from_policy(policy, self.backbone)
+        return MixedPolicyForCausalLM.from_policy(policy, self.backbone).ending_with(tokenizer)

@@ -20,9 +20,9 @@ from lmix.inspection.page import write_page
 from lmix.inspection.trace import MIXTURE, TokenTrace, disputed, trace
 from lmix.model.causal_lm import MixedPolicyForCausalLM
 from lmix.model.streams import POLICY, REFERENCE
-from lmix.model.tokenizer import load_tokenizer
+from lmix.model.tokenizer import check_places, end_tokens, load_tokenizer
 from lmix.report.style import save
-from lmix.rollout.engine import Draw, RolloutEngine, end_tokens
+from lmix.rollout.engine import Draw, RolloutEngine
 from lmix.rollout.rollout import decode_texts
 from lmix.tasks.rows import read_json
 
@@ -85,6 +85,8 @@ def generate(
         completion = speaker.show(ids, side_by_side)
         if page or figure:
             traces = trace(model.policy, speaker.tokenizer, ids, completion)
+        for path in filter(None, (figure, page)):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         if figure is not None:
             speaker.console.print(", ".join(map(str, save(candidates(traces), Path(figure)))))
         if page is not None:
@@ -98,7 +100,7 @@ def read_prompts(file: str) -> list[str]:
     """Raises ValueError where there is none, in one line."""
     path = Path(file)
     if not path.is_file():
-        raise ValueError(f"file {file!r} is none")
+        raise ValueError(f"file {file!r} does not exist")
     if path.suffix in (".jsonl", ".json"):
         try:
             columns, rows = read_json(path)
@@ -131,10 +133,17 @@ class Speaker:
     def ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """A conversation as the model reads it; without a chat template, its last message."""
         if not self.chat:
-            return self.tokenizer(messages[-1]["content"])["input_ids"]  # pyright: ignore
+            return self.checked(self.tokenizer(messages[-1]["content"])["input_ids"])  # pyright: ignore
         messages = [*([{"role": "system", "content": self.system}] if self.system else []), *messages]
         template = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return template["input_ids"]  # pyright: ignore
+        return self.checked(template["input_ids"])  # pyright: ignore
+
+    def checked(self, ids: list[int]) -> list[int]:
+        """Raises ValueError where a prompt is empty, or too long for the backbone."""
+        if not ids:
+            raise ValueError("the prompt is empty")
+        check_places(self.model.config.backbone["path"], len(ids), self.max_new_tokens)
+        return ids
 
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode([token for token in ids if token not in self.ends]))
@@ -166,8 +175,10 @@ class Speaker:
         texts = dict.fromkeys(parts, "")
         completion: list[int] = []
         with Live(columns(texts), console=self.console, refresh_per_second=8) as live:
+            state = torch.get_rng_state()  # each draws as it would alone
             for name, weights in parts.items():
                 self.policy.weights = weights
+                torch.set_rng_state(state)
                 try:
                     completion = self.complete(ids, Column(self, texts, name, live))
                 finally:

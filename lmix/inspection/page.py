@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +23,5 @@ def write_page(path: Path, prompt: str, traces: Sequence[TokenTrace], settings: 
     # in a script element only "</" and "<!" end or open something, and JSON may write "<" as \u003c
     data = json.dumps([trace.as_dict() for trace in traces]).replace("<", "\\u003c")
     shown = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in settings.items())
-    for mark, text in {"@@SETTINGS@@": shown, "@@PROMPT@@": html.escape(prompt), "@@DATA@@": data}.items():
-        template = template.replace(mark, text, 1)
-    write_lines(path, [template])
+    parts = {"SETTINGS": shown, "PROMPT": html.escape(prompt), "DATA": data}
+    write_lines(path, [re.sub("@@([A-Z]+)@@", lambda mark: parts[mark[1]], template)])

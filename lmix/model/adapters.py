@@ -1,5 +1,6 @@
 """LoRA adapters on the backbone, read from and written to ordinary peft folders. Only this file knows peft."""
 
+import errno
 import json
 import os
 import shutil
@@ -91,6 +92,8 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
             raise ValueError(f"adapter {path!r} has no {name}: give a folder that peft wrote (safetensors)")
     try:
         fields = json.loads((folder / CONFIG).read_text())
+        if not isinstance(fields, dict):
+            raise ValueError(f"{CONFIG} holds no JSON object")
         if fields.get("peft_type") != "LORA":
             raise ValueError(f"peft_type is {fields.get('peft_type')}, not LORA")
         config = LoraConfig.from_pretrained(str(folder))
@@ -188,11 +191,18 @@ def save_adapter(peft_model: PeftModel, stream: str, folder: Path) -> None:
     weights = get_peft_model_state_dict(peft_model, adapter_name=stream)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
-    for left in (temporary, old):  # by a process that was killed
+    if folder.exists() and not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is there and holds no adapter: give another place")
+    if old.exists() and not folder.exists():  # a process was killed between the two renames below
+        os.replace(old, folder)
+    for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)
     try:
         peft_model.peft_config[stream].save_pretrained(str(temporary))
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / WEIGHTS)
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / WEIGHTS)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(errno.EIO, str(error)) from error
         write_sums(temporary)
         sync_folder(temporary)
         if folder.exists():
@@ -201,4 +211,6 @@ def save_adapter(peft_model: PeftModel, stream: str, folder: Path) -> None:
         sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
         shutil.rmtree(temporary, ignore_errors=True)

@@ -17,6 +17,7 @@ from transformers import (
     GenerationMixin,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -25,6 +26,7 @@ from lmix.model.adapters import AdapterConfig, save_adapter
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixed_policy import MixedPolicy, Mixture, two_weights
 from lmix.model.streams import POLICY, REFERENCE
+from lmix.model.tokenizer import end_tokens
 
 FILE = "config.json"
 OWN = ("model_type", "architectures", "auto_map", "quantization_config", "transformers_version", "_name_or_path")
@@ -80,7 +82,7 @@ class StackedCache(DynamicCache):
 class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
     """A mixed policy that transformers' tools take for any causal language model: for inference, without a gradient.
 
-    Greedy decoding and sampling, beams, streamers, left-padded batches; caches other than the dynamic one are refused.
+    Greedy decoding and sampling, beams, streamers, left-padded batches. `generate` samples unless `do_sample=False`.
 
     Args:
         config: of the mixed policy.
@@ -142,13 +144,16 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         path = Path(folder) / FILE
         if not path.is_file():
             raise ValueError(f"{str(folder)!r} has no {FILE}: give a folder that lmix export wrote")
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields.get("model_type") != MixedPolicyConfig.model_type:
-            raise ValueError(f"{str(folder)!r} holds a {fields.get('model_type')!r}, not a mixed policy of lmix")
-        config = MixedPolicyConfig(**{k: v for k, v in fields.items() if k not in OWN[:1]})
-        backbone = BackboneConfig(
-            **{**config.backbone, **({"path": kwargs["backbone"]} if "backbone" in kwargs else {})}
-        )
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            kind = fields["model_type"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} is no configuration of a model") from error
+        if kind != MixedPolicyConfig.model_type:
+            raise ValueError(f"{str(folder)!r} holds a {kind!r}, not a mixed policy of lmix")
+        config = MixedPolicyConfig(**{k: v for k, v in fields.items() if k != "model_type"})
+        config.backbone = {**config.backbone, **({"path": kwargs["backbone"]} if "backbone" in kwargs else {})}
+        backbone = BackboneConfig(**config.backbone)
         experts = [f"expert_{k}" for k in range(1, len(config.adapters) - 1)]
         streams = [POLICY, REFERENCE, *experts]  # JSON's order says nothing
         folders = {
@@ -166,7 +171,16 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
             device or ("cuda" if torch.cuda.is_available() else "cpu"),
         )
         config._name_or_path = str(folder)
-        return cls(config, policy)
+        model = cls(config, policy)
+        model.generation_config.eos_token_id = config.eos_token_id  # as `ending_with` has left it
+        return model
+
+    def ending_with(self, tokenizer: PreTrainedTokenizerBase) -> "MixedPolicyForCausalLM":
+        """End completions with the tokens that training ends them with; returns the model."""
+        self.config.eos_token_id = self.generation_config.eos_token_id = end_tokens(self.policy, tokenizer)
+        if self.generation_config.pad_token_id is None:
+            self.generation_config.pad_token_id = tokenizer.eos_token_id
+        return self
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:  # pyright: ignore
         """Write adapters as peft folders, and a configuration that names the backbone; its weights are not copied."""
@@ -183,7 +197,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
+        past_key_values: StackedCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         labels: Tensor | None = None,
@@ -194,22 +208,26 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: `[B, T]`, padded on either side where there is an attention mask.
             attention_mask: `[B, L]`, 1 for tokens, over what is cached and `input_ids`.
-            position_ids: `[B, T]`.
-            past_key_values: the cache.
-            use_cache: return the cache.
+            position_ids: `[B, T]` or `[1, T]`.
+            past_key_values: the cache, of `new_cache`.
+            use_cache: return the cache; without it and without a cache there is none.
             logits_to_keep: of the last so many tokens only; 0 keeps all.
             labels: `[B, T]`, -100 where there is none: for the mean negative log-likelihood, `loss`.
 
         Raises:
-            ValueError: a cache that is not dynamic.
+            ValueError: another kind of cache.
         """
         streams = self.policy.streams
         arguments: dict[str, Any] = {}
-        for name, value in (("attention_mask", attention_mask), ("position_ids", position_ids)):
-            if value is not None:
-                arguments[name] = value.repeat(len(streams), *[1] * (value.dim() - 1))
+        if attention_mask is not None:
+            arguments["attention_mask"] = attention_mask.repeat(len(streams), 1)
+        if position_ids is not None:
+            arguments["position_ids"] = position_ids.expand(len(input_ids), -1).repeat(len(streams), 1)
         if use_cache or past_key_values is not None:
-            arguments |= {"past_key_values": self.stacked(past_key_values, len(streams)), "use_cache": True}
+            cache = self.new_cache() if past_key_values is None else past_key_values
+            if not isinstance(cache, StackedCache):
+                raise ValueError(f"a mixed policy keeps its own cache (`new_cache()`), not a {type(cache).__name__}")
+            arguments |= {"past_key_values": cache, "use_cache": True}
         with torch.no_grad():
             hidden_KBTH = self.policy.hidden(input_ids, streams, **arguments)
             logits = self.policy.mixed_logits(list(hidden_KBTH[:, :, -logits_to_keep:]))
@@ -219,13 +237,14 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
             loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets)
         return CausalLMOutputWithPast(loss, logits, arguments.get("past_key_values"))  # pyright: ignore
 
-    def stacked(self, cache: DynamicCache | None, streams: int) -> StackedCache:
-        """The cache with its rows a stream; a new one in place of an empty one."""
-        if isinstance(cache, StackedCache):
-            return cache
-        if cache is not None and (type(cache) is not DynamicCache or cache.get_seq_length() > 0):
-            raise ValueError(f"a mixed policy keeps a dynamic cache, not a {type(cache).__name__} of another model")
-        return StackedCache(streams, self.policy.backbone.config)
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *_: Any, **__: Any) -> None:
+        """Give `generate` the cache that is needed here."""
+        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = self.new_cache()
+
+    def new_cache(self) -> StackedCache:
+        """An empty cache, for `past_key_values`."""
+        return StackedCache(len(self.policy.streams), self.policy.backbone.config)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.policy.backbone.get_input_embeddings()

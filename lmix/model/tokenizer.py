@@ -4,9 +4,12 @@ import os
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from lmix.model.mixed_policy import MixedPolicy
 
 EMBEDDED = "lmix:"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -97,6 +100,15 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer of backbone {path!r} has no end-of-sequence token: set eos_token in its config")
     return tokenizer
+
+
+def end_tokens(policy: "MixedPolicy", tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a completion: the tokenizer's, and those of the model's generation settings."""
+    ends: set[Any] = {tokenizer.eos_token_id}  # pyright: ignore[reportUnhashable]
+    generation = getattr(policy.backbone, "generation_config", None)
+    configured = getattr(generation, "eos_token_id", None)
+    ends |= set(configured if isinstance(configured, list | tuple) else [configured])
+    return sorted(int(token) for token in ends if token is not None)  # pyright: ignore[reportArgumentType]
 
 
 def reason(error: Exception) -> str:

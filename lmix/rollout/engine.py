@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.streams import POLICY, REFERENCE
@@ -96,15 +95,6 @@ class RolloutEngine:
 def slots_taken(slots: int, samples: int, rows: int) -> int:
     """Rows that are decoded at once: whole groups, at least one, and no more than there are."""
     return min(max(slots // samples, 1) * samples, rows)
-
-
-def end_tokens(policy: MixedPolicy, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a completion: the tokenizer's, and those of the model's generation settings."""
-    ends: set[Any] = {tokenizer.eos_token_id}  # pyright: ignore[reportUnhashable]
-    generation = getattr(policy.backbone, "generation_config", None)
-    configured = getattr(generation, "eos_token_id", None)
-    ends |= set(configured if isinstance(configured, list | tuple) else [configured])
-    return sorted(int(token) for token in ends if token is not None)  # pyright: ignore[reportArgumentType]
 
 
 class _Wave:

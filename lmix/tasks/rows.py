@@ -66,7 +66,7 @@ def read_json(path: Path) -> tuple[list[str], Rows]:
     Raises:
         ValueError: it is neither, with the line's number.
     """
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     try:
         if text.lstrip().startswith("["):
             rows = json.loads(text)

@@ -26,8 +26,11 @@ _WARM_UP = (
     ("5!", r"\binom{9}{3}+36"),
     (r"\cos 15^\circ", r"\frac{\sqrt6+\sqrt2}{4}"), (r"|x|+\lfloor 2.5\rfloor", "2+|x|"), ("x^3-1=0", "x=1"),
 )  # fmt: skip
-_REFUSED_EVENTS = ("socket.", "subprocess.", "os.exec", "os.posix_spawn", "os.fork", "os.system", "os.remove",
-                   "os.rename", "os.mkdir", "os.link", "os.symlink", "shutil.", "ftplib.", "urllib.")  # fmt: skip
+_REFUSED_EVENTS = (
+    "socket.", "subprocess.", "os.exec", "os.posix_spawn", "os.fork", "os.system", "os.remove", "os.rename", "os.mkdir",
+    "os.rmdir", "os.truncate", "os.chmod", "os.chown", "os.utime", "os.kill", "os.link", "os.symlink", "ctypes.dlopen",
+    "shutil.", "ftplib.", "urllib.",
+)  # fmt: skip
 _RECURSION_LIMIT = 3000
 _OPEN_FILES = 16
 _ORPHAN_GRACE = 5.0

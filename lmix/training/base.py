@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig, dtype_name
 from lmix.model.mixed_policy import MixedPolicy, Mixture, check_alpha, check_weights
 from lmix.model.streams import POLICY
-from lmix.model.tokenizer import check_places, load_tokenizer
-from lmix.rollout.engine import Draw, Progress, RolloutEngine, end_tokens
+from lmix.model.tokenizer import check_places, end_tokens, load_tokenizer
+from lmix.rollout.engine import Draw, Progress, RolloutEngine
 from lmix.rollout.rollout import Packed, Rollout, decode_texts
 from lmix.seed import run_seed
 from lmix.tasks.task import Judgement, Task
@@ -26,6 +25,7 @@ from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.guards import Suspect, unsound, write_report
 from lmix.training.metrics import FormatRate, SolveRate
 from lmix.training.ranks import RankedModule
+from lmix.training.run_folder import run_folder
 from lmix.training.state import check_adapter_state, check_origin
 from lmix.training.strategies import check_strategy
 
@@ -196,13 +196,13 @@ class AdapterModule(RankedModule):
 
     def refuse(self) -> None:
         """Report the step's suspects, and raise ValueError or, where that is wanted, warn. Every rank must call it."""
-        step, folder = self.global_step + 1, self.trainer.log_dir or self.trainer.default_root_dir
+        step, folder = self.global_step + 1, run_folder(self.trainer)
         what = f"logits or gradient of step {step} are not finite"
         if self.refused == step:
             return  # all inner updates of a step are left out, and one report is enough
         self.refused = step
         if self.suspects:
-            path = Path(folder) / f"nonfinite-step={step:04d}-rank{self.trainer.global_rank}.jsonl"
+            path = folder / f"nonfinite-step={step:04d}-rank{self.trainer.global_rank}.jsonl"
             write_report(path, step, self.suspects, self.tokenizer.decode)  # pyright: ignore[reportArgumentType]
             what += f" (the {self.suspects[0].cause}; {path} has the rollouts)"
         if self.optimizer.nonfinite == "stop":

@@ -10,9 +10,10 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
-from safetensors import SafetensorError
 
 from lmix.files import whole_file
+from lmix.training.run_folder import run_folder
+from lmix.training.state import check_fresh, named_step
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -55,15 +56,18 @@ class PolicyCheckpoint(Checkpoint):
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the checkpoints of another run alone."""
+        """Leave the checkpoints of another run alone, and set aside those after the one that is gone on from."""
+        self.last_step = None
         folder = self.folder(trainer)
-        if trainer.ckpt_path is None and any(folder.glob("*.ckpt")):  # Lightning knows it from here on
-            raise ValueError(
-                f"{folder.parent} holds checkpoints of a run: go on by --ckpt_path, or give another folder"
-            )
+        check_fresh(folder, trainer.ckpt_path, self.saved)
+        if trainer.ckpt_path is not None and trainer.is_global_zero:
+            step = named_step(Path(trainer.ckpt_path))
+            for path in folder.glob("*.ckpt"):
+                if step is not None and (named_step(path) or 0) > step:
+                    path.rename(path.with_suffix(".ckpt.abandoned"))
 
     def folder(self, trainer: L.Trainer) -> Path:
-        return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        return run_folder(trainer) / "checkpoints"
 
     def state_dict(self) -> dict[str, Any]:
         return {"saved": [str(path) for path in self.saved]}
@@ -102,7 +106,7 @@ class PolicyCheckpoint(Checkpoint):
             if trainer.is_global_zero:
                 trainer.lightning_module.policy.save_policy(path.with_suffix(""))  # pyright: ignore
             trainer.save_checkpoint(path)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             before = (
                 f"go on from {self.saved[-2]}, which is whole" if len(self.saved) > 1 else "there is none before it"
             )

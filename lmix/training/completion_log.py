@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lmix.files import write_lines
 from lmix.training.completions import CompletionRow
+from lmix.training.run_folder import run_folder
 
 
 class CompletionLog(L.Callback):
@@ -30,20 +32,22 @@ class CompletionLog(L.Callback):
                 raise ValueError(f"CompletionLog.{name} must be at least 1, not {value}")
         self.table_rows, self.every_n_steps = table_rows, every_n_steps
 
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Of a run that was killed before its first checkpoint and starts anew in its folder, drop all."""
-        self.drop(trainer, trainer.global_step or -1)
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Set aside what another run has left in the folder, such as one killed before its first checkpoint."""
+        for path in self.written(trainer) if trainer.ckpt_path is None else []:
+            number = next(n for n in count(1) if not path.with_suffix(f".jsonl.{n}").exists())
+            path.rename(path.with_suffix(f".jsonl.{number}"))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Of a run that goes on in its folder, drop what came after the checkpoint: it is drawn again."""
-        self.drop(trainer, trainer.global_step)
+        for path in self.written(trainer):
+            drop_later_rows(path, trainer.global_step)
 
-    def drop(self, trainer: L.Trainer, step: int) -> None:
-        folder = trainer.log_dir  # all ranks must ask for it: Lightning broadcasts it
-        if folder is not None and trainer.is_global_zero:
-            for name in ("train", "val"):  # of all ranks, however many there were
-                for path in (Path(folder) / "completions").glob(f"{name}*.jsonl"):
-                    drop_later_rows(path, step)
+    def written(self, trainer: L.Trainer) -> list[Path]:
+        """The files of training and its evaluations, of all ranks, however many there were; for rank 0 alone."""
+        folder = run_folder(trainer) / "completions"
+        found = [path for name in ("train", "val") for path in folder.glob(f"{name}*.jsonl")]
+        return found if trainer.is_global_zero else []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
         self.append(trainer, "train", pl_module.rows)
@@ -61,11 +65,11 @@ class CompletionLog(L.Callback):
         self.append(trainer, "predict", pl_module.rows)
 
     def append(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
-        folder = trainer.log_dir  # all ranks must ask for it, also those without rows: Lightning broadcasts it
-        if folder is None or not rows:
+        folder = run_folder(trainer)  # all ranks must ask for it, also those without rows
+        if not rows:
             return
         suffix = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        path = Path(folder) / "completions" / f"{name}{suffix}.jsonl"
+        path = folder / "completions" / f"{name}{suffix}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in rows)
@@ -83,8 +87,9 @@ def drop_later_rows(path: Path, step: int) -> None:
         return
     kept = []
     for line in path.read_bytes().split(b"\n"):  # a text's own line ends, such as U+2028, end no row
-        with suppress(ValueError):
-            if json.loads(line)["step"] <= step:
+        with suppress(ValueError):  # half a line
+            row = json.loads(line)
+            if not isinstance(row, dict) or row.get("step", step) <= step:
                 kept.append(line.decode() + "\n")
     write_lines(path, kept)
 

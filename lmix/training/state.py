@@ -42,6 +42,24 @@ def find_checkpoint(path: str) -> str:
     raise ValueError(f"ckpt_path {path!r} is a folder without a whole checkpoint{damaged or ': give that of a run'}")
 
 
+def check_fresh(folder: Path, ckpt_path: Any, saved: Sequence[Path] = ()) -> None:
+    """See that a run does not mix its checkpoints with another's.
+
+    Args:
+        folder: where it would write them.
+        ckpt_path: what it goes on from, or None.
+        saved: its own, of an earlier `fit`.
+
+    Raises:
+        ValueError: there are some that it does not go on from.
+    """
+    others = set(folder.glob("*.ckpt")) - set(saved)
+    if others and (ckpt_path is None or Path(ckpt_path).resolve().parent != folder.resolve()):
+        raise ValueError(
+            f"{folder.parent} holds checkpoints of a run: go on from there by --ckpt_path, or give another folder"
+        )
+
+
 def named_step(path: Path) -> int | None:
     """The step in a checkpoint's name, where there is one."""
     match = re.fullmatch(r"step=(\d+)\.ckpt", path.name)
@@ -66,7 +84,7 @@ def check_checkpoint(path: str) -> None:
         raise ValueError(f"{where} is damaged or no checkpoint: give another .ckpt, or the run's folder") from error
     if not isinstance(checkpoint, dict) or "lmix" not in checkpoint:
         raise ValueError(f"{where} was not written by lmix: give a .ckpt of a run's checkpoints folder")
-    if not set(checkpoint["lmix"]) >= ORIGIN:
+    if not (isinstance(checkpoint["lmix"], dict) and set(checkpoint["lmix"]) >= ORIGIN):
         raise ValueError(f"{where} was written by another version of lmix: go on with that one, or start anew")
     if named_step(Path(path)) not in (None, checkpoint.get("global_step")):
         raise ValueError(

@@ -11,8 +11,8 @@ from lmix import cli
 from lmix.inspection.page import write_page
 from lmix.inspection.trace import MIXTURE, TokenTrace, trace
 from lmix.model.causal_lm import MixedPolicyForCausalLM
-from lmix.model.tokenizer import load_tokenizer
-from lmix.rollout.engine import Draw, RolloutEngine, end_tokens
+from lmix.model.tokenizer import end_tokens, load_tokenizer
+from lmix.rollout.engine import Draw, RolloutEngine
 
 TINY = ["--backbone.quantization=none", "--backbone.dtype=float32", "--adapters.reference=lmix:tiny-arithmetic-sft"]
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have now?\n"
@@ -56,7 +56,7 @@ def test_a_trace_is_what_the_streams_say(model):
 
 
 def test_a_page_holds_its_data_and_nothing_gets_out_of_it(tmp_path):
-    nasty = '</script><script>alert(1)</script><!-- "&'
+    nasty = '</script><script>alert(1)</script><!-- "&@@DATA@@'
     traces = [TokenTrace(nasty, {"policy": 0.5, "reference": 0.25, MIXTURE: 0.4}, {MIXTURE: [(nasty, 0.4)]})]
     write_page(tmp_path / "x.html", nasty, traces, {"alpha": nasty})
     text = (tmp_path / "x.html").read_text()
@@ -64,7 +64,6 @@ def test_a_page_holds_its_data_and_nothing_gets_out_of_it(tmp_path):
     assert data is not None
     assert json.loads(data[1])[0]["token"] == nasty
     assert text.count("<script>") == 1
-    assert "@@" not in text
     assert "http" not in re.sub(r'charset="utf-8"', "", text)  # nothing is loaded from elsewhere
 
 
@@ -112,12 +111,13 @@ def test_a_file_of_prompts_and_an_exported_folder(tmp_path, capsys):
     [
         (["--prompt=x", "--file=y", "--out=z"], "prompt and file are both given"),
         (["--file=y"], "file and out go together"),
-        (["--file=/nowhere.txt", "--out=z"], "file '/nowhere.txt' is none"),
+        (["--file=/nowhere.txt", "--out=z"], "file '/nowhere.txt' does not exist"),
         (["--file=pyproject.toml", "--out=z", "--page=x"], "page and figure show one completion"),
         (["--page=x.html"], "page and figure show one completion"),
+        (["--prompt=", *TINY], "the prompt is empty"),
         (["--prompt=x", "--max_new_tokens=0"], "max_new_tokens must be at least 1"),
         (["--prompt=x", "--alpha=2"], "alpha must lie in [0, 1]"),
-        (["--prompt=x", "--folder=/nowhere"], "folder '/nowhere' is none"),
+        (["--prompt=x", "--folder=/nowhere"], "folder '/nowhere' does not exist"),
         (["--prompt=x", "--backbone.path=/nowhere"], "is no folder"),
     ],
 )

@@ -141,9 +141,17 @@ def test_mistakes(folders, tmp_path):
     with pytest.raises(ValueError, match="holds a 'qwen2', not a mixed policy of lmix"):
         MixedPolicyForCausalLM.from_pretrained(folders["qwen2"])
     static = StaticCache(config=model.policy.backbone.config, max_cache_len=32)
-    with pytest.raises(ValueError, match="a mixed policy keeps a dynamic cache, not a StaticCache"):
+    with pytest.raises(ValueError, match=r"a mixed policy keeps its own cache .*, not a StaticCache"):
         model(ids, past_key_values=static)
-    filled = DynamicCache(config=model.policy.backbone.config)
-    model.policy.backbone(ids, past_key_values=filled)
-    with pytest.raises(ValueError, match="not a DynamicCache of another model"):
-        model(ids, past_key_values=filled)
+    with pytest.raises(ValueError, match="not a DynamicCache"):
+        model(ids, past_key_values=DynamicCache(config=model.policy.backbone.config))
+
+
+def test_a_cache_of_one_s_own(policy):
+    """Filled in two passes, it gives what one pass gives."""
+    model, ids = wrapped(policy), torch.tensor([PROMPTS[0]])
+    cache = model.new_cache()
+    first = model(ids[:, :5], past_key_values=cache).logits
+    positions = torch.arange(5, ids.shape[1])[None]
+    second = model(ids[:, 5:], past_key_values=cache, position_ids=positions).logits
+    assert close(torch.cat([first, second], dim=1), model(ids).logits, 1e-4)

@@ -131,12 +131,13 @@ def test_a_checkpoint_comes_after_the_evaluation_of_its_step(tmp_path):
 def test_a_run_that_goes_on_in_its_folder_drops_its_older_checkpoints(tmp_path):
     keep = PolicyCheckpoint(every_n_steps=1, keep=2)
     trainer(tmp_path, 2, callbacks=[keep]).fit(module(), data())
-    stays = tmp_path / "checkpoints" / "step=0099.ckpt"
-    stays.write_text("of somebody else")
+    later = tmp_path / "checkpoints" / "step=0099.ckpt"
+    later.write_text("of what the run was before somebody went back")
     last = str(keep.saved[-1])
     trainer(tmp_path, 4, callbacks=[PolicyCheckpoint(every_n_steps=1, keep=2)]).fit(module(), data(), ckpt_path=last)
     names = sorted(p.name for p in (tmp_path / "checkpoints").glob("*.ckpt"))
-    assert names == ["step=0003.ckpt", "step=0004.ckpt", "step=0099.ckpt"]
+    assert names == ["step=0003.ckpt", "step=0004.ckpt"]
+    assert (tmp_path / "checkpoints" / "step=0099.ckpt.abandoned").is_file()
 
 
 @pytest.fixture(scope="module")
@@ -313,5 +314,5 @@ def test_save_adapter_writes_over_what_a_killed_process_left(tmp_path):
 
 
 def test_a_new_run_in_the_folder_of_another_is_refused(tmp_path, run_folder):
-    with pytest.raises(ValueError, match=r"holds checkpoints of a run: go on by --ckpt_path, or give another folder"):
+    with pytest.raises(ValueError, match=r"holds checkpoints of a run: go on from there by --ckpt_path, or give"):
         trainer(run_folder, 1, callbacks=[PolicyCheckpoint()]).fit(module(), data())
