@@ -106,7 +106,7 @@ def argument_rows(kind: Any) -> list[tuple[str, str | None, str]]:
     if "Args:\n" not in text:
         text = inspect.getdoc(kind.__init__) or ""
     block = re.split(r"\n\w+:\n", text.partition("Args:\n")[2] + "\n")[0]
-    parts = re.split(r"^    ([\w, ]+): ", block, flags=re.MULTILINE)[1:]
+    parts = re.split(r"^    (\w[\w, ]*): ", block, flags=re.MULTILINE)[1:]
     given = inspect.signature(kind).parameters
     rows = []
     for names, what in zip(parts[::2], parts[1::2], strict=True):

@@ -78,6 +78,8 @@ class MixedPolicy(nn.Module):
         self.softcap: float | None = getattr(self.backbone.config, "final_logit_softcapping", None)
         self._checkpointed: list[nn.Module] = []
         self._sharded: list[FSDPModule] = []
+        self.gathers_rollouts = True
+        """Whether ranks that share a backbone gather it while they draw; otherwise each pass there needs all ranks."""
         if activation_checkpointing:
             self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self._checkpointed = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -161,11 +163,16 @@ class MixedPolicy(nn.Module):
         """Within, what is the same at every token is made once. Nothing may be trained there."""
         with (
             torch.no_grad(),
-            gathered(self._sharded),
+            gathered(self._sharded if self.gathers_rollouts else []),
             self.router.keep_factors(),
-            dequantized(self, self.dense_rollouts),
+            dequantized(self, False if self.draws_in_step else self.dense_rollouts),
         ):
             yield
+
+    @property
+    def draws_in_step(self) -> bool:
+        """Whether each pass of a rollout needs all ranks."""
+        return bool(self._sharded) and not self.gathers_rollouts
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Leave each rank a part of the backbone; see `lmix.model.sharding`. Passes then need all ranks."""

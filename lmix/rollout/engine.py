@@ -89,7 +89,22 @@ class RolloutEngine:
         with self.policy.rollouts():  # also without a prompt: ranks that share a backbone gather it together
             if rollouts and max_new_tokens > 0:
                 _Wave(self, rollouts, samples, max_new_tokens, draw, prompt_ids, keep_frozen, progress, alphas).run()
+            while self.in_step(False):  # others still draw, from a backbone of which a part lies here
+                self.policy.hidden(torch.zeros(1, 1, dtype=torch.long, device=self.policy.device))
         return rollouts
+
+    def in_step(self, draws: bool) -> bool:
+        """Whether any rank makes a pass now. Where passes need all ranks, each must ask before each of them; what they
+        feed may differ, as only weights are exchanged.
+
+        Args:
+            draws: whether this rank has one to make.
+        """
+        if not self.policy.draws_in_step:
+            return draws
+        any_draws = torch.tensor(int(draws), device=self.policy.device)
+        torch.distributed.all_reduce(any_draws, torch.distributed.ReduceOp.MAX)
+        return bool(any_draws)
 
 
 def slots_taken(slots: int, samples: int, rows: int) -> int:
@@ -175,6 +190,7 @@ class _Wave:
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         ids = pad_right(prompts).to(self.device)
         cache = DynamicCache()
+        self.engine.in_step(True)
         hidden_KPTH = self.policy.hidden(ids, self.streams, past_key_values=cache, use_cache=True)
         last_KPH = hidden_KPTH[:, torch.arange(len(prompts), device=self.device), lengths - 1]
         self.cache.insert(cache, [i for i in range(len(prompts)) for _ in range(self.samples)], slots)
@@ -196,6 +212,7 @@ class _Wave:
         arguments = self.cache.step_arguments(
             self.positions.clamp(max=visible - 1), visible, self.policy.backbone.dtype
         )
+        self.engine.in_step(True)
         hidden_KSH = self.policy.hidden(self.last[:, None], self.streams, **arguments)[:, :, 0]
         slots = list(range(len(self.rollout_of)))
         self.choose(hidden_KSH, torch.arange(len(slots), device=self.device), slots)

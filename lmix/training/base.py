@@ -103,6 +103,7 @@ class AdapterModule(RankedModule):
             backbone, self.adapters, self.initial_alpha, self.mixture, self.weights, device=device
         )
         if self.sharded:
+            self.policy.gathers_rollouts = self.trainer.strategy.gather_rollouts  # pyright: ignore
             self.policy.shard(self.device_mesh["data_parallel"])  # pyright: ignore[reportOptionalSubscript]
         self.engine = RolloutEngine(self.policy, end_tokens(self.policy, self.tokenizer), self.sampling.slots)
 

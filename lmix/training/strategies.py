@@ -9,19 +9,22 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 of the frozen backbone over all ranks, for one that does not fit a device beside the update's activations.
 
-    Rollouts gather it, so it must fit a device beside keys and values.
+    Rollouts gather it, so it must fit a device beside keys and values; or ranks draw in step, and it need not.
 
     Adapters and optimiser are whole on every rank (`lmix.model.sharding`), so they are saved, restored and summed as
     under DDP: what `ModelParallelStrategy` does for sharded parameters is taken back here.
     """
 
-    def __init__(self, timeout: timedelta | None = None) -> None:
+    def __init__(self, timeout: timedelta | None = None, gather_rollouts: bool = True) -> None:
         """Make it.
 
         Args:
             timeout: how long a rank waits for the others; null is torch's 30 minutes.
+            gather_rollouts: gather the backbone once a rollout phase; otherwise each layer is gathered for each token,
+                ranks in step until the slowest row ends: much slower, for what does not fit otherwise.
         """
         super().__init__(tensor_parallel_size=1)
+        self.gather_rollouts = gather_rollouts
         self._timeout = timeout or self._timeout
 
     def setup_environment(self) -> None:

@@ -74,7 +74,8 @@ def main(
         if adaptive:
             callbacks.append(AdaptiveAlpha(offset=1.0, scale=4.0))
     m.late = late
-    settings = {"strategy": "ddp" if strategy == "ddp" else ShardedStrategy(), "devices": ranks} if ranks > 1 else {}
+    kinds = {"ddp": "ddp", "fsdp2": ShardedStrategy(), "fsdp2-in-step": ShardedStrategy(gather_rollouts=False)}
+    settings = {"strategy": kinds[strategy], "devices": ranks} if ranks > 1 else {}
     t = trainer(out, steps, callbacks=callbacks, val_check_interval=steps, **settings)
     t.fit(m, data(prompts=prompts, validation_size=5), ckpt_path=ckpt_path)
     found = {"alpha": m.policy.alpha, "metrics": groups.metrics, "groups": groups.groups, "live": groups.live}

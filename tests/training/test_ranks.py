@@ -47,9 +47,13 @@ def runs(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_train_as_one_does(runs, strategy):
-    (_, one, (alone,)), (_, two, (first, second)) = runs["one"], runs[strategy]
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", pytest.param("fsdp2-in-step", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does(runs, strategy, tmp_path):
+    _, one, (alone,) = runs["one"]
+    if strategy in runs:
+        _, two, (first, second) = runs[strategy]
+    else:
+        two, (first, second) = train(tmp_path / strategy, 2, steps=4, strategy=strategy, **SMALL)
     compare(one, two, alone, first, second)
     assert second["groups"] == [2, 2, 2, 0]
     assert one["lmix"]["alpha"] == two["lmix"]["alpha"] == first["alpha"] == second["alpha"] != 0.5
@@ -122,7 +126,7 @@ QUICK = [("fsdp2", "nf4 with a KL, two updates")]
     ("strategy", "case"),
     [
         pytest.param(strategy, case, marks=[] if (strategy, case) in QUICK else pytest.mark.slow)
-        for strategy in ("ddp", "fsdp2")
+        for strategy in ("ddp", "fsdp2", "fsdp2-in-step")
         for case in CASES
     ],
 )
@@ -144,9 +148,10 @@ def test_a_bfloat16_backbone_in_shards(quantization, tmp_path):
     assert max(norms) > 0
 
 
-def test_a_rank_whose_rows_end_much_later(tmp_path):
+@pytest.mark.parametrize("strategy", ["fsdp2-in-step", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_a_rank_whose_rows_end_much_later(strategy, tmp_path):
     """The other's rows have ended long before; both come to the same adapters and alpha."""
-    _, (first, second) = train(tmp_path / "late", 2, strategy="fsdp2", late=True, **SMALL)
+    _, (first, second) = train(tmp_path / "late", 2, strategy=strategy, late=True, **SMALL)
     lengths = [metrics["train/completion_length"] for metrics in first["metrics"]]
     assert min(lengths) > 20  # of both ranks together; rank 1's are 48
     assert first["alpha"] == second["alpha"]
