@@ -10,7 +10,7 @@ from lmix.model import backbone as backbone_module
 from lmix.model.adapters import AdapterConfig, check_adapter, read_adapter
 from lmix.model.backbone import BackboneConfig, fingerprint, load_backbone
 from lmix.model.mixed_policy import MixedPolicy, check_weights
-from lmix.model.tokenizer import load_tokenizer, resolve
+from lmix.model.tokenizer import load_config, load_tokenizer, resolve
 
 
 @pytest.fixture
@@ -163,3 +163,14 @@ def test_the_embedded_tokenizer_gives_text_back_exactly():
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
     assert len(ids) < 30
+
+
+def test_a_model_s_own_code_is_not_run_unless_asked_for(tmp_path, monkeypatch):
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.MineLM"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "mine.py").write_text("raise SystemExit('run')\n")
+    with pytest.raises(ValueError, match=r"brings Python code of its own; set LMIX_TRUST_REMOTE_CODE=1 to run that, if"):
+        load_config(str(tmp_path))
+    monkeypatch.setenv("LMIX_TRUST_REMOTE_CODE", "1")
+    with pytest.raises(SystemExit, match="run"):
+        load_config(str(tmp_path))
