@@ -238,7 +238,7 @@ DEMO = yaml.safe_load((CONFIGS / "demo.yaml").read_text())
 
 
 @given(place=st.sampled_from(list(places(DEMO))), value=leaves, rename=st.booleans())
-@settings(fuzzed, max_examples=30)
+@settings(fuzzed, max_examples=12)
 def test_a_configuration_is_planned_or_one_line(place, value, rename, tmp_path, capsys):
     config = yaml.safe_load((CONFIGS / "demo.yaml").read_text())
     node = config

@@ -219,7 +219,9 @@ class Column:
 
 
 def columns(texts: dict[str, str]) -> Table:
-    table = Table(*texts, expand=True)
+    table = Table(expand=True)
+    for name in texts:
+        table.add_column(name, ratio=1)
     table.add_row(*map(Text, texts.values()))
     return table
 

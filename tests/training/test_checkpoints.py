@@ -274,8 +274,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch, fails):
     assert find_checkpoint(str(tmp_path)).endswith("step=0001.ckpt")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("evaluation", [2, 1000])
+@pytest.mark.parametrize(("number", "evaluation"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 1000)])
 def test_a_run_that_is_told_to_end_saves_its_step_and_goes_on_exactly(tmp_path, monkeypatch, number, evaluation):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     settings = {"val_check_interval": evaluation}
