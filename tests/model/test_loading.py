@@ -169,7 +169,7 @@ def test_a_model_s_own_code_is_not_run_unless_asked_for(tmp_path, monkeypatch):
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.MineLM"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "mine.py").write_text("raise SystemExit('run')\n")
-    with pytest.raises(ValueError, match=r"brings Python code of its own; set LMIX_TRUST_REMOTE_CODE=1 to run that, if"):
+    with pytest.raises(ValueError, match=r"brings Python code of its own; set LMIX_TRUST_REMOTE_CODE=1 to run that"):
         load_config(str(tmp_path))
     monkeypatch.setenv("LMIX_TRUST_REMOTE_CODE", "1")
     with pytest.raises(SystemExit, match="run"):
