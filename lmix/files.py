@@ -2,8 +2,9 @@
 
 import errno
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -49,6 +50,11 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write text. The file is there whole or not at all."""
     with whole_file(path) as file:
         file.writelines(lines)
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Rows as the lines of a .jsonl file."""
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 SUMS = "SHA256SUMS"

@@ -26,7 +26,7 @@ from transformers import DynamicCache
 
 from lmix.functional import clipped_surrogate_loss, group_advantages
 from lmix.model.adapters import AdapterConfig, save_adapter
-from lmix.model.backbone import BackboneConfig, compute_dtype, load_backbone, skeleton
+from lmix.model.backbone import BackboneConfig, best_device, compute_dtype, load_backbone, skeleton
 from lmix.model.tokenizer import load_config, load_tokenizer
 from lmix.planning import estimates
 from lmix.planning.shape import RunShape, model_shape
@@ -73,7 +73,7 @@ class Work:
 
     @property
     def device(self) -> str:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return best_device()
 
     def prompt_ids(self) -> list[list[int]]:
         """`prompts` prompts of exactly `prompt_tokens` tokens, cut or repeated to it."""

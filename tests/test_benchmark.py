@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmark import limit, ratios, report, summary
+from contenders import Work
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from benchmark import limit, ratios, report, summary  # noqa: E402
-from contenders import Work  # noqa: E402
 
 
 def test_ratios_are_of_medians_and_what_was_not_measured_is_none():

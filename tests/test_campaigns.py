@@ -1,10 +1,6 @@
 """The campaigns that docs/reliability.md reports, in short."""
 
 import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import kill_campaign
 import verifier_campaign

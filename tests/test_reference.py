@@ -1,10 +1,5 @@
 """docs/reference.md is what the code says."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
 import config_reference
 
 

@@ -4,13 +4,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from rich.console import Console
 
 from lmix.data.example import Example
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.output import drawing
 from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved
+from lmix.model.backbone import best_device
 from lmix.model.mixed_policy import MixedPolicy, Mixture, two_weights
 from lmix.model.streams import POLICY, REFERENCE
 from lmix.model.tokenizer import end_tokens, load_tokenizer
@@ -42,9 +42,8 @@ class Decoder:
     def __init__(self, config: EvaluationConfig, examples: Sequence[Example], console: Console) -> None:
         self.config, self.examples, self.console = config, examples, console
         self.tokenizer = load_tokenizer(config.backbone.path)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         self.policy = MixedPolicy.from_pretrained(
-            config.backbone, config.adapters, weights=config.weights, device=device
+            config.backbone, config.adapters, weights=config.weights, device=best_device()
         )
         self.ensemble = self.policy.weights
         self.engine = RolloutEngine(self.policy, end_tokens(self.policy, self.tokenizer), config.slots)

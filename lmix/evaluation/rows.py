@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmix.files import write_lines
+from lmix.files import json_lines, write_lines
 from lmix.model.mixed_policy import Mixture
 
 Who = Literal["mixed", "policy", "reference"]
@@ -42,7 +42,7 @@ def count_solved(rows: Iterable[EvaluationRow]) -> int:
 
 def write_rows(folder: Path, rows: Iterable[EvaluationRow]) -> None:
     """Write rows.jsonl. It is there whole or not at all."""
-    write_lines(folder / ROWS, (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    write_lines(folder / ROWS, json_lines(map(asdict, rows)))
 
 
 def read_rows(folder: Path) -> list[EvaluationRow]:

@@ -3,10 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from lmix.model.adapters import AdapterConfig
-from lmix.model.backbone import BackboneConfig
+from lmix.model.backbone import BackboneConfig, best_device
 from lmix.model.causal_lm import MixedPolicyForCausalLM
 from lmix.model.mixed_policy import MixedPolicy, Mixture, check_alpha, check_weights
 from lmix.model.tokenizer import load_tokenizer
@@ -40,15 +38,14 @@ class MixedPolicyChoice:
 
     def load(self) -> MixedPolicyForCausalLM:
         """The model. Raises ValueError where it can't be loaded."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.folder is not None:
-            model = MixedPolicyForCausalLM.from_pretrained(self.folder, device=device)
+            model = MixedPolicyForCausalLM.from_pretrained(self.folder)
             if self.alpha is not None:
                 model.policy.alpha = self.alpha
             return model
         tokenizer = load_tokenizer(self.backbone.path)  # a mistake in the path is found before weights are read
         alpha = 0.5 if self.alpha is None else self.alpha
         policy = MixedPolicy.from_pretrained(
-            self.backbone, self.adapters, alpha, self.mixture, self.weights, device=device
+            self.backbone, self.adapters, alpha, self.mixture, self.weights, device=best_device()
         )
         return MixedPolicyForCausalLM.from_policy(policy, self.backbone).ending_with(tokenizer)

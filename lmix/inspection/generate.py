@@ -1,19 +1,18 @@
 """Completions on the terminal: of one prompt, of a file's, or in a conversation; of all streams side by side."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
-from lmix.files import write_lines
+from lmix.evaluation.output import new_console
+from lmix.files import json_lines, write_lines
 from lmix.inspection.config import MixedPolicyChoice
 from lmix.inspection.figure import candidates
 from lmix.inspection.page import write_page
@@ -25,6 +24,7 @@ from lmix.report.style import save
 from lmix.rollout.engine import Draw, RolloutEngine
 from lmix.rollout.rollout import decode_texts
 from lmix.tasks.rows import read_json
+from lmix.tasks.task import chat_ids
 
 MOST_DISPUTED = 12
 """Tokens that are listed below a side-by-side view."""
@@ -74,7 +74,7 @@ def generate(
     prompts = read_prompts(file) if file is not None else []
     choice = MixedPolicyChoice(**kwargs)
     model = choice.load()
-    speaker = Speaker(model, system if chat_template else None, chat_template, greedy, max_new_tokens)
+    speaker = Speaker(model, system, chat_template, greedy, max_new_tokens)
     torch.manual_seed(seed)
     if file is not None and out is not None:
         complete_file(speaker, prompts, Path(out), seed)
@@ -127,16 +127,14 @@ class Speaker:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model.config.backbone["path"])
         self.chat = chat and bool(self.tokenizer.chat_template)
         self.system, self.greedy, self.max_new_tokens = system, greedy, max_new_tokens
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = new_console()
         self.ends = end_tokens(self.policy, self.tokenizer)
 
     def ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """A conversation as the model reads it; without a chat template, its last message."""
         if not self.chat:
             return self.checked(self.tokenizer(messages[-1]["content"])["input_ids"])  # pyright: ignore
-        messages = [*([{"role": "system", "content": self.system}] if self.system else []), *messages]
-        template = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return self.checked(template["input_ids"])  # pyright: ignore
+        return self.checked(chat_ids(self.tokenizer, messages, self.system or None))
 
     def checked(self, ids: list[int]) -> list[int]:
         """Raises ValueError where a prompt is empty, or too long for the backbone."""
@@ -266,5 +264,5 @@ def complete_file(speaker: Speaker, prompts: Sequence[str], out: Path, seed: int
         for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(out, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_lines(out, json_lines(rows))
     speaker.console.print(f"{out}: {len(rows)} completions")

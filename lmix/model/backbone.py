@@ -56,6 +56,11 @@ def compute_dtype(name: str, device: torch.device | str) -> torch.dtype:
     return DTYPES[dtype_name(name, device)]
 
 
+def best_device() -> str:
+    """Where a model goes when nothing is said: a GPU, where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
     """Read the weights, and quantise them.
 

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lmix.files import write_lines
 from lmix.model.adapters import AdapterConfig, save_adapter
-from lmix.model.backbone import BackboneConfig
+from lmix.model.backbone import BackboneConfig, best_device
 from lmix.model.mixed_policy import MixedPolicy, Mixture, two_weights
 from lmix.model.streams import POLICY, REFERENCE
 from lmix.model.tokenizer import end_tokens
@@ -168,7 +168,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
             alpha if plain else 0.5,
             config.mixture,  # pyright: ignore[reportArgumentType]
             None if plain else [config.weights[name] for name in streams],
-            device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device or best_device(),
         )
         config._name_or_path = str(folder)
         model = cls(config, policy)

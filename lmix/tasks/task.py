@@ -39,6 +39,17 @@ class Judgement:
         return self.answer is not None
 
 
+def chat_ids(tokenizer: Any, messages: Sequence[dict[str, str]], system: str | None) -> list[int]:
+    """A conversation in the tokenizer's chat template, up to where the next answer begins.
+
+    Args:
+        system: the system message; None leaves the template's own.
+    """
+    first = [] if system is None else [{"role": "system", "content": system}]
+    chat = [*first, *messages]
+    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
 class Task:
     """Base of all tasks; a subclass gives `problems`, and `verify` where equal text is not the test.
 
@@ -115,9 +126,7 @@ class Task:
         text = self.prompt_text(problem)
         if not (self.chat and tokenizer.chat_template):
             return tokenizer(text)["input_ids"]
-        messages = [{"role": "system", "content": self.system}] if self.system is not None else []
-        messages.append({"role": "user", "content": text})
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        return chat_ids(tokenizer, [{"role": "user", "content": text}], self.system)
 
     def close(self) -> None:
         """Give back what judging holds, such as worker processes."""

@@ -197,11 +197,12 @@ class AdapterModule(RankedModule):
 
     def refuse(self) -> None:
         """Report the step's suspects, and raise ValueError or, where that is wanted, warn. Every rank must call it."""
-        step, folder = self.global_step + 1, run_folder(self.trainer)
-        what = f"logits or gradient of step {step} are not finite"
+        step = self.global_step + 1
         if self.refused == step:
             return  # all inner updates of a step are left out, and one report is enough
         self.refused = step
+        folder = run_folder(self.trainer)
+        what = f"logits or gradient of step {step} are not finite"
         if self.suspects:
             path = folder / f"nonfinite-step={step:04d}-rank{self.trainer.global_rank}.jsonl"
             write_report(path, step, self.suspects, self.tokenizer.decode)  # pyright: ignore[reportArgumentType]

@@ -110,9 +110,7 @@ class PolicyCheckpoint(Checkpoint):
             before = (
                 f"go on from {self.saved[-2]}, which is whole" if len(self.saved) > 1 else "there is none before it"
             )
-            raise OSError(
-                getattr(error, "errno", None) or errno.EIO, f"{path} can't be saved ({error}): {before}"
-            ) from error
+            raise OSError(error.errno or errno.EIO, f"{path} can't be saved ({error}): {before}") from error
         self.last_step = trainer.global_step
         while 0 < self.keep < len(self.saved):
             old = self.saved.pop(0)

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lmix.files import write_lines
+from lmix.files import json_lines, write_lines
 from lmix.training.completions import CompletionRow
 from lmix.training.run_folder import run_folder
 
@@ -40,7 +40,7 @@ class CompletionLog(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Of a run that goes on in its folder, drop what came after the checkpoint: it is drawn again."""
-        for path in self.written(trainer):
+        for path in self.written(trainer) if trainer.global_step else []:
             drop_later_rows(path, trainer.global_step)
 
     def written(self, trainer: L.Trainer) -> list[Path]:
@@ -72,7 +72,7 @@ class CompletionLog(L.Callback):
         path = folder / "completions" / f"{name}{suffix}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(row.as_dict(), ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json_lines(row.as_dict() for row in rows))
 
     def table(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
         for logger in trainer.loggers if rows else ():

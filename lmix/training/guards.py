@@ -1,6 +1,5 @@
 """Numbers that are not finite: which rollouts they came from, and a report of these."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lmix.files import write_lines
+from lmix.files import json_lines, write_lines
 from lmix.rollout.rollout import Rollout
 
 
@@ -37,12 +36,10 @@ def write_report(path: Path, step: int, suspects: Sequence[Suspect], decode: Cal
     Args:
         decode: token ids -> text.
     """
-    lines = []
-    for suspect in suspects:
-        rollout = suspect.rollout
-        line = {
+    rows = [
+        {
             "step": step,
-            "cause": suspect.cause,
+            "cause": cause,
             "prompt": decode(rollout.prompt_ids),
             "completion": decode(rollout.completion_ids),
             "sample": rollout.sample,
@@ -50,6 +47,7 @@ def write_report(path: Path, step: int, suspects: Sequence[Suspect], decode: Cal
             "completion_ids": rollout.completion_ids,
             "log_probs": [p if math.isfinite(p) else None for p in rollout.log_probs.tolist()],
         }
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        for rollout, cause in ((suspect.rollout, suspect.cause) for suspect in suspects)
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(path, lines)
+    write_lines(path, json_lines(rows))
