@@ -46,8 +46,12 @@ FUNCTIONS = {
 NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 """What a disk may say that no code can mend."""
 
+CONFIG_FLAGS = ("--config", "-c")
+CONFIGS = Path(__file__).parent / "configs"
+"""lmix's own, in a checkout and in an installed package."""
+
 DESCRIPTION = """Reinforcement learning with logit averaging.
-Start with: fit --config configs/demo.yaml (in a checkout). Settings: fit --model.help=lmix.GRPOModule,
+Start with: fit --config lmix:demo (lmix: names one of lmix's own configs). Settings: fit --model.help=lmix.GRPOModule,
 fit --model.help=lmix.SFTModule, fit --data.task.help=lmix.tasks.MathTask (or CnK12Task, MMLUTask, ArithmeticTask,
 DatasetTask). Other commands, each with --help: {others}."""
 
@@ -60,6 +64,8 @@ def main(args: list[str] | None = None) -> int:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     args = sys.argv[1:] if args is None else args
+    if os.getcwd() not in sys.path:  # a user's own classes, as `python -m lmix` finds them
+        sys.path.insert(0, os.getcwd())
     quieten()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
@@ -148,6 +154,7 @@ def run_plan(args: list[str]) -> None:
 
 def run_trainer(args: list[str], start: bool = True) -> Any:
     """Run one of Lightning's commands, or make its parts only; gives the LightningCLI."""
+    args = with_own_configs(args)
     import lightning as L
     from lightning.pytorch.cli import LightningCLI
 
@@ -198,6 +205,24 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
         },
         args=args,
     )
+
+
+def with_own_configs(args: list[str]) -> list[str]:
+    """Put the file's path where `--config` or `-c` names one of lmix's own: `lmix:demo`, `lmix:methods/fixed`.
+
+    Raises:
+        ValueError: there is no such config.
+    """
+    found = list(args)
+    names = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
+    for place, (before, arg) in enumerate(zip(["", *args], args, strict=False)):
+        flag, equals, value = ("", "", arg) if before in CONFIG_FLAGS else arg.partition("=")
+        if not value.startswith("lmix:") or flag not in ("", *CONFIG_FLAGS):
+            continue
+        if (name := value.removeprefix("lmix:").removesuffix(".yaml")) not in names:
+            raise ValueError(f"config {value!r} is unknown: use one of {', '.join(names)}")
+        found[place] = f"{flag}{equals}{CONFIGS / name}.yaml"
+    return found
 
 
 def one_line(message: str) -> str:

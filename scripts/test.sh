@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Install, and run every check that CI runs. Arguments go to pytest.
-source "$(dirname "${BASH_SOURCE[0]}")/install.sh" "dev"
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh" "dev,docs"
 export HF_HUB_OFFLINE=1
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright
-exec .venv/bin/python -m pytest "$@"
+NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --site-dir "$(mktemp -d)"
+# two processes of one thread: most tests wait for Python, not for products
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

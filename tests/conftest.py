@@ -25,7 +25,10 @@ from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.streams import StreamRouter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-torch.set_num_threads(2)
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, 2 // WORKERS))
+if WORKERS > 1:  # on two cores, threads that wait for one another slow all: those of what tests start too
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 VOCABULARY = 96
 SHAPE = {

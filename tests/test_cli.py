@@ -266,3 +266,14 @@ def test_a_run_works_away_from_the_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("validate", "--config=mine.yaml", *SMALL) == 0
     assert (tmp_path / "runs/demo/version_0").is_dir()
+
+
+def test_lmix_s_own_configs_go_by_name(capsys):
+    for flags in (["--config=lmix:demo"], ["--config", "lmix:demo.yaml"], ["-c", "lmix:demo"], ["-c=lmix:demo"]):
+        with pytest.raises(SystemExit):
+            run("fit", *flags, "--config=lmix:methods/fixed", "--print_config")
+        assert yaml.safe_load(capsys.readouterr().out)["data"]["eval_size"] == 300
+    assert run("fit", "--config=lmix:demos") == 1
+    error = capsys.readouterr().err
+    assert "config 'lmix:demos' is unknown: use one of demo, methods/adaptive," in error
+    assert "Traceback" not in error

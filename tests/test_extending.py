@@ -78,3 +78,16 @@ def test_loggers_by_configuration_alone(mine, tmp_path):
 def test_the_script_runs(mine, capsys):
     exec((Path("run.py")).read_text(), {})
     assert re.search(r"alpha 0\.\d\d", capsys.readouterr().out)
+    assert Path("trained/adapter_model.safetensors").is_file()
+
+
+def test_each_block_stands_alone():
+    for name, code in BLOCKS:
+        if name == "mine.py":
+            exec(code, {"__name__": "mine"})
+
+
+def test_a_callback_is_added_by_its_name(mine, capsys):
+    adaptive = ["--trainer.callbacks+=lmix.training.alpha.AdaptiveAlpha", "--trainer.callbacks.offset=2"]
+    assert fit(*adaptive, "--data.validation_size=4") == 0
+    assert len(set(re.findall(r"alpha ([\d.]+)", capsys.readouterr().out))) > 1

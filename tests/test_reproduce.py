@@ -1,11 +1,13 @@
 """The presets' plans: every line parses, and what is done is not planned again."""
 
+import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import reproduce
 import yaml
 
 from lmix import cli
@@ -24,7 +26,15 @@ def flag_is(line: list[str], ending: str) -> bool:
     return any(flag.endswith(ending) for flag in line)
 
 
-@pytest.mark.parametrize(("preset", "count"), [("arithmetic", 3 + 3 * 7 + 1), ("paper", 9 * (1 + 3 + 3 * 7) + 1)])
+COUNTS = {
+    "arithmetic": 3 + 3 * 7 + 1,
+    "paper": 9 * (1 + 3 + 3 * 7) + 1,
+    "math-0.5b": 1 + 3 + 7 + 1,
+    "mmlu-0.5b": 1 + 2 + 2 * 7 + 1,
+}
+
+
+@pytest.mark.parametrize(("preset", "count"), COUNTS.items())
 def test_the_lines_of_a_preset_parse(preset, count, tmp_path, capsys):
     lines = plan("--preset", preset, "--out", str(tmp_path))
     assert len(lines) == count
@@ -34,13 +44,13 @@ def test_the_lines_of_a_preset_parse(preset, count, tmp_path, capsys):
     wanted = [line for line in fits if flag_is(line, "/methods/fixed.yaml") or line[3:5] == fits[0][3:5]]
     seed = next(flag for flag in fits[-1] if flag.startswith("--seed_everything"))
     wanted = [line for line in wanted if seed in line or flag_is(line, "/methods/sft.yaml")]
-    assert len(wanted) == (7 if preset == "arithmetic" else 8 + 8)
+    assert len(wanted) == {"arithmetic": 7, "paper": 8 + 8}.get(preset, 8)
     for line in wanted:
         with pytest.raises(SystemExit) as stop:
             cli.main([*line[2:], "--print_config"])
         assert stop.value.code in (0, None), line
         config = yaml.safe_load(capsys.readouterr().out)
-        assert config["trainer"]["max_steps"] in (40, 200)
+        assert config["trainer"]["max_steps"] in (20, 24, 40, 200)
 
 
 def test_what_is_done_is_not_planned_again_and_a_stopped_run_goes_on(tmp_path):
@@ -84,10 +94,21 @@ def test_a_stage_that_writes_no_checkpoint_is_not_done(tmp_path):
     assert not (tmp_path / "arithmetic-tiny" / "fixed").exists()
 
 
+def test_what_a_stage_used_is_written_down_each_time(tmp_path):
+    for size, status in ((400, 0), (100, 3)):
+        line = [sys.executable, "-c", f"x = bytes([1]) * {size} * 10**6; raise SystemExit({status})"]
+        assert reproduce.run(line, tmp_path) == status
+    first, second = map(json.loads, (tmp_path / "used.jsonl").read_text().splitlines())
+    assert (first["status"], second["status"]) == (0, 3)
+    assert first["peak_gb"] > 0.4
+    assert first["seconds"] > 0
+
+
 def test_mistakes_are_one_line():
     for arguments, message in (
         (["--set='"], "--set: No closing quotation"),
         (["--methods=ppo"], "--methods names 'ppo'"),
+        (["--set=--data.eval_size=10"], "--data.eval_size=10 would not reach the evaluations"),
     ):
         done = subprocess.run(
             [sys.executable, SCRIPT, "--preset=arithmetic", *arguments], capture_output=True, text=True, check=False
@@ -100,7 +121,7 @@ def test_mistakes_are_one_line():
 def test_local_data_reach_training_and_evaluation(tmp_path):
     data = "--data.task.source=a.jsonl --model.backbone.path=b"
     lines = plan("--preset", "math-0.5b", "--out", str(tmp_path), "--set", data)
-    for line in lines[:-1]:
+    for line in (*lines[:-1], *plan("--preset", "mmlu-0.5b", "--out", str(tmp_path), "--set", data)[:-1]):
         own = "--data.task.source=a.jsonl" if line[2] == "fit" else "--task.source=a.jsonl"
         assert own in line
         assert ("--model.backbone.path=b" if line[2] == "fit" else "--backbone.path=b") in line

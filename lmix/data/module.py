@@ -27,7 +27,8 @@ class RLDataModule(L.LightningDataModule):
         eval_size: held-out problems that `val/` and `test/` rates are measured on (the paper: 500).
         validation_size: problems that adaptive alpha is decided on (the paper: 100); 0 where it is not used.
         max_prompt_tokens: longest prompt.
-        long_prompts: what to do with a longer one: stop with an error, or drop the problem and say how many.
+        long_prompts: what to do with a longer one: stop with an error, or drop the problem (before any is chosen, so
+            that sizes are what they say) and tell how many.
         seed: of the choice of held-out and validation problems; the order of training problems follows seed_everything.
         tokenizer: the backbone's tokenizer; by default the LightningModule's.
 
@@ -71,25 +72,36 @@ class RLDataModule(L.LightningDataModule):
 
     def read(self, splits: Sequence[Split]) -> dict[Split, list[Example]]:
         """The problems of these splits, chosen by seed, with their prompts."""
-        problems = split_problems(self.task, splits, self.eval_size, self.validation_size, self.seed)
-        return {split: self.tokenise(split, problems.get(split, [])) for split in splits}
+        known: dict[int, Example] = {}  # by identity, as a task's own problems need not be hashable
 
-    def tokenise(self, split: Split, problems: Sequence[Problem]) -> list[Example]:
-        """Problems with their prompts, those that are too long dropped or refused."""
-        examples = [Example(problem, self.task.prompt_ids(problem, self.tokenizer)) for problem in problems]
-        too_long = [e for e in examples if len(e.prompt_ids) > self.max_prompt_tokens]
-        if not too_long:
-            return examples
-        if self.long_prompts == "error":
-            worst = max(too_long, key=lambda e: len(e.prompt_ids))
+        def example(problem: Problem) -> Example:
+            if id(problem) not in known:
+                known[id(problem)] = Example(problem, self.task.prompt_ids(problem, self.tokenizer))
+            return known[id(problem)]
+
+        def fits(problem: Problem) -> bool:
+            return self.long_prompts == "error" or len(example(problem).prompt_ids) <= self.max_prompt_tokens
+
+        problems = split_problems(self.task, splits, self.eval_size, self.validation_size, self.seed, fits)
+        lengths = [len(e.prompt_ids) for e in known.values()]
+        if dropped := sum(length > self.max_prompt_tokens for length in lengths):
+            limit = self.max_prompt_tokens
+            log.warning("%d of %d problems passed over: longer than max_prompt_tokens %d", dropped, len(lengths), limit)
+        sets: dict[Split, list[Example]] = {
+            split: [example(problem) for problem in problems.get(split, [])] for split in splits
+        }
+        for split, examples in sets.items():
+            self.check_lengths(split, examples)
+        return sets
+
+    def check_lengths(self, split: Split, examples: Sequence[Example]) -> None:
+        """Raise ValueError where a prompt is longer than the limit."""
+        worst = max(examples, key=lambda e: len(e.prompt_ids), default=None)
+        if worst is not None and len(worst.prompt_ids) > self.max_prompt_tokens:
             raise ValueError(
                 f"data.max_prompt_tokens is {self.max_prompt_tokens}, but the prompt of {split} problem "
                 f"{worst.problem.id} has {len(worst.prompt_ids)} tokens: raise it, or set data.long_prompts to drop"
             )
-        log.warning("%d of %d %s problems dropped: longer than max_prompt_tokens", len(too_long), len(examples), split)
-        if len(too_long) == len(examples):
-            raise ValueError(f"data.max_prompt_tokens of {self.max_prompt_tokens} leaves no {split} problem: raise it")
-        return [e for e in examples if len(e.prompt_ids) <= self.max_prompt_tokens]
 
     def train_dataloader(self) -> StepLoader:
         rank, world_size = self._rank()

@@ -1,7 +1,8 @@
 """Training, validation and held-out problems that share none."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -13,7 +14,12 @@ T = TypeVar("T")
 
 
 def split_problems(
-    task: Task, splits: Sequence[Split], eval_size: int, validation_size: int, seed: int
+    task: Task,
+    splits: Sequence[Split],
+    eval_size: int,
+    validation_size: int,
+    seed: int,
+    fits: Callable[[Problem], bool] = lambda _: True,
 ) -> dict[Split, list[Problem]]:
     """Choose a task's problems by seed.
 
@@ -24,6 +30,8 @@ def split_problems(
         splits: which are wanted.
         eval_size: held-out problems, or fewer where the task has fewer.
         validation_size: the same for validation.
+        fits: whether a problem can be used at all; others are passed over before any is chosen, so that as many are
+            found as were asked for.
 
     Raises:
         ValueError: a split would be empty.
@@ -34,7 +42,7 @@ def split_problems(
     wanted: list[Split] = [split for split in held_out if sizes[split] and (split in splits or "train" in splits)]
     carved: list[Split] = [split for split in wanted if split not in task.splits]
     if "train" in splits or carved:
-        pool = shuffled(task.problems("train"), seed)
+        pool = [p for p in shuffled(task.problems("train"), seed) if fits(p)]
         # from the two ends, so that each is the same whatever the size of the other
         if "test" in carved:
             chosen["test"], pool = pool[:eval_size], pool[eval_size:]
@@ -43,7 +51,8 @@ def split_problems(
             chosen["validation"], pool = pool[start:], pool[:start]
     for split in wanted:
         if split not in carved:
-            chosen[split] = shuffled(task.problems(split), seed)[: sizes[split]]
+            usable: Iterable[Problem] = filter(fits, shuffled(task.problems(split), seed))
+            chosen[split] = list(islice(usable, sizes[split]))
     if "train" in splits:
         held = {as_text(p) for split in wanted for p in chosen[split]}
         train = [p for p in pool if as_text(p) not in held]
@@ -53,7 +62,7 @@ def split_problems(
     if empty := [split for split in splits if split in chosen and not chosen[split]]:
         raise ValueError(
             f"no problem is left for {empty[0]}: the task has too few for data.eval_size {eval_size} "
-            f"and data.validation_size {validation_size}"
+            f"and data.validation_size {validation_size}, or all prompts are longer than data.max_prompt_tokens"
         )
     return {split: sorted(chosen[split], key=lambda p: p.id) for split in splits if split in chosen}
 

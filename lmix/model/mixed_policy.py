@@ -1,7 +1,7 @@
 """The mixed policy: streams of one backbone, mixed into one distribution (eq. 1-3)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -189,13 +189,23 @@ class MixedPolicy(nn.Module):
         Returns:
             `[K, B, T, H]`.
         """
-        stacked = input_ids.repeat(len(streams), 1)
-        arguments = {"use_cache": False, **arguments}
-        for layer in self._checkpointed:
-            layer.training = torch.is_grad_enabled()  # in training mode these layers drop the KV cache
-        with self.router.stacked(streams):
-            hidden = self.backbone.get_decoder()(input_ids=stacked, **arguments).last_hidden_state
+        hidden = self._run(input_ids.repeat(len(streams), 1), streams, None, arguments)
         return hidden.view(len(streams), *input_ids.shape, -1)
+
+    def hidden_of(self, input_ids: Tensor, rows: Mapping[str, slice], **arguments: Any) -> list[Tensor]:
+        """As `hidden`, where streams need not run all rows.
+
+        Args:
+            input_ids: `[B, T]`.
+            rows: which rows each stream runs, at least one each.
+            arguments: for the decoder, for all rows that are run, stream after stream.
+
+        Returns:
+            `[rows, T, H]` of each stream.
+        """
+        blocks = [part.stop - part.start for part in rows.values()]
+        stacked = torch.cat([input_ids[part] for part in rows.values()])
+        return list(self._run(stacked, list(rows), blocks, arguments).split(blocks))
 
     def logits(self, hidden: Tensor, stream: str = POLICY) -> Tensor:
         """One stream's logits `[..., V]`, soft-capped where the model does so, from its hidden states `[..., H]`."""
@@ -282,6 +292,16 @@ class MixedPolicy(nn.Module):
         save_adapter(self.peft_model, POLICY, folder)
 
     # inside
+
+    def _run(
+        self, input_ids: Tensor, streams: Sequence[str], blocks: Sequence[int] | None, arguments: dict[str, Any]
+    ) -> Tensor:
+        """The decoder on stacked rows, `[rows, T]` -> `[rows, T, H]`."""
+        for layer in self._checkpointed:
+            layer.training = torch.is_grad_enabled()  # in training mode these layers drop the KV cache
+        arguments = {"input_ids": input_ids, "use_cache": False, **arguments}
+        with self.router.stacked(streams, blocks):
+            return self.backbone.get_decoder()(**arguments).last_hidden_state
 
     def _mixed_logits(self, hidden_K: list[Tensor], names: list[str], weights: Sequence[float | Tensor]) -> Tensor:
         if self.mixes_hidden:

@@ -22,16 +22,29 @@ class StreamRouter:
 
     def __init__(self) -> None:
         self.streams: tuple[str, ...] = (POLICY,)
+        self.blocks: tuple[int, ...] | None = None
         self._kept: dict[tuple[nn.Module, str], tuple[Tensor, Tensor, float]] | None = None
 
     @contextmanager
-    def stacked(self, streams: Sequence[str]) -> Iterator[None]:
-        """Within, the rows of a batch are equal blocks, one a stream. Only `policy` alone may have a gradient."""
-        before, self.streams = self.streams, tuple(streams)
+    def stacked(self, streams: Sequence[str], blocks: Sequence[int] | None = None) -> Iterator[None]:
+        """Within, the rows of a batch are blocks, one a stream. Only `policy` alone may have a gradient.
+
+        Args:
+            blocks: rows of each stream; equal ones by default.
+        """
+        before = self.streams, self.blocks
+        self.streams, self.blocks = tuple(streams), None if blocks is None else tuple(blocks)
         try:
             yield
         finally:
-            self.streams = before
+            self.streams, self.blocks = before
+
+    def parts(self, rows: int) -> Iterator[tuple[str, slice]]:
+        """Each stream with its part of a layer's rows, which may be several tokens of each row of the batch."""
+        blocks = self.blocks or (1,) * len(self.streams)
+        each, start = rows // sum(blocks), 0
+        for stream, block in zip(self.streams, blocks, strict=True):
+            yield stream, slice(start, start := start + block * each)
 
     @contextmanager
     def keep_factors(self) -> Iterator[None]:
@@ -65,10 +78,10 @@ def stacked_lora_forward(layer: Any, router: StreamRouter, x: Tensor, *args, **k
 
     Args:
         layer: a LoraLayer of peft.
-        x: `[K * rows, ..., in_features]`, the blocks of the K streams stacked.
+        x: `[rows, ..., in_features]`, the blocks of the K streams stacked.
 
     Returns:
-        `[K * rows, ..., out_features]`. A stream whose adapter does not touch this layer has the base's output.
+        `[rows, ..., out_features]`. A stream whose adapter does not touch this layer has the base's output.
     """
     streams = router.streams
     assert len(streams) == 1 or not torch.is_grad_enabled(), "only the policy may have gradients, in a pass of its own"
@@ -78,9 +91,7 @@ def stacked_lora_forward(layer: Any, router: StreamRouter, x: Tensor, *args, **k
         if streams[0] in layer.lora_A:
             out = add_low_rank(out, rows, *router.factors(layer, streams[0], out.dtype))
     else:
-        block = len(rows) // len(streams)
-        for k, stream in enumerate(streams):
+        for stream, part in router.parts(len(rows)):
             if stream in layer.lora_A:
-                part = slice(k * block, (k + 1) * block)
                 add_low_rank(out[part], rows[part], *router.factors(layer, stream, out.dtype))
     return out.view(*x.shape[:-1], -1)

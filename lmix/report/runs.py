@@ -121,7 +121,18 @@ def method_name(config: dict[str, Any]) -> str:
     Raises:
         KeyError: it names no model.
     """
-    return ", ".join([base_method(config), *variants(model_arguments(config))])
+    return ", ".join([base_method(config), *own_classes(config), *variants(model_arguments(config))])
+
+
+def own_classes(config: dict[str, Any]) -> list[str]:
+    """The user's own model and callbacks by name: they make another method."""
+    callbacks = config["trainer"].get("callbacks") or []
+    paths = [part["class_path"] for part in [config["model"], *callbacks]]
+    return [
+        path.rpartition(".")[2]
+        for path in paths
+        if path.split(".")[0] not in ("lmix", "lightning", "pytorch_lightning")
+    ]
 
 
 def variants(arguments: dict[str, Any]) -> list[str]:

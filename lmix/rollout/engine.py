@@ -112,6 +112,34 @@ def slots_taken(slots: int, samples: int, rows: int) -> int:
     return min(max(slots // samples, 1) * samples, rows)
 
 
+def streams_at(alpha: float) -> tuple[str, ...]:
+    """The streams that a mixture of this alpha runs."""
+    return tuple(stream for stream, weight in ((POLICY, 1.0 - alpha), (REFERENCE, alpha)) if weight != 0.0)
+
+
+def slot_pools(
+    needs: Sequence[tuple[str, ...]], groups: int, streams: tuple[str, ...]
+) -> tuple[dict[tuple[str, ...], range], list[slice]]:
+    """Lay out the slots of `groups` groups so that each stream runs a run of them without a gap.
+
+    Args:
+        needs: which streams each sample of a group runs: all, or one of two.
+
+    Returns:
+        The slots for samples of each need (the first stream's alone, then both's, then the second's alone), and the
+        slots of each stream.
+    """
+    kinds = sorted(set(needs), key=lambda need: (streams[0] not in need, streams[-1] in need))
+    pools, start = {}, 0
+    for need in kinds:
+        pools[need] = range(start, start := start + groups * needs.count(need))
+    spans = []
+    for stream in streams:
+        having = [pool for need, pool in pools.items() if stream in need]
+        spans.append(slice(having[0].start, having[-1].stop) if having else slice(0, 0))
+    return pools, spans
+
+
 class _Wave:
     """One call of `generate`: its slots, and what each of them has drawn so far."""
 
@@ -138,7 +166,10 @@ class _Wave:
         self.ends = torch.tensor(engine.eos_ids, dtype=torch.long, device=self.device)
         slots = slots_taken(engine.slots, samples, len(rollouts))
         length = max(len(r.prompt_ids) for r in rollouts) + max_new_tokens
-        self.cache = StreamCache(self.policy.backbone.config, len(self.streams), slots, length)
+        self.needs = [self.streams] * samples if alphas is None else [streams_at(alpha) for alpha in alphas]
+        """Which streams each sample of a group runs: those of weight zero cost it nothing."""
+        self.pools, spans = slot_pools(self.needs, slots // samples, self.streams)
+        self.cache = StreamCache(self.policy.backbone.config, spans, length)
         self.rollout_of: list[int | None] = [None] * slots
         """Which rollout sits in a slot; None in a free one, which goes on computing what nobody reads."""
         self.drawn = [0] * slots
@@ -175,13 +206,16 @@ class _Wave:
 
     def admit(self) -> None:
         """Start waiting groups when enough slots are free to be worth a prefill."""
-        free = [s for s, r in enumerate(self.rollout_of) if r is None]
-        if not self.waiting or len(free) < max(self.samples, len(self.rollout_of) // 4):
+        if not self.waiting:
             return
-        groups = [self.waiting.pop(0) for _ in range(min(len(free) // self.samples, len(self.waiting)))]
+        free = {need: [s for s in pool if self.rollout_of[s] is None] for need, pool in self.pools.items()}
+        room = min(len(slots) // self.needs.count(need) for need, slots in free.items())
+        if room * self.samples < max(self.samples, len(self.rollout_of) // 4):
+            return
+        groups = [self.waiting.pop(0) for _ in range(min(room, len(self.waiting)))]
         lengths = [len(self.rollouts[first].prompt_ids) for first in groups]
         for batch in token_budget_batches(lengths, self.engine.prefill_tokens):
-            taken = [free.pop(0) for _ in range(len(batch) * self.samples)]
+            taken = [free[need].pop(0) for _ in batch for need in self.needs]
             self.prefill([groups[i] for i in batch], taken)
 
     def prefill(self, groups: list[int], slots: list[int]) -> None:
@@ -202,7 +236,7 @@ class _Wave:
         self.slot_samples[at] = torch.arange(self.samples, device=self.device).repeat(len(groups))
         self.positions[at] = lengths.repeat_interleave(self.samples) - 1
         self.places[at] = 0
-        self.choose(last_KPH.repeat_interleave(self.samples, dim=1), at, slots)
+        self.choose(list(last_KPH.repeat_interleave(self.samples, dim=1)), at, slots)
 
     def step(self) -> None:
         """Feed every slot's newest token, and draw the next."""
@@ -213,14 +247,27 @@ class _Wave:
             self.positions.clamp(max=visible - 1), visible, self.policy.backbone.dtype
         )
         self.engine.in_step(True)
-        hidden_KSH = self.policy.hidden(self.last[:, None], self.streams, **arguments)[:, :, 0]
+        spans = dict(zip(self.streams, self.cache.spans, strict=True))
+        running = {stream: span for stream, span in spans.items() if span.start < span.stop}
+        parts = self.policy.hidden_of(self.last[:, None], running, **arguments)
+        found, nothing = dict(zip(running, parts, strict=True)), parts[0][:0]
+        hidden_KSH = [self.on_all_slots(found.get(stream, nothing)[:, 0], span) for stream, span in spans.items()]
         slots = list(range(len(self.rollout_of)))
         self.choose(hidden_KSH, torch.arange(len(slots), device=self.device), slots)
 
-    def choose(self, hidden_KSH: Tensor, at: Tensor, slots: list[int]) -> None:
+    def on_all_slots(self, hidden: Tensor, span: slice) -> Tensor:
+        """`[rows, H]` of a stream's slots -> `[S, H]`, zeros in the others, where the stream has no weight."""
+        slots = len(self.rollout_of)
+        if len(hidden) == slots:
+            return hidden
+        spread = hidden.new_zeros(slots, hidden.shape[-1])
+        spread[span] = hidden
+        return spread
+
+    def choose(self, hidden_KSH: list[Tensor], at: Tensor, slots: list[int]) -> None:
         """Draw a token for the slots `at` from the streams' hidden states, and write it down."""
         alphas = None if self.alphas is None else self.alphas[self.slot_samples[at]]
-        logits = self.policy.mixed_logits(list(hidden_KSH), alphas)
+        logits = self.policy.mixed_logits(hidden_KSH, alphas)
         if self.draw.greedy:
             tokens, log_probs = greedy(logits)
         else:

@@ -1,3 +1,4 @@
+import json
 from itertools import chain
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from lmix.data.loader import StepLoader
 from lmix.data.module import RLDataModule
 from lmix.model.tokenizer import load_tokenizer
-from lmix.tasks import ArithmeticTask
+from lmix.tasks import ArithmeticTask, DatasetTask
 
 TOKENIZER = load_tokenizer("lmix:tiny-arithmetic")
 
@@ -75,8 +76,25 @@ def test_a_prompt_longer_than_the_limit():
     lengths = sorted(len(e.prompt_ids) for e in module().read(["train"])["train"])
     kept = module(max_prompt_tokens=lengths[4], long_prompts="drop").read(["train"])["train"]
     assert sorted(len(e.prompt_ids) for e in kept) == [n for n in lengths if n <= lengths[4]]
-    with pytest.raises(ValueError, match="leaves no train problem"):
+    with pytest.raises(ValueError, match=r"no problem is left for \w+: .* all prompts are longer than data.max_prompt"):
         module(max_prompt_tokens=1, long_prompts="drop").read(["train"])["train"]
+
+
+@pytest.mark.parametrize("own_splits", [True, False])
+def test_long_prompts_are_passed_over_before_any_are_chosen(own_splits, tmp_path):
+    """As many held-out problems as were asked for, and an evaluation of the same seed has the same ones."""
+    problems = ["1 + 1 = ?" + " now" * (40 * (i % 3)) for i in range(30)]  # one in three is short
+    rows = [json.dumps({"problem": f"{i}: {text}", "answer": "2"}) + "\n" for i, text in enumerate(problems)]
+    (tmp_path / "train.jsonl").write_text("".join(rows[:20]))
+    (tmp_path / "test.jsonl").write_text("".join(rows[20:]))
+    test = {"test_source": str(tmp_path / "test.jsonl")} if own_splits else {}
+    task = DatasetTask(str(tmp_path / "train.jsonl"), **test)
+    common = {"max_prompt_tokens": 40, "long_prompts": "drop", "tokenizer": TOKENIZER}
+    found = RLDataModule(task, eval_size=3, validation_size=2, **common).read(["train", "validation", "test"])
+    sizes = {split: len(examples) for split, examples in found.items()}
+    assert sizes == {"train": 5 if own_splits else 2, "validation": 2, "test": 3}
+    assert all(len(e.prompt_ids) <= 40 for examples in found.values() for e in examples)
+    assert RLDataModule(task, eval_size=3, **common).read(["test"])["test"] == found["test"]
 
 
 @pytest.mark.parametrize("name", ["prompts_per_step", "eval_size", "max_prompt_tokens"])

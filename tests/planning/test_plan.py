@@ -71,7 +71,7 @@ def test_keys_and_values_are_the_cache_s(folders):
     from transformers import DynamicCache
 
     policy = make_policy("qwen2", folders)
-    cache = StreamCache(policy.backbone.config, 2, RUN.active, RUN.prompt_tokens + RUN.tokens)
+    cache = StreamCache(policy.backbone.config, [slice(0, RUN.active)] * 2, RUN.prompt_tokens + RUN.tokens)
     prefill = DynamicCache()
     with torch.no_grad():
         policy.hidden(tokens(1, 3), ("policy", "reference"), past_key_values=prefill, use_cache=True)

@@ -30,6 +30,8 @@ BASE = {"reference": None}
         (config(alpha=0.0, objective={"beta": 0.0, "normaliser": "batch"}), "grpo, normaliser=batch"),
         (config(weights=None), "fixed, α=0.5"),
         (config(model="lmix.SFTModule", adapters=BASE), "sft"),
+        (config(model="mine.RLOO"), "fixed, α=0.5, RLOO"),
+        (config(callbacks=[{"class_path": "mine.AlphaByReward"}]), "fixed, α=0.5, AlphaByReward"),
     ],
 )
 def test_method_names(settings, method):

@@ -141,11 +141,28 @@ def test_nothing_to_do(folders):
 
 
 @pytest.mark.parametrize("mixture", ["logits", "probs"])
-def test_several_alphas_in_one_pass_equal_a_pass_for_each(policy, mixture):
+@pytest.mark.parametrize("alphas", [[0.0, 0.3, 0.8, 1.0], [1.0, 0.5, 0.0, 0.0], [0.0, 1.0], [0.0], [1.0]])
+def test_several_alphas_in_one_pass_equal_a_pass_for_each(policy, mixture, alphas):
     policy.mixture = mixture
-    alphas = [0.0, 0.3, 0.8, 1.0]
-    together = generate(policy, draw=Draw(greedy=True), alphas=alphas)
+    together = generate(policy, draw=Draw(greedy=True), alphas=alphas, samples=len(alphas))
     for g, alpha in enumerate(alphas):
         policy.alpha = alpha
         alone = generate(policy, draw=Draw(greedy=True), samples=1)
-        assert [r.completion_ids for r in together[g::4]] == [r.completion_ids for r in alone]
+        assert [r.completion_ids for r in together[g :: len(alphas)]] == [r.completion_ids for r in alone]
+
+
+def test_a_stream_of_weight_zero_runs_no_row(folders, monkeypatch):
+    policy = make_policy("qwen2", folders)
+    fed = []
+    whole = policy.hidden_of
+
+    def counted(ids, rows, **arguments):
+        fed.append({stream: part.stop - part.start for stream, part in rows.items()})
+        return whole(ids, rows, **arguments)
+
+    monkeypatch.setattr(policy, "hidden_of", counted)
+    generate(policy, alphas=[0.5, 0.0, 1.0, 0.0], slots=8)
+    assert fed[0] == {"policy": 6, "reference": 4}
+    fed.clear()
+    generate(policy, alphas=[0.0, 0.0, 0.0, 0.0], slots=8)
+    assert all(set(rows) == {"policy"} for rows in fed)

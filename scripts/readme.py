@@ -1,0 +1,91 @@
+"""Make README's figure and numbers again: the demo with three seeds, and what each stream does alone.
+
+python scripts/readme.py --out runs/readme      # about 7 minutes on two cores; what is done already is kept
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmix.report.figures import accuracy_against_step
+from lmix.report.runs import SOLVE_RATE, Run, read_run
+from lmix.report.style import save
+from lmix.report.tables import markdown
+
+ROOT = Path(__file__).parent.parent
+SEEDS = (0, 1, 2)
+STEPS = 40
+PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md")
+MARKED = re.compile(r"(<!-- numbers of scripts/readme.py -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/readme"), help="folder of the runs")
+    out = parser.parse_args().out
+    folders = [out / "demo" / f"seed{seed}" for seed in SEEDS]
+    for seed, folder in zip(SEEDS, folders, strict=True):
+        checkpoints = sorted(folder.glob("checkpoints/*.ckpt"))
+        if not (folder / "checkpoints" / f"step={STEPS:04d}.ckpt").is_file():
+            line = ["fit", "--config=lmix:demo", f"--trainer.max_steps={STEPS}", f"--seed_everything={seed}"]
+            line += [f"--ckpt_path={folder}"] if checkpoints else []
+            lmix(*line, f"--trainer.logger.save_dir={out}", f"--trainer.logger.version={folder.name}")
+    alone = {who: rate_alone(who, out / "evaluate") for who in ("reference", "policy")}
+    runs = [read_run(folder) for folder in folders]
+    figure = accuracy_against_step(runs, {"SFT reference alone": alone["reference"]})
+    save(figure, ROOT / "docs" / "figures" / "demo")
+    table = numbers(runs, alone["reference"], alone["policy"])
+    for page in PAGES:
+        page.write_text(with_numbers(page.read_text(encoding="utf-8"), table), encoding="utf-8")
+    print(table)
+    return 0
+
+
+def lmix(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "lmix", *arguments], check=True)
+
+
+def rate_alone(who: str, folder: Path) -> float:
+    """Solve rate of one stream alone on the demo's held-out problems."""
+    folder = folder / who
+    if not (folder / "evaluation.json").is_file():
+        model = ["--backbone.quantization=none", "--backbone.dtype=float32"]
+        model += ["--adapters.reference=lmix:tiny-arithmetic-sft", "--max_new_tokens=64", "--problems=300"]
+        task = "--task=lmix.tasks.ArithmeticTask"
+        lmix("evaluate", task, *model, f"--who=[{who}]", f"--out={folder}")
+    return json.loads((folder / "evaluation.json").read_text())["policies"][who]["solve_rate"]
+
+
+def numbers(runs: Sequence[Run], reference: float, base: float) -> str:
+    """The table: held-out solve rate of each run before and after, and of the streams alone."""
+    rows = []
+    for run in runs:
+        points = dict(run.scalars[SOLVE_RATE])
+        rows.append([f"mixed policy, seed {run.seed}", percent(points[0]), percent(points[STEPS])])
+    rows.append(["SFT reference alone", percent(reference), ""])
+    rows.append(["base policy alone (never uses the answer template)", percent(base), ""])
+    return markdown(["held-out solve rate, greedy", "step 0", f"step {STEPS}"], rows)
+
+
+def percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %"
+
+
+def with_numbers(page: str, table: str) -> str:
+    """A page with the table between its marks.
+
+    Raises:
+        ValueError: there are no marks.
+    """
+    found, count = MARKED.subn(lambda marks: marks[1] + table.strip() + "\n" + marks[2], page)
+    if count != 1:
+        raise ValueError(f"a page must have the marks of {Path(__file__).name} once, not {count} times")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
