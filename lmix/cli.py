@@ -214,11 +214,11 @@ def with_own_configs(args: list[str]) -> list[str]:
         ValueError: there is no such config.
     """
     found = list(args)
-    names = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
     for place, (before, arg) in enumerate(zip(["", *args], args, strict=False)):
         flag, equals, value = ("", "", arg) if before in CONFIG_FLAGS else arg.partition("=")
         if not value.startswith("lmix:") or flag not in ("", *CONFIG_FLAGS):
             continue
+        names = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
         if (name := value.removeprefix("lmix:").removesuffix(".yaml")) not in names:
             raise ValueError(f"config {value!r} is unknown: use one of {', '.join(names)}")
         found[place] = f"{flag}{equals}{CONFIGS / name}.yaml"

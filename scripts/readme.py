@@ -29,12 +29,11 @@ def main() -> int:
     out = parser.parse_args().out
     folders = [out / "demo" / f"seed{seed}" for seed in SEEDS]
     for seed, folder in zip(SEEDS, folders, strict=True):
-        checkpoints = sorted(folder.glob("checkpoints/*.ckpt"))
         if not (folder / "checkpoints" / f"step={STEPS:04d}.ckpt").is_file():
             line = ["fit", "--config=lmix:demo", f"--trainer.max_steps={STEPS}", f"--seed_everything={seed}"]
-            line += [f"--ckpt_path={folder}"] if checkpoints else []
+            line += [f"--ckpt_path={folder}"] if any(folder.glob("checkpoints/*.ckpt")) else []
             lmix(*line, f"--trainer.logger.save_dir={out}", f"--trainer.logger.version={folder.name}")
-    alone = {who: rate_alone(who, out / "evaluate") for who in ("reference", "policy")}
+    alone = rates_alone(out / "evaluate")
     runs = [read_run(folder) for folder in folders]
     figure = accuracy_against_step(runs, {"SFT reference alone": alone["reference"]})
     save(figure, ROOT / "docs" / "figures" / "demo")
@@ -49,15 +48,15 @@ def lmix(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "lmix", *arguments], check=True)
 
 
-def rate_alone(who: str, folder: Path) -> float:
-    """Solve rate of one stream alone on the demo's held-out problems."""
-    folder = folder / who
+def rates_alone(folder: Path) -> dict[str, float]:
+    """Solve rate of each stream alone on the demo's held-out problems."""
     if not (folder / "evaluation.json").is_file():
         model = ["--backbone.quantization=none", "--backbone.dtype=float32"]
         model += ["--adapters.reference=lmix:tiny-arithmetic-sft", "--max_new_tokens=64", "--problems=300"]
         task = "--task=lmix.tasks.ArithmeticTask"
-        lmix("evaluate", task, *model, f"--who=[{who}]", f"--out={folder}")
-    return json.loads((folder / "evaluation.json").read_text())["policies"][who]["solve_rate"]
+        lmix("evaluate", task, *model, "--who=[reference,policy]", f"--out={folder}")
+    policies = json.loads((folder / "evaluation.json").read_text())["policies"]
+    return {who: found["solve_rate"] for who, found in policies.items()}
 
 
 def numbers(runs: Sequence[Run], reference: float, base: float) -> str:

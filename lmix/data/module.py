@@ -83,15 +83,15 @@ class RLDataModule(L.LightningDataModule):
             return self.long_prompts == "error" or len(example(problem).prompt_ids) <= self.max_prompt_tokens
 
         problems = split_problems(self.task, splits, self.eval_size, self.validation_size, self.seed, fits)
-        lengths = [len(e.prompt_ids) for e in known.values()]
-        if dropped := sum(length > self.max_prompt_tokens for length in lengths):
-            limit = self.max_prompt_tokens
-            log.warning("%d of %d problems passed over: longer than max_prompt_tokens %d", dropped, len(lengths), limit)
         sets: dict[Split, list[Example]] = {
             split: [example(problem) for problem in problems.get(split, [])] for split in splits
         }
         for split, examples in sets.items():
             self.check_lengths(split, examples)
+        lengths = [len(e.prompt_ids) for e in known.values()]
+        if dropped := sum(length > self.max_prompt_tokens for length in lengths):
+            limit = self.max_prompt_tokens
+            log.warning("%d of %d problems passed over: longer than max_prompt_tokens %d", dropped, len(lengths), limit)
         return sets
 
     def check_lengths(self, split: Split, examples: Sequence[Example]) -> None:
