@@ -148,7 +148,7 @@ PRESETS = {
         steps=20,
         prompts=8,
         eval_size=200,
-        max_new_tokens=24,
+        max_new_tokens=16,
         mean_length=8,
         tokens_per_second=None,
         evaluate_problems=200,
@@ -162,7 +162,7 @@ PRESETS = {
             *FLOAT32,
         ],
         validation_size=20,
-        max_prompt_tokens=80,
+        max_prompt_tokens=64,
         sweep_trained=False,
     ),
     "paper": Preset(
@@ -212,8 +212,10 @@ class Stage:
         return [*self.command, *(f"--ckpt_path={path}" for path in before[-1:])]
 
 
-def stages(preset: Preset, out: Path, methods: list[str], extra: list[str]) -> Iterator[Stage]:
-    """All stages in order."""
+def stages(
+    preset: Preset, out: Path, methods: list[str], extra: list[str], seeds: list[int] | None = None
+) -> Iterator[Stage]:
+    """All stages in order; of the runs only those of `seeds` where given."""
     results = []
     for cell in preset.cells:
         folder = out / cell.name
@@ -225,12 +227,14 @@ def stages(preset: Preset, out: Path, methods: list[str], extra: list[str]) -> I
         sweep = evaluation(cell, preset, out, "sweep", None, sft, extra)
         results.append(sweep.folder)
         yield sweep
-        for seed in preset.seeds:
+        for seed in seeds or preset.seeds:
             for method in methods:
                 stage = training(cell, preset, out, method, seed, method_flags(method, sft), extra, preset.steps)
                 results.append(stage.folder)
                 yield stage
-        if "fixed" in methods:  # what its policy alone, without the mixture, has learned
+        if "fixed" in methods and preset.seeds[0] in (
+            seeds or preset.seeds
+        ):  # what its policy alone, without the mixture, has learned
             trained = folder / "fixed" / f"seed{preset.seeds[0]}" / "checkpoints" / f"step={preset.steps:04d}"
             for command in ("sweep", "compare") if preset.sweep_trained else ("compare",):
                 stage = evaluation(cell, preset, out, command, trained, sft, extra)
@@ -353,12 +357,19 @@ def main() -> int:
     parser.add_argument("--preset", choices=PRESETS, required=True)
     parser.add_argument("--out", type=Path, help="folder for everything (default: runs/PRESET)")
     parser.add_argument("--methods", default=",".join(METHODS), help="which methods, with commas between")
+    parser.add_argument(
+        "--seeds", help="which of the preset's seeds, with commas between: to share them out (default: all)"
+    )
     parser.add_argument("--set", default="", help="flags for every training run, such as where local data are")
     parser.add_argument("--plan", action="store_true", help="print the commands and the estimate, and stop")
     settings = parser.parse_args()
     preset, methods = PRESETS[settings.preset], settings.methods.split(",")
     if unknown := sorted(set(methods) - set(METHODS)):
         parser.error(f"--methods names {unknown[0]!r}: use some of {', '.join(METHODS)}")
+    known = [str(seed) for seed in preset.seeds]
+    seeds = settings.seeds.split(",") if settings.seeds else known
+    if unknown := sorted(set(seeds) - set(known)):
+        parser.error(f"--seeds names {unknown[0]!r}: use some of {', '.join(known)}")
     try:
         extra = shlex.split(settings.set)
     except ValueError as error:
@@ -367,7 +378,7 @@ def main() -> int:
         if flag.startswith(PRESET_OWN):
             parser.error(f"--set: {flag} would not reach the evaluations: change the preset")
     out = settings.out or Path("runs") / settings.preset
-    plan = list(stages(preset, out, methods, extra))
+    plan = list(stages(preset, out, methods, extra, [int(seed) for seed in seeds]))
     waiting = [stage for stage in plan if not stage.done]
     print(f"{len(plan) - len(waiting)} of {len(plan)} stages are done; {estimate(preset, waiting)}", flush=True)
     start = time.monotonic()

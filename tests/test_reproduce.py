@@ -79,6 +79,17 @@ def test_what_is_done_is_not_planned_again_and_a_stopped_run_goes_on(tmp_path):
     assert [Path(flag).name for flag in resumed] == ["step=0030.ckpt"] * 2
 
 
+def test_seeds_can_be_shared_out(tmp_path):
+    """The first seed's share has what is made of its policy; the stages that all seeds need are in every share."""
+    arguments = ["--preset", "arithmetic", "--out", str(tmp_path), "--methods", "fixed"]
+    first, rest = plan(*arguments, "--seeds=3"), plan(*arguments, "--seeds=4,5")
+    assert [line[2] for line in first] == ["sweep", "fit", "sweep", "compare", "report"]
+    assert [line[2] for line in rest] == ["sweep", "fit", "fit", "report"]
+    assert sorted(" ".join(line) for line in plan(*arguments) if line[2] == "fit") == sorted(
+        " ".join(line) for line in [*first, *rest] if line[2] == "fit"
+    )
+
+
 def test_a_stage_that_writes_no_checkpoint_is_not_done(tmp_path):
     """A user's flags must not end a run early and have it count."""
     arguments = ["--preset", "arithmetic", "--out", str(tmp_path), "--methods", "fixed", "--set=--trainer.max_steps=1"]
@@ -108,6 +119,7 @@ def test_mistakes_are_one_line():
     for arguments, message in (
         (["--set='"], "--set: No closing quotation"),
         (["--methods=ppo"], "--methods names 'ppo'"),
+        (["--seeds=3,x"], "--seeds names 'x': use some of 3, 4, 5"),
         (["--set=--data.eval_size=10"], "--data.eval_size=10 would not reach the evaluations"),
     ):
         done = subprocess.run(

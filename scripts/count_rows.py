@@ -1,0 +1,60 @@
+"""Count again what a page of docs/results says: format and solve rate from files of judged completions.
+
+    python scripts/count_rows.py docs/results/qwen2.5-0.5b/*.jsonl.gz
+
+Takes the rows that sweep, evaluate and compare write, and those of a run's evaluations; plain or compressed.
+"""
+
+import argparse
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmix.evaluation.statistics import wilson_interval
+
+KEYS = ("mixture", "who", "alpha", "step")
+"""What sets the groups of one file apart, as far as its rows have it."""
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of one file."""
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Rows by what was measured, in order."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple((key, row[key]) for key in KEYS if key in row), []).append(row)
+    return dict(sorted(found.items()))
+
+
+def rate(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """A share in percent with its 95 % Wilson interval."""
+    count = sum(row[name] for row in rows)
+    low, high = wilson_interval(count, len(rows))
+    return f"{100 * count / len(rows):5.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def lines(path: Path) -> Iterator[str]:
+    """One line a group."""
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    for key, rows in groups(read(path)).items():
+        what = " ".join(f"{field} {value}" for field, value in key)
+        form, solved = rate(rows, "format_correct"), rate(rows, "answer_correct")
+        ended = 100 * sum(row["ended"] for row in rows) / len(rows)
+        yield f"{name}  {what}  n {len(rows)}  format {form}  solved {solved}  ended {ended:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help="jsonl or jsonl.gz")
+    for path in parser.parse_args().files:
+        print(*lines(path), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Rows of a results page are counted by what was measured, as the commands that wrote them count them."""
+
+import gzip
+import sys
+
+import count_rows
+import pytest
+
+from lmix.files import json_lines
+
+
+@pytest.fixture
+def row():
+    return {"format_correct": True, "answer_correct": False, "ended": True}
+
+
+def test_groups_of_a_sweep_and_of_a_run(tmp_path, monkeypatch, capsys, row):
+    swept = [
+        row | {"who": "mixed", "mixture": "logits", "alpha": a, "answer_correct": a > 0.2} for a in (0.5, 0.1, 0.5)
+    ]
+    trained = [row | {"step": step, "ended": step == 20} for step in (10, 10, 20)]
+    with gzip.open(tmp_path / "sweep.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json_lines(swept))
+    (tmp_path / "run.jsonl").write_text("".join(json_lines(trained)), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["count_rows.py", *map(str, sorted(tmp_path.iterdir()))])
+    count_rows.main()
+    found = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    first = "sweep mixture logits who mixed alpha"
+    one, two = "(20.7 to 100.0)", "(34.2 to 100.0)"
+    assert found == [
+        f"run step 10 n 2 format 100.0 {two} solved 0.0 (0.0 to 65.8) ended 0.0",
+        f"run step 20 n 1 format 100.0 {one} solved 0.0 (0.0 to 79.3) ended 100.0",
+        f"{first} 0.1 n 1 format 100.0 {one} solved 0.0 (0.0 to 79.3) ended 100.0",
+        f"{first} 0.5 n 2 format 100.0 {two} solved 100.0 {two} ended 100.0",
+    ]
