@@ -228,9 +228,16 @@ def with_own_configs(args: list[str]) -> list[str]:
 def one_line(message: str) -> str:
     """A parser's message, which lists all that it tried, cut to the one line that tells a user what to mend."""
     if "Errors:" in message:
-        tried = message.partition("Errors:")[2].partition("Given value type:")[0]
+        before, _, after = message.partition("Errors:")
+        tried, _, given = after.partition("Given value type:")
         reasons = [reason.strip() for reason in re.split(r"\n\s*- ", tried)]
         message = next((reason for reason in reasons if reason and "NoneType" not in reason), message)
+        if message.startswith("Expected a <class") and "value" not in message:  # names neither field nor value
+            value = given.partition("Given value:")[2].strip()
+            field = ".".join(re.findall(r'key "([^"]+)"', before))
+            message = f"{field}: {message}, not {value}"
+            if value.startswith("{"):
+                message += " (a text with a colon needs quotes of its own, as YAML does)"
     line = " ".join(message.split())
     if re.search(r"not accepted|unrecognized arguments|not expected", line):
         line += " (--print_config shows the fields there are)"

@@ -194,6 +194,10 @@ def test_evaluation_commands_and_a_report_of_them(tmp_path, capsys):
         (["evaluate", *ASK, "--who=[nobody]"], "nobody"),
         (["sweep", *ASK, "--sise=1"], "--sise"),
         (["compare", *ASK, "--backbone.path=/nowhere"], "is no folder"),
+        (
+            ["evaluate", *ASK, "--task.instruction=say: A"],
+            "task.instruction: Expected a <class 'str'>, not {'say': 'A'} (a text with a colon needs quotes",
+        ),
         (["report", "/nowhere"], "/nowhere holds no"),
     ],
 )
