@@ -27,6 +27,7 @@ _REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{?(\d+)\}?")
 _ENOUGH_DECIMALS = 6
 _NUMERAL = re.compile(r"(-?[0-9A-Z.]+)(?:_(?:(\d)|\{?(\d+)\}?))?")
 _CHOICE = re.compile(r"\(([A-J])\)|([A-J])(?:[.):]|$)")
+_MARK = re.compile(r"(?<![A-Za-z0-9])\(?([A-J])[.):]")
 _CUP = re.compile(r"\\cup(?![A-Za-z])\s?")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|neq|lt|gt|in|approx|equiv)(?![A-Za-z])")
 _ASSIGNMENT = re.compile(
@@ -55,7 +56,13 @@ def is_costly(text: str) -> bool:
 
 def compare(answer: str, gold: str, algebra: Judge | None = None) -> bool | None:
     """Judge an answer against a gold one; None is possible only when there is no `algebra`."""
-    return _compare(normalise_answer(answer), normalise_answer(gold), algebra or _no_algebra)
+    a, g = normalise_answer(answer), normalise_answer(gold)
+    for alone, other in ((g, answer), (a, gold)):
+        # the choice's own text is no mathematics: its "and" joins no list, and "A. 78" holds no decimal
+        letter = unwrap_text(alone).strip("()")
+        if re.fullmatch("[A-J]", letter) and _marked_choice(other) == letter:
+            return True
+    return _compare(a, g, algebra or _no_algebra)
 
 
 def _no_algebra(answer: str, gold: str) -> None:
@@ -274,3 +281,10 @@ def _choice(text: str) -> str | None:
     """The letter of "B", "(B)", "B. 12" or "(B) 12", None for anything else."""
     match = _CHOICE.match(unwrap_text(text))
     return None if match is None else match[1] or match[2]
+
+
+def _marked_choice(text: str) -> str | None:
+    """The letter of "B. 12" or "(B) bread and butter", as it was written; None where it names several choices."""
+    text = re.sub(r"^[\s$]*(?:\\(?:text|math)\w*\s*\{)?", "", text)
+    match = _MARK.match(text)
+    return match[1] if match and set(_MARK.findall(text)) == {match[1]} else None

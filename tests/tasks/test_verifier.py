@@ -42,7 +42,8 @@ RIGHT = [  # gold, answer
     ("\\text{Evelyn}", "Evelyn"), ("\\text{Evelyn}", "\\textbf{evelyn}"), ("\\text{June 20}", "June 20"),
     ("even", "\\text{even}"),
     ("\\text{(B)}", "B"), ("B", "\\text{B}"), ("\\text{B}", "(B)"), ("\\text{(B)}", "(B) 12"), ("A", "A: 1-i"),
-    ("B: 18", "B"),
+    ("B: 18", "B"), ("A", "A. 78"), ("D", "D. Learning and memory"), ("A", "A. 750 million years."),
+    ("A", "A. Who will get how much of each good and service?"), ("B", "\\textbf{(B) 3, 4}"), ("C: 3, 4", "(C)"),
     ("\\text{A,C}", "C, A"), ("\\text{1:03 PM}", "1:03 p.m."),
     # intervals, tuples, sets, lists
     ("[0,\\infty)", "\\left[0, \\infty\\right)"), ("[1,2]", "1 \\le x \\le 2"), ("[1,2]", "x \\in [1,2]"),
@@ -77,7 +78,7 @@ WRONG = [  # gold, answer
     ("\\$5", "5\\text{ cents}"),
     ("90^\\circ", "89"), ("9\\text{ a.m.}", "9\\text{ p.m.}"), ("3m", "3"), ("10", "10m"),
     ("\\text{Evelyn}", "\\text{Carla}"), ("\\text{east}", "seat"), ("\\text{(B)}", "C"), ("\\text{(B)}", "(C) B"),
-    ("A", "B: 1-i"),
+    ("A", "B: 1-i"), ("A", "B. 78"), ("A", "A. 3, B. 4"), ("A", "A, B"), ("A", "A and B"), ("A", "BA. 3"),
     ("\\text{A,C}", "A"), ("\\text{A,C}", "A,B"),
     ("(1,2)", "[1,2]"), ("[1,2]", "(1,2]"), ("[0,\\infty)", "(0,\\infty)"), ("[1,2]", "1 < x < 2"),
     ("(-\\infty,2)", "x \\le 2"),
