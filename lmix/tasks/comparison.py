@@ -285,6 +285,6 @@ def _choice(text: str) -> str | None:
 
 def _marked_choice(text: str) -> str | None:
     """The letter of "B. 12" or "(B) bread and butter", as it was written; None where it names several choices."""
-    text = re.sub(r"^[\s$]*(?:\\(?:text|math)\w*\s*\{)?", "", text)
+    text = re.sub(r"^[\s$]*(?:\\(?:text|math)\w*\s*\{)?", "", text.replace("**", ""))  # Markdown's bold says nothing
     match = _MARK.match(text)
     return match[1] if match and set(_MARK.findall(text)) == {match[1]} else None

@@ -44,6 +44,7 @@ RIGHT = [  # gold, answer
     ("\\text{(B)}", "B"), ("B", "\\text{B}"), ("\\text{B}", "(B)"), ("\\text{(B)}", "(B) 12"), ("A", "A: 1-i"),
     ("B: 18", "B"), ("A", "A. 78"), ("D", "D. Learning and memory"), ("A", "A. 750 million years."),
     ("A", "A. Who will get how much of each good and service?"), ("B", "\\textbf{(B) 3, 4}"), ("C: 3, 4", "(C)"),
+    ("D", "**D**. Vermont"),
     ("\\text{A,C}", "C, A"), ("\\text{1:03 PM}", "1:03 p.m."),
     # intervals, tuples, sets, lists
     ("[0,\\infty)", "\\left[0, \\infty\\right)"), ("[1,2]", "1 \\le x \\le 2"), ("[1,2]", "x \\in [1,2]"),
