@@ -235,7 +235,7 @@ def one_line(message: str) -> str:
         if message.startswith("Expected a <class") and "value" not in message:  # names neither field nor value
             value = given.partition("Given value:")[2].strip()
             field = ".".join(re.findall(r'key "([^"]+)"', before))
-            message = f"{field}: {message}, not {value}"
+            message = f"{field + ': ' if field else ''}{message}, not {value}"
             if value.startswith("{"):
                 message += " (a text with a colon needs quotes of its own, as YAML does)"
     line = " ".join(message.split())

@@ -33,9 +33,9 @@ def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[st
 
 
 def rate(rows: Sequence[dict[str, Any]], name: str) -> str:
-    """A share in percent with its 95 % Wilson interval."""
-    count = sum(row[name] for row in rows)
-    low, high = wilson_interval(count, len(rows))
+    """A share in percent with its 95 % Wilson interval: of problems, as their samples are no independent draws."""
+    count, problems = sum(row[name] for row in rows), len({row["problem_id"] for row in rows})
+    low, high = wilson_interval(round(count * problems / len(rows)), problems)
     return f"{100 * count / len(rows):5.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 

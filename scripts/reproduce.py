@@ -5,7 +5,8 @@
     python scripts/reproduce.py --preset mmlu-0.5b --set="--data.task.source=mmlu/val.jsonl ..."   # as in docs/results
     python scripts/reproduce.py --preset paper --plan    # the paper's nine cells: print what would be run
 
-Each stage is one `python -m lmix` line, which is printed before it runs and can be run by hand.
+Each stage is one `python -m lmix` line, which is printed before it runs and can be run by hand. To share a preset out by
+`--seeds`, let SFT and sweep end first, and give the line once more without it at the end, for the report of all.
 """
 
 import argparse
@@ -150,7 +151,7 @@ PRESETS = {
         eval_size=200,
         max_new_tokens=16,
         mean_length=8,
-        tokens_per_second=None,
+        tokens_per_second=32,
         evaluate_problems=200,
         sft_steps=24,
         sft_prompts=8,
@@ -367,7 +368,7 @@ def main() -> int:
     if unknown := sorted(set(methods) - set(METHODS)):
         parser.error(f"--methods names {unknown[0]!r}: use some of {', '.join(METHODS)}")
     known = [str(seed) for seed in preset.seeds]
-    seeds = settings.seeds.split(",") if settings.seeds else known
+    seeds = list(dict.fromkeys(settings.seeds.split(","))) if settings.seeds else known
     if unknown := sorted(set(seeds) - set(known)):
         parser.error(f"--seeds names {unknown[0]!r}: use some of {', '.join(known)}")
     try:

@@ -11,7 +11,7 @@ from lmix.files import json_lines
 
 @pytest.fixture
 def row():
-    return {"format_correct": True, "answer_correct": False, "ended": True}
+    return {"problem_id": 0, "format_correct": True, "answer_correct": False, "ended": True}
 
 
 def test_groups_of_a_sweep_and_of_a_run(tmp_path, monkeypatch, capsys, row):
@@ -28,7 +28,7 @@ def test_groups_of_a_sweep_and_of_a_run(tmp_path, monkeypatch, capsys, row):
     first = "sweep mixture logits who mixed alpha"
     one, two = "(20.7 to 100.0)", "(34.2 to 100.0)"
     assert found == [
-        f"run step 10 n 2 format 100.0 {two} solved 0.0 (0.0 to 65.8) ended 0.0",
+        f"run step 10 n 2 format 100.0 {one} solved 0.0 (0.0 to 79.3) ended 0.0",
         f"run step 20 n 1 format 100.0 {one} solved 0.0 (0.0 to 79.3) ended 100.0",
         f"{first} 0.1 n 1 format 100.0 {one} solved 0.0 (0.0 to 79.3) ended 100.0",
         f"{first} 0.5 n 2 format 100.0 {two} solved 100.0 {two} ended 100.0",

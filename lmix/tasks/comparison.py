@@ -27,7 +27,8 @@ _REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{?(\d+)\}?")
 _ENOUGH_DECIMALS = 6
 _NUMERAL = re.compile(r"(-?[0-9A-Z.]+)(?:_(?:(\d)|\{?(\d+)\}?))?")
 _CHOICE = re.compile(r"\(([A-J])\)|([A-J])(?:[.):]|$)")
-_MARK = re.compile(r"(?<![A-Za-z0-9])\(?([A-J])[.):]")
+_MARK = re.compile(r"\(?([A-J])[.):]")
+_MAY_NAME_ANOTHER = re.compile(r"(?<![A-Za-z0-9])[A-J](?![A-Za-z0-9])|(?<=[.):])\W*(?:and|or)\b")
 _CUP = re.compile(r"\\cup(?![A-Za-z])\s?")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|neq|lt|gt|in|approx|equiv)(?![A-Za-z])")
 _ASSIGNMENT = re.compile(
@@ -284,7 +285,7 @@ def _choice(text: str) -> str | None:
 
 
 def _marked_choice(text: str) -> str | None:
-    """The letter of "B. 12" or "(B) bread and butter", as it was written; None where it names several choices."""
+    """The letter of "B. 12" or "(B) bread and butter", as it was written; None where it may name several choices."""
     text = re.sub(r"^[\s$]*(?:\\(?:text|math)\w*\s*\{)?", "", text.replace("**", ""))  # Markdown's bold says nothing
     match = _MARK.match(text)
-    return match[1] if match and set(_MARK.findall(text)) == {match[1]} else None
+    return match[1] if match and not _MAY_NAME_ANOTHER.search(text, match.end()) else None

@@ -80,6 +80,8 @@ WRONG = [  # gold, answer
     ("90^\\circ", "89"), ("9\\text{ a.m.}", "9\\text{ p.m.}"), ("3m", "3"), ("10", "10m"),
     ("\\text{Evelyn}", "\\text{Carla}"), ("\\text{east}", "seat"), ("\\text{(B)}", "C"), ("\\text{(B)}", "(C) B"),
     ("A", "B: 1-i"), ("A", "B. 78"), ("A", "A. 3, B. 4"), ("A", "A, B"), ("A", "A and B"), ("A", "BA. 3"),
+    ("A", "(A) or B"), ("A", "(A), B"), ("A", "A. and B"), ("A", "(A) B, C, D"), ("A", "A. 3; B"), ("A", "A. 78 or C"),
+    ("A", "A. no, it is B"), ("I", "I. and II."), ("\\text{(A)}", "(A) and \\text{B}"), ("(A) or B", "A"),
     ("\\text{A,C}", "A"), ("\\text{A,C}", "A,B"),
     ("(1,2)", "[1,2]"), ("[1,2]", "(1,2]"), ("[0,\\infty)", "(0,\\infty)"), ("[1,2]", "1 < x < 2"),
     ("(-\\infty,2)", "x \\le 2"),
