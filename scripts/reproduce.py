@@ -5,8 +5,8 @@
     python scripts/reproduce.py --preset mmlu-0.5b --set="--data.task.source=mmlu/val.jsonl ..."   # as in docs/results
     python scripts/reproduce.py --preset paper --plan    # the paper's nine cells: print what would be run
 
-Each stage is one `python -m lmix` line, which is printed before it runs and can be run by hand. To share a preset out by
-`--seeds`, let SFT and sweep end first, and give the line once more without it at the end, for the report of all.
+Each stage is one `python -m lmix` line, which is printed before it runs and can be run by hand. To share a preset
+out by `--seeds`, let SFT and sweep end first, and give the line once more without it at the end, for the report of all.
 """
 
 import argparse

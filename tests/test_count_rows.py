@@ -16,8 +16,10 @@ def row():
 
 def test_groups_of_a_sweep_and_of_a_run(tmp_path, monkeypatch, capsys, row):
     swept = [
-        row | {"who": "mixed", "mixture": "logits", "alpha": a, "answer_correct": a > 0.2} for a in (0.5, 0.1, 0.5)
+        row | {"problem_id": number, "who": "mixed", "mixture": "logits", "alpha": a, "answer_correct": a > 0.2}
+        for number, a in enumerate((0.5, 0.1, 0.5))
     ]
+    # two samples of one problem, then one
     trained = [row | {"step": step, "ended": step == 20} for step in (10, 10, 20)]
     with gzip.open(tmp_path / "sweep.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json_lines(swept))
