@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmix.evaluation.statistics import wilson_interval
+from lmix.evaluation.statistics import interval
 
 KEYS = ("mixture", "who", "alpha", "step")
 """What sets the groups of one file apart, as far as its rows have it."""
@@ -33,9 +33,9 @@ def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[st
 
 
 def rate(rows: Sequence[dict[str, Any]], name: str) -> str:
-    """A share in percent with its 95 % Wilson interval: of problems, as their samples are no independent draws."""
+    """A share in percent with its 95 % interval."""
     count, problems = sum(row[name] for row in rows), len({row["problem_id"] for row in rows})
-    low, high = wilson_interval(round(count * problems / len(rows)), problems)
+    low, high = interval(count, len(rows), len(rows) // problems)
     return f"{100 * count / len(rows):5.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 

@@ -213,10 +213,8 @@ class Stage:
         return [*self.command, *(f"--ckpt_path={path}" for path in before[-1:])]
 
 
-def stages(
-    preset: Preset, out: Path, methods: list[str], extra: list[str], seeds: list[int] | None = None
-) -> Iterator[Stage]:
-    """All stages in order; of the runs only those of `seeds` where given."""
+def stages(preset: Preset, out: Path, methods: list[str], extra: list[str], seeds: list[int]) -> Iterator[Stage]:
+    """All stages in order; of the preset's runs those of `seeds`."""
     results = []
     for cell in preset.cells:
         folder = out / cell.name
@@ -228,14 +226,12 @@ def stages(
         sweep = evaluation(cell, preset, out, "sweep", None, sft, extra)
         results.append(sweep.folder)
         yield sweep
-        for seed in seeds or preset.seeds:
+        for seed in seeds:
             for method in methods:
                 stage = training(cell, preset, out, method, seed, method_flags(method, sft), extra, preset.steps)
                 results.append(stage.folder)
                 yield stage
-        if "fixed" in methods and preset.seeds[0] in (
-            seeds or preset.seeds
-        ):  # what its policy alone, without the mixture, has learned
+        if "fixed" in methods and preset.seeds[0] in seeds:  # what its policy alone, without the mixture, has learned
             trained = folder / "fixed" / f"seed{preset.seeds[0]}" / "checkpoints" / f"step={preset.steps:04d}"
             for command in ("sweep", "compare") if preset.sweep_trained else ("compare",):
                 stage = evaluation(cell, preset, out, command, trained, sft, extra)

@@ -4,23 +4,19 @@ import gzip
 import sys
 
 import count_rows
-import pytest
 
 from lmix.files import json_lines
 
-
-@pytest.fixture
-def row():
-    return {"problem_id": 0, "format_correct": True, "answer_correct": False, "ended": True}
+ROW = {"problem_id": 0, "format_correct": True, "answer_correct": False, "ended": True}
 
 
-def test_groups_of_a_sweep_and_of_a_run(tmp_path, monkeypatch, capsys, row):
+def test_groups_of_a_sweep_and_of_a_run(tmp_path, monkeypatch, capsys):
     swept = [
-        row | {"problem_id": number, "who": "mixed", "mixture": "logits", "alpha": a, "answer_correct": a > 0.2}
+        ROW | {"problem_id": number, "who": "mixed", "mixture": "logits", "alpha": a, "answer_correct": a > 0.2}
         for number, a in enumerate((0.5, 0.1, 0.5))
     ]
     # two samples of one problem, then one
-    trained = [row | {"step": step, "ended": step == 20} for step in (10, 10, 20)]
+    trained = [ROW | {"step": step, "ended": step == 20} for step in (10, 10, 20)]
     with gzip.open(tmp_path / "sweep.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json_lines(swept))
     (tmp_path / "run.jsonl").write_text("".join(json_lines(trained)), encoding="utf-8")

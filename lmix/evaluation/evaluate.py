@@ -10,7 +10,7 @@ from lmix.evaluation.config import EvaluationConfig, check_count
 from lmix.evaluation.decoding import Decoded, Decoder
 from lmix.evaluation.output import new_console, out_folder, write_json
 from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved, write_rows
-from lmix.evaluation.statistics import pass_at_k, wilson_interval
+from lmix.evaluation.statistics import interval, pass_at_k
 from lmix.model.mixed_policy import Mixture, check_alpha, check_weights
 from lmix.tasks.task import Task
 
@@ -95,12 +95,6 @@ def summary(decoded: Decoded, samples: int) -> dict[str, Any]:
         "seconds": round(decoded.seconds, 3),
         "tokens_per_second": round(tokens / decoded.seconds, 1),
     }
-
-
-def interval(successes: int, total: int, samples: int) -> list[float]:
-    """Wilson's, as if each problem had one completion: those of one problem are no independent draws of problems, so
-    counting all of them would make it too narrow. It is rather too wide when `samples` is above 1."""
-    return list(wilson_interval(round(successes / samples), total // samples))
 
 
 def pass_rates(rows: Sequence[EvaluationRow], samples: int) -> dict[str, float]:

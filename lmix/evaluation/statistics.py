@@ -43,6 +43,12 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == total else centre + half)
 
 
+def interval(successes: int, total: int, samples: int) -> list[float]:
+    """Wilson's, as if each problem had one completion: those of one problem are no independent draws of problems, so
+    counting all of them would make it too narrow. It is rather too wide when `samples` is above 1."""
+    return list(wilson_interval(round(successes / samples), total // samples))
+
+
 def contingency(a: Sequence[bool], b: Sequence[bool]) -> Contingency:
     """Count on which problems two policies are right: `[N]` and `[N]`, problem by problem.
 

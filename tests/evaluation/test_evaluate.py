@@ -9,9 +9,9 @@ from lmix.data.module import RLDataModule
 from lmix.evaluation.compare import compare
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.decoding import judge_once
-from lmix.evaluation.evaluate import evaluate, interval
+from lmix.evaluation.evaluate import evaluate
 from lmix.evaluation.rows import read_rows
-from lmix.evaluation.statistics import wilson_interval
+from lmix.evaluation.statistics import interval, wilson_interval
 from lmix.evaluation.sweep import sweep
 from lmix.model.adapters import AdapterConfig
 from lmix.model.mixed_policy import MixedPolicy
