@@ -31,6 +31,10 @@ class Groups(L.Callback):
         self.live: list[int] = []
         self.metrics: list[dict[str, float]] = []
 
+    def on_train_start(self, trainer, pl_module):
+        # gradients here are up to 1e-3 and their rounding is about 1e-9; an eps below that turns rounding into steps
+        trainer.optimizers[0].param_groups[0]["eps"] = 1e-6
+
     def on_train_batch_start(self, trainer, pl_module, *_):
         if pl_module.late and trainer.global_rank == 1:
             pl_module.engine.eos_ids = ()  # its rows go on to the limit
