@@ -23,6 +23,13 @@ from lmix.training.strategies import ShardedStrategy
 from tests.training.test_grpo import SFT, data, trainer
 
 
+class LargeEps(L.Callback):
+    """Gradients here are up to 1e-3 and their rounding about 1e-9: Adam with an eps below that steps by rounding."""
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.optimizers[0].param_groups[0]["eps"] = 1e-6
+
+
 class Groups(L.Callback):
     """How many groups each step of this rank has, and how many of them are live."""
 
@@ -30,10 +37,6 @@ class Groups(L.Callback):
         self.groups: list[int] = []
         self.live: list[int] = []
         self.metrics: list[dict[str, float]] = []
-
-    def on_train_start(self, trainer, pl_module):
-        # gradients here are up to 1e-3 and their rounding is about 1e-9; an eps below that turns rounding into steps
-        trainer.optimizers[0].param_groups[0]["eps"] = 1e-6
 
     def on_train_batch_start(self, trainer, pl_module, *_):
         if pl_module.late and trainer.global_rank == 1:
@@ -69,7 +72,7 @@ def main(
     sampling = SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0, keep_frozen=keep_frozen)
     common = {"sampling": sampling, "optimizer": OptimizerConfig(lr=1e-3)}
     groups = Groups()
-    callbacks = [groups, CompletionLog(), PolicyCheckpoint(every_n_steps=1, keep=-1)]
+    callbacks = [groups, LargeEps(), CompletionLog(), PolicyCheckpoint(every_n_steps=1, keep=-1)]
     if method == "sft":
         m = SFTModule(backbone, AdapterConfig(rank=4), micro_batch_tokens=100, **common)
     else:
