@@ -3,41 +3,41 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lmix.data.example import Example
 from lmix.data.splits import shuffled
+from lmix.rollout.types import Prompt
 
 
 class StepLoader:
-    """One list of examples an outer step, in a new seeded order each epoch. The last list of an epoch may be shorter.
+    """One list of prompts an outer step, in a new seeded order each epoch. The last list of an epoch may be shorter.
 
     With several ranks each gets its share of every list, whole groups. Lightning saves and restores the position, which
     needs `state_dict`, `load_state_dict` and `__len__`.
 
     Args:
-        examples: the training set.
-        prompts: prompts of one outer step, over all ranks.
+        prompts: the training set.
+        prompts_per_step: prompts of one outer step, over all ranks.
         seed: of the order.
         rank, world_size: whose share this is.
     """
 
     def __init__(
-        self, examples: Sequence[Example], prompts: int, seed: int, rank: int = 0, world_size: int = 1
+        self, prompts: Sequence[Prompt], prompts_per_step: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.examples, self.prompts, self.seed = examples, prompts, seed
+        self.prompts, self.prompts_per_step, self.seed = prompts, prompts_per_step, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.consumed = 0, 0
 
     def __len__(self) -> int:
         """Outer steps an epoch."""
-        return -(-len(self.examples) // self.prompts)
+        return -(-len(self.prompts) // self.prompts_per_step)
 
-    def __iter__(self) -> Iterator[list[Example]]:
-        if self.consumed >= len(self.examples):  # Lightning stops asking after the last list: the epoch ends here
+    def __iter__(self) -> Iterator[list[Prompt]]:
+        if self.consumed >= len(self.prompts):  # Lightning stops asking after the last list: the epoch ends here
             self.epoch, self.consumed = self.epoch + 1, 0
         # a stride, so that the second epoch of one seed is not the first of the next
-        order = shuffled(self.examples, self.seed + 1_000_003 * self.epoch)
+        order = shuffled(self.prompts, self.seed + 1_000_003 * self.epoch)
         while self.consumed < len(order):
-            step = order[self.consumed : self.consumed + self.prompts]
+            step = order[self.consumed : self.consumed + self.prompts_per_step]
             self.consumed += len(step)
             yield step[self.rank :: self.world_size]
 
@@ -50,13 +50,13 @@ class StepLoader:
 
 
 class OneBatch:
-    """A loader whose only batch is all of its examples (a plain list would be taken for a list of loaders)."""
+    """A loader whose only batch is all of its prompts (a plain list would be taken for a list of loaders)."""
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.prompts = prompts
 
     def __len__(self) -> int:
         return 1
 
-    def __iter__(self) -> Iterator[list[Example]]:
-        yield list(self.examples)
+    def __iter__(self) -> Iterator[list[Prompt]]:
+        yield list(self.prompts)

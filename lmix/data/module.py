@@ -9,9 +9,9 @@ import lightning as L
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lmix.data.example import Example
 from lmix.data.loader import OneBatch, StepLoader
 from lmix.data.splits import split_problems
+from lmix.rollout.types import Prompt
 from lmix.seed import run_seed
 from lmix.tasks.task import Problem, Split, Task
 
@@ -59,7 +59,7 @@ class RLDataModule(L.LightningDataModule):
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
         self.seed = seed
         self.tokenizer = tokenizer
-        self.sets: dict[Split, list[Example]] = {}
+        self.sets: dict[Split, list[Prompt]] = {}
 
     def setup(self, stage: str) -> None:
         """Read and check what the stage needs. Raises ValueError, in one line, where data are missing or malformed."""
@@ -70,37 +70,37 @@ class RLDataModule(L.LightningDataModule):
         if not set(splits) <= set(self.sets):
             self.sets = self.read(splits)
 
-    def read(self, splits: Sequence[Split]) -> dict[Split, list[Example]]:
+    def read(self, splits: Sequence[Split]) -> dict[Split, list[Prompt]]:
         """The problems of these splits, chosen by seed, with their prompts."""
-        known: dict[int, Example] = {}  # by identity, as a task's own problems need not be hashable
+        known: dict[int, Prompt] = {}  # by identity, as a task's own problems need not be hashable
 
-        def example(problem: Problem) -> Example:
+        def prompt(problem: Problem) -> Prompt:
             if id(problem) not in known:
-                known[id(problem)] = Example(problem, self.task.prompt_ids(problem, self.tokenizer))
+                known[id(problem)] = Prompt(problem, self.task.prompt_ids(problem, self.tokenizer))
             return known[id(problem)]
 
         def fits(problem: Problem) -> bool:
-            return self.long_prompts == "error" or len(example(problem).prompt_ids) <= self.max_prompt_tokens
+            return self.long_prompts == "error" or len(prompt(problem).ids) <= self.max_prompt_tokens
 
         problems = split_problems(self.task, splits, self.eval_size, self.validation_size, self.seed, fits)
-        sets: dict[Split, list[Example]] = {
-            split: [example(problem) for problem in problems.get(split, [])] for split in splits
+        sets: dict[Split, list[Prompt]] = {
+            split: [prompt(problem) for problem in problems.get(split, [])] for split in splits
         }
-        for split, examples in sets.items():
-            self.check_lengths(split, examples)
-        lengths = [len(e.prompt_ids) for e in known.values()]
+        for split, prompts in sets.items():
+            self.check_lengths(split, prompts)
+        lengths = [len(p.ids) for p in known.values()]
         if dropped := sum(length > self.max_prompt_tokens for length in lengths):
             limit = self.max_prompt_tokens
             log.warning("%d of %d problems passed over: longer than max_prompt_tokens %d", dropped, len(lengths), limit)
         return sets
 
-    def check_lengths(self, split: Split, examples: Sequence[Example]) -> None:
+    def check_lengths(self, split: Split, prompts: Sequence[Prompt]) -> None:
         """Raise ValueError where a prompt is longer than the limit."""
-        worst = max(examples, key=lambda e: len(e.prompt_ids), default=None)
-        if worst is not None and len(worst.prompt_ids) > self.max_prompt_tokens:
+        worst = max(prompts, key=lambda p: len(p.ids), default=None)
+        if worst is not None and len(worst.ids) > self.max_prompt_tokens:
             raise ValueError(
                 f"data.max_prompt_tokens is {self.max_prompt_tokens}, but the prompt of {split} problem "
-                f"{worst.problem.id} has {len(worst.prompt_ids)} tokens: raise it, or set data.long_prompts to drop"
+                f"{worst.problem.id} has {len(worst.ids)} tokens: raise it, or set data.long_prompts to drop"
             )
 
     def train_dataloader(self) -> StepLoader:
@@ -114,16 +114,16 @@ class RLDataModule(L.LightningDataModule):
 
     test_dataloader = predict_dataloader = val_dataloader
 
-    def validation_share(self) -> list[Example]:
+    def validation_share(self) -> list[Prompt]:
         """This rank's part of the validation problems."""
         rank, world_size = self._rank()
         return self.sets["validation"][rank::world_size]
 
-    def spare_examples(self, count: int, step: int, attempt: int, exclude: set[int]) -> list[Example]:
-        """Up to `count` training examples, none of `exclude` (problem ids), by (seed, step, attempt). For one rank."""
+    def spare_prompts(self, count: int, step: int, attempt: int, exclude: set[int]) -> list[Prompt]:
+        """Up to `count` training prompts, none of `exclude` (problem ids), by (seed, step, attempt). For one rank."""
         order = list(self.sets["train"])
         random.Random(f"spare {run_seed()} {step} {attempt}").shuffle(order)
-        return [e for e in order if e.problem.id not in exclude][:count]
+        return [p for p in order if p.problem.id not in exclude][:count]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # lists of numbers: the engine moves what it needs

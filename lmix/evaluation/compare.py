@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lmix.evaluation.config import EvaluationConfig
-from lmix.evaluation.decoding import Decoder
 from lmix.evaluation.output import new_console, out_folder, write_json
 from lmix.evaluation.rows import Who, count_format, count_solved, write_rows
+from lmix.evaluation.session import Session
 from lmix.evaluation.statistics import contingency, mcnemar_p
-from lmix.model.mixed_policy import Mixture, check_alpha, check_weights
+from lmix.model.mixture import MixtureKind
 from lmix.tasks.task import Task
 
 SUMMARY = "compare.json"
@@ -21,7 +21,7 @@ def compare(
     a: Who = "policy",
     b: Who = "reference",
     alpha: float = 0.5,
-    mixture: Mixture = "logits",
+    mixture: MixtureKind = "logits",
     out: str = "compare",
     **kwargs: Any,
 ) -> dict[str, Any]:
@@ -49,23 +49,22 @@ def compare(
         ValueError: a setting, the data or an adapter is wrong.
     """
     config = EvaluationConfig(task, **kwargs)
-    check_alpha(alpha)
-    check_weights(config.weights, config.adapters, mixture)
+    mixtures = config.mixtures(alpha, mixture)
     if a == b:
         raise ValueError(f"a and b are both {a}: name two of mixed, policy and reference")
     folder, console = out_folder(out, SUMMARY), new_console()
-    examples = config.examples()
+    prompts = config.prompts()
     mixed_alpha = None if config.weights else alpha
-    settings = config.settings(examples) | {"alpha": mixed_alpha, "mixture": mixture}
+    settings = config.settings(prompts) | {"alpha": mixed_alpha, "mixture": mixture}
     try:
-        decoder = Decoder(config, examples, console)
-        rows = {name: decoder.decode(name, alpha, mixture).rows for name in (a, b)}
+        session = Session(config, prompts, console)
+        rows = {name: session.measure(name, mixtures[name]).rows for name in (a, b)}
     finally:
         task.close()
     table = contingency([row.answer_correct for row in rows[a]], [row.answer_correct for row in rows[b]])
     content = {
         "task": task.name,
-        "n": len(examples),
+        "n": len(prompts),
         "policies": {name: {"format": count_format(r), "solved": count_solved(r)} for name, r in rows.items()},
         "contingency": {"names": [a, b], **table._asdict()},
         "disagreement": table.disagreement,

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import lmix
-from lmix.data.example import Example
 from lmix.data.module import RLDataModule
 from lmix.data.splits import shuffled
 from lmix.model.adapters import CONFIG, WEIGHTS, AdapterConfig, read_adapter
 from lmix.model.backbone import BackboneConfig
+from lmix.evaluation.rows import Who
+from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, check_alpha, mixture_of
 from lmix.model.tokenizer import check_places, load_tokenizer, resolve
+from lmix.rollout.types import Prompt
 from lmix.tasks.task import Split, Task
 
 
@@ -50,7 +52,16 @@ class EvaluationConfig:
         for name in ("problems", "max_prompt_tokens", "max_new_tokens", "slots"):
             check_count(name, getattr(self, name))
 
-    def examples(self) -> list[Example]:
+    def mixtures(self, alpha: float, kind: MixtureKind) -> dict[Who, Mixture]:
+        """What each name stands for: the mixture at alpha (or of `weights`), and each of the two streams alone.
+
+        Raises:
+            ValueError: alpha outside [0, 1], or weights that do not fit the adapters.
+        """
+        mixed = mixture_of(check_alpha(alpha), kind, self.weights, self.adapters.streams)
+        return {"mixed": mixed, "policy": Mixture.alone(POLICY, kind), "reference": Mixture.alone(REFERENCE, kind)}
+
+    def prompts(self) -> list[Prompt]:
         """The chosen problems, tokenised. Raises ValueError, in one line, where data or tokenizer can't be read."""
         data = RLDataModule(
             self.task,
@@ -61,20 +72,20 @@ class EvaluationConfig:
             seed=self.seed,
             tokenizer=load_tokenizer(self.backbone.path),
         )
-        examples = data.read([self.split])[self.split]
-        check_places(self.backbone.path, max(len(e.prompt_ids) for e in examples), self.max_new_tokens)
-        if len(examples) <= self.problems:
-            return examples
+        prompts = data.read([self.split])[self.split]
+        check_places(self.backbone.path, max(len(prompt.ids) for prompt in prompts), self.max_new_tokens)
+        if len(prompts) <= self.problems:
+            return prompts
         # the data module cuts held-out splits only
-        return [examples[i] for i in sorted(shuffled(range(len(examples)), self.seed)[: self.problems])]
+        return [prompts[i] for i in sorted(shuffled(range(len(prompts)), self.seed)[: self.problems])]
 
-    def settings(self, examples: list[Example]) -> dict[str, Any]:
+    def settings(self, prompts: list[Prompt]) -> dict[str, Any]:
         """All that the numbers depend on, as JSON takes it; problems and adapters as checksums of their contents.
 
         Raises:
             ValueError: an adapter that can't be read.
         """
-        asked = [(e.problem.id, e.prompt_ids, e.problem.answer) for e in examples]
+        asked = [(p.problem.id, p.ids, p.problem.answer) for p in prompts]
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "task"}
         kind = type(self.task)
         return {

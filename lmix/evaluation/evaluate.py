@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lmix.evaluation.config import EvaluationConfig, check_count
-from lmix.evaluation.decoding import Decoded, Decoder
 from lmix.evaluation.output import new_console, out_folder, write_json
 from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved, write_rows
+from lmix.evaluation.session import Measured, Session
 from lmix.evaluation.statistics import interval, pass_at_k
-from lmix.model.mixed_policy import Mixture, check_alpha, check_weights
+from lmix.model.mixture import MixtureKind
 from lmix.tasks.task import Task
 
 SUMMARY = "evaluation.json"
@@ -20,7 +20,7 @@ SUMMARY = "evaluation.json"
 def evaluate(
     task: Task,
     alpha: float = 0.5,
-    mixture: Mixture = "logits",
+    mixture: MixtureKind = "logits",
     who: Sequence[Who] = ("mixed",),
     samples: int = 1,
     out: str = "evaluation",
@@ -51,35 +51,34 @@ def evaluate(
         ValueError: a setting, the data or an adapter is wrong.
     """
     config = EvaluationConfig(task, **kwargs)
-    check_alpha(alpha)
-    check_weights(config.weights, config.adapters, mixture)
+    mixtures = config.mixtures(alpha, mixture)
     check_count("samples", samples)
     if not who or len(set(who)) != len(who):
         raise ValueError(f"who must name some of mixed, policy and reference, each once, not {list(who)}")
     folder, console = out_folder(out, SUMMARY), new_console()
-    examples = config.examples()
+    prompts = config.prompts()
     mixed_alpha = None if config.weights else alpha
-    settings = config.settings(examples) | {"alpha": mixed_alpha, "mixture": mixture, "samples": samples}
+    settings = config.settings(prompts) | {"alpha": mixed_alpha, "mixture": mixture, "samples": samples}
     try:
-        decoder = Decoder(config, examples, console)
-        decoded = {name: decoder.decode(name, alpha, mixture, samples) for name in who}
+        session = Session(config, prompts, console)
+        measured = {name: session.measure(name, mixtures[name], samples) for name in who}
     finally:
         task.close()
     content = {
         "task": task.name,
-        "problems": len(examples),
-        "policies": {name: summary(result, samples) for name, result in decoded.items()},
+        "problems": len(prompts),
+        "policies": {name: summary(result, samples) for name, result in measured.items()},
         "settings": settings,
     }
-    write_rows(folder, (row for result in decoded.values() for row in result.rows))
+    write_rows(folder, (row for result in measured.values() for row in result.rows))
     write_json(folder / SUMMARY, content)
     print_rates(console, content)
     return content
 
 
-def summary(decoded: Decoded, samples: int) -> dict[str, Any]:
+def summary(measured: Measured, samples: int) -> dict[str, Any]:
     """Counts, rates and speed of one policy's completions; rows in order of problem, `samples` of each."""
-    rows = decoded.rows
+    rows = measured.rows
     form, solved, tokens = count_format(rows), count_solved(rows), sum(row.tokens for row in rows)
     return {
         "n": len(rows),
@@ -92,8 +91,8 @@ def summary(decoded: Decoded, samples: int) -> dict[str, Any]:
         "pass_at_k": pass_rates(rows, samples),
         "ended": sum(row.ended for row in rows),
         "tokens": tokens,
-        "seconds": round(decoded.seconds, 3),
-        "tokens_per_second": round(tokens / decoded.seconds, 1),
+        "seconds": round(measured.seconds, 3),
+        "tokens_per_second": round(tokens / measured.seconds, 1),
     }
 
 

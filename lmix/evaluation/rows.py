@@ -1,13 +1,14 @@
-"""Judged completions as lines of rows.jsonl."""
+"""Judged completions as rows that a person can read, and lines of jsonl."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lmix.files import json_lines, write_lines
-from lmix.model.mixed_policy import Mixture
+from lmix.model.mixture import Mixture, MixtureKind
+from lmix.rollout.types import Group, flatten
 
 Who = Literal["mixed", "policy", "reference"]
 ROWS = "rows.jsonl"
@@ -18,7 +19,7 @@ class EvaluationRow:
     """One completion with what it was worth."""
 
     who: Who
-    mixture: Mixture
+    mixture: MixtureKind
     alpha: float
     problem_id: int
     sample: int
@@ -30,6 +31,80 @@ class EvaluationRow:
     answer_correct: bool
     ended: bool
     tokens: int
+
+
+@dataclass(frozen=True)
+class CompletionRow:
+    """One completion of a run with what it was worth; a line of the run's jsonl."""
+
+    step: int
+    problem_id: int
+    sample: int
+    problem: str
+    completion: str
+    gold: str
+    answer: str | None
+    """Parsed from the answer template; null where it is not format-correct."""
+    format_correct: bool
+    answer_correct: bool
+    ended: bool
+    reward: float
+    tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def completion_rows(groups: Sequence[Group], step: int) -> list[CompletionRow]:
+    """Rows of judged groups of an outer step."""
+    return [
+        CompletionRow(
+            step=step,
+            problem_id=rollout.prompt.problem.id,
+            sample=rollout.sample,
+            problem=rollout.prompt.problem.problem,
+            completion=rollout.text,
+            gold=rollout.prompt.problem.answer,
+            answer=rollout.judgement.answer,
+            format_correct=rollout.judgement.format_correct,
+            answer_correct=rollout.judgement.answer_correct,
+            ended=rollout.ended,
+            reward=rollout.reward,
+            tokens=len(rollout.completion_ids),
+        )
+        for rollout in flatten(groups)
+        if rollout.judgement is not None
+    ]
+
+
+def evaluation_rows(groups: Sequence[Group], who: Who, mixtures: Sequence[Mixture]) -> list[EvaluationRow]:
+    """Rows of judged groups, whose sample g was drawn from `mixtures[g]`."""
+    rows = []
+    for rollout in flatten(groups):
+        mixture, problem, judgement = mixtures[rollout.sample], rollout.prompt.problem, rollout.judgement
+        assert judgement is not None
+        rows.append(
+            EvaluationRow(
+                who=who,
+                mixture=mixture.kind,
+                alpha=mixture.alpha,
+                problem_id=problem.id,
+                sample=rollout.sample,
+                completion=rollout.text,
+                answer=judgement.answer,
+                gold=problem.answer,
+                format_correct=judgement.format_correct,
+                answer_correct=judgement.answer_correct,
+                ended=rollout.ended,
+                tokens=len(rollout.completion_ids),
+            )
+        )
+    return rows
+
+
+def rows_as_single(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:
+    """Rows of one of several mixtures that were drawn together: each is its mixture's only sample."""
+    return [replace(row, sample=0) for row in rows]
 
 
 def count_format(rows: Iterable[EvaluationRow]) -> int:

@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lmix.data.example import Example
 from lmix.evaluation.config import EvaluationConfig
-from lmix.evaluation.decoding import Decoder
 from lmix.evaluation.output import new_console, out_folder, write_json
 from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved, read_rows, write_rows
-from lmix.model.mixed_policy import Mixture, check_alpha
+from lmix.evaluation.session import Session
+from lmix.model.mixture import Mixture, MixtureKind, check_alpha
+from lmix.rollout.types import Prompt
 from lmix.tasks.task import Task
 
 SUMMARY = "sweep.json"
@@ -25,14 +25,14 @@ ALONE: dict[float, Who] = {0.0: "policy", 1.0: "reference"}
 CHUNK = 64
 """Problems that are decoded at all alphas before they are written down."""
 
-Cell = tuple[Mixture, float]
+Cell = tuple[MixtureKind, float]
 """A mixture and an alpha; sorts as the results are listed."""
 
 
 def sweep(
     task: Task,
     alphas: Sequence[float] = ALPHAS,
-    mixtures: Sequence[Mixture] = ("logits", "probs"),
+    mixtures: Sequence[MixtureKind] = ("logits", "probs"),
     out: str = "sweep",
     **kwargs: Any,
 ) -> dict[str, Any]:
@@ -65,23 +65,23 @@ def sweep(
     if not cells:
         raise ValueError("alphas and mixtures must name at least one each: leave them out for all")
     folder, console = out_folder(out, SUMMARY), new_console()
-    examples = config.examples()
-    settings = config.settings(examples)
+    prompts = config.prompts()
+    settings = config.settings(prompts)
     done = finished(folder, settings)
-    ids = [example.problem.id for example in examples]
+    ids = [prompt.problem.id for prompt in prompts]
     whole = [cell for cell in cells if set(ids) == {row.problem_id for row in done.get(cell, ())}]
     if whole:
         console.print(f"{len(whole)} of {len(cells)} are in {folder} already")
     share_ends(cells, done, len(ids))
-    content = {"task": task.name, "problems": len(examples), "rows": counts(done, len(ids)), "settings": settings}
+    content = {"task": task.name, "problems": len(prompts), "rows": counts(done, len(ids)), "settings": settings}
     write(folder, done, content)
-    decoder = None
+    session = None
     try:
-        for part, chunk in work(cells, done, examples):
-            decoder = decoder or Decoder(config, examples, console)
-            for cell, rows in complete(decoder, part, chunk).items():
-                found = {row.problem_id: row for row in [*done.get(cell, []), *rows]}
-                done[cell] = [found[i] for i in ids if i in found]
+        for part, chunk in work(cells, done, prompts):
+            session = session or Session(config, prompts, console)
+            for cell, rows in complete(session, part, chunk).items():
+                by_problem = {row.problem_id: row for row in [*done.get(cell, []), *rows]}
+                done[cell] = [by_problem[i] for i in ids if i in by_problem]
             content["rows"] = counts(done, len(ids))
             write(folder, done, content)
     finally:
@@ -97,8 +97,8 @@ def write(folder: Path, done: dict[Cell, list[EvaluationRow]], content: dict[str
 
 
 def work(
-    cells: Sequence[Cell], done: dict[Cell, list[EvaluationRow]], examples: Sequence[Example]
-) -> Iterator[tuple[list[Cell], list[Example]]]:
+    cells: Sequence[Cell], done: dict[Cell, list[EvaluationRow]], prompts: Sequence[Prompt]
+) -> Iterator[tuple[list[Cell], list[Prompt]]]:
     """What is left to do, as cells that can be decoded together and the problems that they lack.
 
     A stream alone is one cell for both mixtures, and costs one stream only. The alphas between are decoded together,
@@ -107,12 +107,12 @@ def work(
     have = {cell: {row.problem_id for row in done.get(cell, ())} for cell in cells}
     for alpha in sorted({alpha for _, alpha in cells if alpha in ALONE}):
         ends = [cell for cell in cells if cell[1] == alpha]
-        if any(len(have[cell]) < len(examples) for cell in ends):
-            yield ends, list(examples)
+        if any(len(have[cell]) < len(prompts) for cell in ends):
+            yield ends, list(prompts)
     for mixture in sorted({mixture for mixture, _ in cells}):
-        for start in range(0, len(examples), CHUNK):
-            chunk = examples[start : start + CHUNK]
-            ids = {example.problem.id for example in chunk}
+        for start in range(0, len(prompts), CHUNK):
+            chunk = prompts[start : start + CHUNK]
+            ids = {prompt.problem.id for prompt in chunk}
             between = [cell for cell in cells if cell[0] == mixture and cell[1] not in ALONE and ids - have[cell]]
             if between:
                 yield between, list(chunk)
@@ -126,14 +126,14 @@ def share_ends(cells: Sequence[Cell], done: dict[Cell, list[EvaluationRow]], pro
                 done[mixture, alpha] = [replace(row, mixture=mixture) for row in rows]
 
 
-def complete(decoder: Decoder, cells: list[Cell], examples: list[Example]) -> dict[Cell, list[EvaluationRow]]:
+def complete(session: Session, cells: list[Cell], prompts: list[Prompt]) -> dict[Cell, list[EvaluationRow]]:
     """Decode cells that belong together, see `work`."""
-    (mixture, alpha), *_ = cells
+    (kind, alpha), *_ = cells
     if alpha in ALONE:
-        rows = decoder.decode(ALONE[alpha], alpha, mixture).rows
+        rows = session.measure(ALONE[alpha], Mixture.at(alpha, kind)).rows
         return {cell: [replace(row, mixture=cell[0]) for row in rows] for cell in cells}
-    by_alpha = decoder.decode_alphas([alpha for _, alpha in cells], mixture, examples)
-    return {(mixture, alpha): rows for alpha, rows in by_alpha.items()}
+    by_mixture = session.measure_together([Mixture.at(alpha, kind) for _, alpha in cells], prompts)
+    return {(mixture.kind, mixture.alpha): rows for mixture, rows in by_mixture.items()}
 
 
 def counts(done: dict[Cell, list[EvaluationRow]], problems: int) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from lmix.functional.objective import (
     clipped_surrogate_loss,
     group_token_weights,
     k3_kl,
+    sampler_weights,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "mix_streams",
     "mix_streams_log_probs",
     "net_gain_alpha",
+    "sampler_weights",
     "token_log_probs",
     "tokenwise",
 ]

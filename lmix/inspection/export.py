@@ -22,4 +22,4 @@ def export(out: str, **kwargs: Any) -> None:
     model = choice.load()
     model.save_pretrained(out)
     load_tokenizer(model.config.backbone["path"]).save_pretrained(out)
-    print(f"{out}: {', '.join(f'{name} {weight:g}' for name, weight in model.policy.weights.items())}")
+    print(f"{out}: {', '.join(f'{name} {weight:g}' for name, weight in model.mixture.by_name().items())}")

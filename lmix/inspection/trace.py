@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import Mixture
 
 MIXTURE = "mixture"
 
@@ -34,6 +35,7 @@ class TokenTrace:
 @torch.no_grad()
 def trace(
     policy: MixedPolicy,
+    mixture: Mixture,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[int],
     completion_ids: Sequence[int],
@@ -42,7 +44,8 @@ def trace(
     """Score a completion, whoever drew it, by every stream of the mixture and by the mixture; one stacked pass.
 
     Args:
-        policy: at its weights of the moment.
+        policy: the streams.
+        mixture: what is shown beside them.
         tokenizer: the backbone's.
         prompt_ids: what came before; not empty.
         completion_ids: T tokens.
@@ -54,11 +57,11 @@ def trace(
     if not completion_ids:
         return []
     ids = torch.tensor([[*prompt_ids, *completion_ids]], device=policy.device)
-    hidden_KTH = policy.hidden(ids, policy.streams)[:, 0, len(prompt_ids) - 1 : -1]
+    hidden_KTH = policy.hidden(ids, mixture.streams)[:, 0, len(prompt_ids) - 1 : -1]
     logits: dict[str, Tensor] = {
-        name: policy.logits(hidden, name).float() for name, hidden in zip(policy.streams, hidden_KTH, strict=True)
+        name: policy.head.logits(hidden, name).float() for name, hidden in zip(mixture.streams, hidden_KTH, strict=True)
     }
-    logits[MIXTURE] = policy.mixed_logits(list(hidden_KTH))
+    logits[MIXTURE] = policy.mixed_logits(list(hidden_KTH), mixture)
     chosen = torch.tensor(completion_ids, device=policy.device)[:, None]
     found = {}
     for name, logits_TV in logits.items():

@@ -18,7 +18,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lmix.files import SUMS, differing_file, sync_folder, write_sums
 from lmix.model.backbone import skeleton
-from lmix.model.streams import POLICY, REFERENCE, StreamRouter
+from lmix.model.mixture import POLICY, REFERENCE
+from lmix.model.streams import StreamRouter
 from lmix.model.tokenizer import first_line, load_config, resolve
 
 PLAIN = {
@@ -68,6 +69,11 @@ class AdapterConfig:
         """The frozen streams by name, each with its folder, or None for the base itself."""
         experts = {f"expert_{k}": path for k, path in enumerate(self.experts, start=1)}
         return {REFERENCE: self.reference, **{name: None if path == "base" else path for name, path in experts.items()}}
+
+    @property
+    def streams(self) -> int:
+        """How many streams there are: the policy and the frozen ones."""
+        return 1 + len(self.frozen())
 
     def fresh(self) -> LoraConfig:
         """The policy's peft configuration when it starts at the base."""

@@ -24,8 +24,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from lmix.files import write_lines
 from lmix.model.adapters import AdapterConfig, save_adapter
 from lmix.model.backbone import BackboneConfig, best_device
-from lmix.model.mixed_policy import MixedPolicy, Mixture, two_weights
-from lmix.model.streams import POLICY, REFERENCE
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, stream_names
 from lmix.model.tokenizer import end_tokens
 
 FILE = "config.json"
@@ -42,7 +42,7 @@ class MixedPolicyConfig(PretrainedConfig):
         self,
         backbone: dict[str, Any] | None = None,
         adapters: dict[str, str | None] | None = None,
-        mixture: Mixture = "logits",
+        mixture: MixtureKind = "logits",
         weights: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -86,16 +86,17 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
 
     Args:
         config: of the mixed policy.
-        policy: it.
+        policy: the streams.
+        mixture: what the model computes; `model.mixture` may be replaced at any time.
     """
 
     config_class = MixedPolicyConfig
     base_model_prefix = "policy"
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
-    def __init__(self, config: MixedPolicyConfig, policy: MixedPolicy) -> None:
+    def __init__(self, config: MixedPolicyConfig, policy: MixedPolicy, mixture: Mixture) -> None:
         super().__init__(config)
-        self.policy = policy
+        self.policy, self.mixture = policy, mixture
         given = getattr(policy.backbone, "generation_config", None) or GenerationConfig()
         # the policy that was trained: a backbone's own temperature, top-p or repetition penalty is left out
         self.generation_config = GenerationConfig(
@@ -108,23 +109,26 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         self.eval()
 
     @classmethod
-    def from_policy(cls, policy: MixedPolicy, backbone: BackboneConfig) -> "MixedPolicyForCausalLM":
-        """Give a mixed policy transformers' face.
+    def from_policy(
+        cls, policy: MixedPolicy, mixture: Mixture, backbone: BackboneConfig
+    ) -> "MixedPolicyForCausalLM":
+        """Give a mixed policy transformers' interface.
 
         Args:
-            policy: shared, not copied: it follows its weights.
+            policy: shared, not copied: the model follows its weights.
+            mixture: what the model computes.
             backbone: where it was loaded from; `from_pretrained` will load it from there again.
         """
         fields = {k: v for k, v in policy.backbone.config.to_dict().items() if k not in OWN}
         config = MixedPolicyConfig(
             backbone={name: getattr(backbone, name) for name in backbone.__dataclass_fields__},
-            adapters={name: name if name in policy.peft_model.peft_config else None for name in policy.weights},
-            mixture=policy.mixture,
-            weights=policy.weights,
+            adapters={name: name if name in policy.peft_model.peft_config else None for name in policy.stream_names},
+            mixture=mixture.kind,
+            weights=mixture.by_name(),
             **{**fields, "architectures": [cls.__name__]},
         )
         config._name_or_path = backbone.path
-        return cls(config, policy)
+        return cls(config, policy, mixture)
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -154,24 +158,20 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         config = MixedPolicyConfig(**{k: v for k, v in fields.items() if k != "model_type"})
         config.backbone = {**config.backbone, **({"path": kwargs["backbone"]} if "backbone" in kwargs else {})}
         backbone = BackboneConfig(**config.backbone)
-        experts = [f"expert_{k}" for k in range(1, len(config.adapters) - 1)]
-        streams = [POLICY, REFERENCE, *experts]  # JSON's order says nothing
+        streams = stream_names(len(config.adapters))  # JSON's order says nothing
+        experts = streams[2:]
         folders = {
             name: None if config.adapters[name] is None else str(Path(folder) / str(config.adapters[name]))
             for name in streams
         }
-        alpha = config.weights[REFERENCE]
-        plain = 0 <= alpha <= 1 and config.weights == two_weights(alpha)
         policy = MixedPolicy.from_pretrained(
             backbone,
             AdapterConfig(folders[REFERENCE], folders[POLICY], [folders[name] or "base" for name in experts]),
-            alpha if plain else 0.5,
-            config.mixture,  # pyright: ignore[reportArgumentType]
-            None if plain else [config.weights[name] for name in streams],
             device or best_device(),
         )
+        mixture = Mixture(tuple(config.weights[name] for name in streams), config.mixture)
         config._name_or_path = str(folder)
-        model = cls(config, policy)
+        model = cls(config, policy, mixture)
         model.generation_config.eos_token_id = config.eos_token_id  # as `ending_with` has left it
         return model
 
@@ -189,7 +189,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         for stream, name in self.config.adapters.items():
             if name is not None:
                 save_adapter(self.policy.peft_model, stream, folder / name)
-        self.config.weights = self.policy.weights
+        self.config.mixture, self.config.weights = self.mixture.kind, self.mixture.by_name()
         write_lines(folder / FILE, [self.config.to_json_string(use_diff=False)])
 
     def forward(
@@ -217,7 +217,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: another kind of cache.
         """
-        streams = self.policy.streams
+        streams = self.mixture.streams
         arguments: dict[str, Any] = {}
         if attention_mask is not None:
             arguments["attention_mask"] = attention_mask.repeat(len(streams), 1)
@@ -230,7 +230,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
             arguments |= {"past_key_values": cache, "use_cache": True}
         with torch.no_grad():
             hidden_KBTH = self.policy.hidden(input_ids, streams, **arguments)
-            logits = self.policy.mixed_logits(list(hidden_KBTH[:, :, -logits_to_keep:]))
+            logits = self.policy.mixed_logits(list(hidden_KBTH[:, :, -logits_to_keep:]), self.mixture)
         loss = None
         if labels is not None:
             targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
@@ -244,13 +244,13 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
 
     def new_cache(self) -> StackedCache:
         """An empty cache, for `past_key_values`."""
-        return StackedCache(len(self.policy.streams), self.policy.backbone.config)
+        return StackedCache(len(self.mixture.streams), self.policy.backbone.config)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.policy.backbone.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.policy.head
+        return self.policy.head.module
 
     def tie_weights(self, *_: Any, **__: Any) -> None:
         """Nothing: the backbone's are."""

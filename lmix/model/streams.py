@@ -13,57 +13,50 @@ import torch
 from torch import Tensor, nn
 
 from lmix.model.linear import add_low_rank
-
-POLICY, REFERENCE = "policy", "reference"
-
+from lmix.model.mixture import POLICY
 
 class StreamRouter:
     """Holds the streams of the pass that is under way; shared by all LoRA layers of one backbone."""
 
     def __init__(self) -> None:
         self.streams: tuple[str, ...] = (POLICY,)
-        self.blocks: tuple[int, ...] | None = None
-        self._kept: dict[tuple[nn.Module, str], tuple[Tensor, Tensor, float]] | None = None
+        self._keeps = False
+        self._kept: dict[tuple[nn.Module, str, torch.dtype], tuple[Tensor, Tensor, float]] = {}
 
     @contextmanager
-    def stacked(self, streams: Sequence[str], blocks: Sequence[int] | None = None) -> Iterator[None]:
-        """Within, the rows of a batch are blocks, one a stream. Only `policy` alone may have a gradient.
-
-        Args:
-            blocks: rows of each stream; equal ones by default.
-        """
-        before = self.streams, self.blocks
-        self.streams, self.blocks = tuple(streams), None if blocks is None else tuple(blocks)
+    def stacked(self, streams: Sequence[str]) -> Iterator[None]:
+        """Inside, the rows of a batch are one block a stream, of equal size. Only `policy` alone may have a gradient."""
+        before, self.streams = self.streams, tuple(streams)
         try:
             yield
         finally:
-            self.streams, self.blocks = before
-
-    def parts(self, rows: int) -> Iterator[tuple[str, slice]]:
-        """Each stream with its part of a layer's rows, which may be several tokens of each row of the batch."""
-        blocks = self.blocks or (1,) * len(self.streams)
-        each, start = rows // sum(blocks), 0
-        for stream, block in zip(self.streams, blocks, strict=True):
-            yield stream, slice(start, start := start + block * each)
+            self.streams = before
 
     @contextmanager
     def keep_factors(self) -> Iterator[None]:
-        """Within, LoRA's factors are cast once and not at each token. No adapter may change, nothing has a gradient."""
-        self._kept = {}
+        """Inside, LoRA's factors are cast once and not at each token. No adapter may change, nothing has a gradient.
+
+        The casts lie in buffers that stay from one rollout phase to the next, so that a recorded graph finds them.
+        """
+        for (layer, stream, _), (a, b, _) in self._kept.items():
+            a.copy_(layer.lora_A[stream].weight)  # pyright: ignore[reportCallIssue, reportIndexIssue]
+            b.copy_(layer.lora_B[stream].weight)  # pyright: ignore[reportCallIssue, reportIndexIssue]
+        self._keeps = True
         try:
             yield
         finally:
-            self._kept = None
+            self._keeps = False
 
     def factors(self, layer: Any, stream: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
-        """A `[r, in]`, B `[out, r]` and the scaling of a stream's LoRA on a layer."""
-        if self._kept is not None and (layer, stream) in self._kept:
-            return self._kept[layer, stream]
+        """A `[r, in]`, B `[out, r]` and the scaling of a stream's LoRA on a layer, in `dtype`."""
+        key = (layer, stream, dtype)
+        if self._keeps and key in self._kept:
+            return self._kept[key]
         a, b = layer.lora_A[stream].weight, layer.lora_B[stream].weight
-        found = a.to(dtype), b.to(dtype), layer.scaling[stream]
-        if self._kept is not None:
-            self._kept[layer, stream] = found
-        return found
+        factors = a.to(dtype), b.to(dtype), layer.scaling[stream]
+        if self._keeps:
+            self._kept[key] = factors
+        return factors
 
     def attach(self, layer: nn.Module) -> None:
         """Give a peft LoRA layer the stacked forward pass."""
@@ -91,7 +84,13 @@ def stacked_lora_forward(layer: Any, router: StreamRouter, x: Tensor, *args, **k
         if streams[0] in layer.lora_A:
             out = add_low_rank(out, rows, *router.factors(layer, streams[0], out.dtype))
     else:
-        for stream, part in router.parts(len(rows)):
+        for stream, part in zip(streams, block_slices(len(rows), len(streams)), strict=True):
             if stream in layer.lora_A:
                 add_low_rank(out[part], rows[part], *router.factors(layer, stream, out.dtype))
     return out.view(*x.shape[:-1], -1)
+
+
+def block_slices(rows: int, streams: int) -> list[slice]:
+    """Each stream's block of a layer's rows, which may be several tokens of each row of the batch."""
+    size = rows // streams
+    return [slice(k * size, (k + 1) * size) for k in range(streams)]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lmix.model.mixed_policy import CHUNK_LOGITS
+from lmix.model.head import CHUNK_LOGITS
 from lmix.planning.shape import ModelShape, RunShape
 from lmix.rollout.engine import PREFILL_TOKENS
 

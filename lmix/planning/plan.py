@@ -7,7 +7,7 @@ from lmix.model.backbone import copy_fits
 from lmix.model.tokenizer import load_config
 from lmix.planning.estimates import host_bytes, largest, memory, peak, rollout_seconds, update_seconds
 from lmix.planning.shape import ModelShape, RunShape, model_shape
-from lmix.training.base import AdapterModule
+from lmix.training.module import AdapterModule
 from lmix.training.grpo import GRPOModule
 
 GB = 1e9
@@ -82,14 +82,13 @@ def run_shape(
 ) -> RunShape:
     """The sizes of a configured run."""
     backbone, sampling = module.backbone, module.sampling
-    weights = module.weights or [1.0 - module.initial_alpha, module.initial_alpha]
-    return RunShape(
+        return RunShape(
         nf4=backbone.quantization == "nf4",
         double_quantization=backbone.double_quantization,
         width=4 if backbone.dtype == "float32" else 2,  # auto: of the GPUs that are planned for
         dense_rollouts=bool(backbone.dense_rollouts),
         checkpointing=backbone.activation_checkpointing,
-        streams=sum(weight != 0 for weight in weights),
+        streams=len(module.mixture.streams),
         prompts=data.prompts_per_step,
         samples=sampling.samples_per_prompt,
         slots=sampling.slots,
@@ -98,8 +97,8 @@ def run_shape(
         keep_frozen=sampling.keep_frozen,
         pass_tokens=module.objective.micro_batch_tokens,
         evaluated=-(-max(data.eval_size, 2 * data.validation_size) // devices),
-        mixes_logits=module.mixture == "probs",
-        kl=module.objective.beta > 0,
+        mixes_logits=module.mixture.kind == "probs",
+        kl=module.objective.needs_reference,
         live=live,
         devices=devices,
         sharded=sharded,

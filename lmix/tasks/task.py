@@ -31,8 +31,6 @@ class Judgement:
     """The text in the answer template; None where the template is missing, empty or not closed."""
     answer_correct: bool
     """Format-correct, and right."""
-    reward: float
-    """1 exactly when the completion ended by itself and is answer-correct."""
 
     @property
     def format_correct(self) -> bool:
@@ -96,11 +94,10 @@ class Task:
         """Answers so far whose judge hung, crashed or was killed; they counted as wrong."""
         return 0
 
-    def judge(self, completions: Sequence[str], ended: Sequence[bool], golds: Sequence[str]) -> list[Judgement]:
+    def judge(self, completions: Sequence[str], golds: Sequence[str]) -> list[Judgement]:
         """Judge completions, which are decoded without their end-of-sequence token."""
         answers = [self.template.extract(completion) for completion in completions]
-        correct = self.verify(answers, golds)
-        return [Judgement(a, c, float(c and e)) for a, c, e in zip(answers, correct, ended, strict=True)]
+        return [Judgement(a, c) for a, c in zip(answers, self.verify(answers, golds), strict=True)]
 
     def demonstration(self, problem: Problem) -> str:
         """A worked solution that closes with the answer in the template, for supervised fine-tuning.

@@ -7,22 +7,37 @@ import lightning as L
 import torch
 
 from lmix.functional import alpha_of_counts, forgetting_and_gain
-from lmix.model.mixed_policy import check_alpha
-from lmix.rollout.engine import Draw
+from lmix.model.mixture import POLICY, Mixture, check_alpha
 from lmix.training.clock import Clock
 from lmix.training.grpo import GRPOModule
 
 
-def check_moves(callback: L.Callback, module: L.LightningModule) -> None:
-    """Raise ValueError where a module has no alpha that a callback could move."""
-    name = type(callback).__name__
-    if not isinstance(module, GRPOModule):
-        raise ValueError(f"{name} moves the alpha of lmix.GRPOModule; {type(module).__name__} has none: leave it out")
-    if module.weights is not None:
-        raise ValueError(f"{name} moves alpha, but model.weights is given and fixed: leave one of the two out")
+class AlphaCallback(L.Callback):
+    """Base of callbacks that put another `pl_module.mixture` in place between steps.
+
+    A resumed run takes up the alpha that it had come to, unless the settings name another initial one.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Raise ValueError where the module has no alpha that could be moved."""
+        name = type(self).__name__
+        if not isinstance(pl_module, GRPOModule):
+            kind = type(pl_module).__name__
+            raise ValueError(f"{name} moves the alpha of lmix.GRPOModule; {kind} has none: leave it out")
+        if pl_module.weights is not None:
+            raise ValueError(f"{name} moves alpha, but model.weights is given and fixed: leave one of the two out")
+        if pl_module.objective.needs_reference:
+            raise ValueError(f"{name} moves alpha, but objective.beta needs alpha 0: leave one of the two out")
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: GRPOModule, checkpoint: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        pl_module.restore_alpha(checkpoint["lmix"])
+
+    def move(self, pl_module: GRPOModule, alpha: float) -> None:
+        """Let the next step's mixture have this alpha."""
+        pl_module.mixture = Mixture.at(alpha, pl_module.mixture.kind)
 
 
-class AdaptiveAlpha(L.Callback):
+class AdaptiveAlpha(AlphaCallback):
     """Algorithm 2: after each outer step, alpha follows what mixing wins on the validation problems (eq. 7-9).
 
     The policy alone and the mixture at the current alpha decode the problems greedily, in one pass from one prefill.
@@ -36,34 +51,28 @@ class AdaptiveAlpha(L.Callback):
         ValueError: `scale` is not positive.
     """
 
-    moves_alpha = True
-
     def __init__(self, offset: float = 25.0, scale: float = 35.0) -> None:
         if not scale > 0:
             raise ValueError(f"AdaptiveAlpha.scale must be positive, not {scale}")
         self.offset, self.scale = offset, scale
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        check_moves(self, pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and not trainer.datamodule.validation_size:  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError("data.validation_size is 0, but AdaptiveAlpha decides on these problems: set it (100)")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GRPOModule, *_: Any, **__: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         clock = Clock(pl_module.device)
-        examples = trainer.datamodule.validation_share()  # pyright: ignore[reportAttributeAccessIssue]
-        rollouts = pl_module.engine.generate(
-            [example.prompt_ids for example in examples],
-            pl_module.sampling.max_new_tokens,
-            Draw(greedy=True),
-            samples=2,
-            alphas=[0.0, pl_module.policy.alpha],
-        )
-        pl_module.must_be_finite(rollouts)
-        judged = pl_module.judge(rollouts, examples)
-        correct = torch.tensor([j.answer_correct for j in judged], dtype=torch.bool).view(-1, 2)
-        forgetting, gain = pl_module.sum_over_ranks(forgetting_and_gain(correct[:, 0], correct[:, 1]))
+        mixed = pl_module.mixture
+        mixtures = [Mixture.alone(POLICY, mixed.kind), mixed]
+        groups = pl_module.answer(pl_module.datamodule.validation_share(), mixtures, samples=2)
+        correct_N2 = torch.tensor(
+            [[rollout.solved for rollout in group.rollouts] for group in groups],
+            dtype=torch.bool,
+        ).view(-1, 2)
+        forgetting, gain = pl_module.sum_over_ranks(forgetting_and_gain(correct_N2[:, 0], correct_N2[:, 1]))
         update = alpha_of_counts(int(forgetting), int(gain), self.offset, self.scale)
-        pl_module.policy.alpha = update.alpha
+        self.move(pl_module, update.alpha)
         seconds = clock.lap()
         step_seconds = sum(float(trainer.callback_metrics[f"perf/{part}_seconds"]) for part in ("rollout", "update"))
         pl_module.log_dict(
@@ -77,7 +86,7 @@ class AdaptiveAlpha(L.Callback):
         )
 
 
-class AlphaSchedule(L.Callback):
+class AlphaSchedule(AlphaCallback):
     """Alpha as a function of the step alone, from `start` in the first step to `end` in the last.
 
     Args:
@@ -89,13 +98,11 @@ class AlphaSchedule(L.Callback):
         ValueError: an alpha outside [0, 1].
     """
 
-    moves_alpha = True
-
     def __init__(self, start: float = 0.9, end: float = 0.1, shape: Literal["linear", "cosine"] = "linear") -> None:
         self.start, self.end, self.shape = check_alpha(start), check_alpha(end), shape
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        check_moves(self, pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.max_steps < 1:
             raise ValueError("AlphaSchedule ends at trainer.max_steps: set it above 0")
 
@@ -107,7 +114,7 @@ class AlphaSchedule(L.Callback):
         return self.start + (self.end - self.start) * done
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: GRPOModule) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        pl_module.policy.alpha = self.at(0, trainer.max_steps)  # for the evaluation before the first step
+        self.move(pl_module, self.at(0, trainer.max_steps))  # for the evaluation before the first step
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: GRPOModule, *_: Any, **__: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        pl_module.policy.alpha = self.at(trainer.global_step, trainer.max_steps)
+        self.move(pl_module, self.at(trainer.global_step, trainer.max_steps))

@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lmix.files import json_lines, write_lines
-from lmix.training.completions import CompletionRow
+from lmix.evaluation.rows import CompletionRow, completion_rows
 from lmix.training.run_folder import run_folder
 
 
@@ -50,19 +50,23 @@ class CompletionLog(L.Callback):
         return found if trainer.is_global_zero else []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
-        self.append(trainer, "train", pl_module.rows)
+        rows = completion_rows(pl_module.groups, trainer.global_step)
+        self.append(trainer, "train", rows)
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
-            self.table(trainer, "train", pl_module.rows)
+            self.table(trainer, "train", rows)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.append(trainer, "val", pl_module.rows)
-        self.table(trainer, "val", pl_module.rows)
+        rows = completion_rows(pl_module.groups, trainer.global_step)
+        self.append(trainer, "val", rows)
+        self.table(trainer, "val", rows)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.append(trainer, "test", pl_module.rows)
+        rows = completion_rows(pl_module.groups, trainer.global_step)
+        self.append(trainer, "test", rows)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.append(trainer, "predict", pl_module.rows)
+        rows = completion_rows(pl_module.groups, trainer.global_step)
+        self.append(trainer, "predict", rows)
 
     def append(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
         folder = run_folder(trainer)  # all ranks must ask for it, also those without rows

@@ -29,41 +29,6 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """The update of a step."""
-
-    inner_updates: int = 1
-    """mu, optimiser steps on the same rollouts."""
-    clip_radius: float = 0.2
-    """Half-width of the interval around 1 that the ratio is clipped to."""
-    clip_radius_above: float | None = None
-    """Another half-width above 1 (DAPO's clip-higher, 0.28); null takes clip_radius."""
-    normaliser: Literal["group", "batch"] = "group"
-    """group: each group's tokens, then the mean over groups (eq. 6). batch: all tokens of the step (DAPO)."""
-    scale_by_std: bool = True
-    """Divide advantages by the group's standard deviation (eq. 4); false leaves that out (Dr. GRPO)."""
-    beta: float = 0.0
-    """Weight of the per-token KL to the reference (k3 estimate): the baseline KL-GRPO. The mixture needs none."""
-    micro_batch_tokens: int = 8192
-    """Padded tokens of one forward and backward pass; changes memory and speed, not the gradient."""
-
-    def __post_init__(self) -> None:
-        _at_least_one(self, "objective", "inner_updates", "micro_batch_tokens")
-        if not 0 < self.clip_radius < 1:
-            raise ValueError(f"objective.clip_radius must lie between 0 and 1, not {self.clip_radius}")
-        if self.clip_radius_above is not None and not self.clip_radius_above > 0:
-            raise ValueError(f"objective.clip_radius_above must be positive, not {self.clip_radius_above}")
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"objective.beta must be at least 0, not {self.beta}")
-
-    @property
-    def clip(self) -> tuple[float, float]:
-        """Half-widths of the ratio's interval below and above 1."""
-        above = self.clip_radius if self.clip_radius_above is None else self.clip_radius_above
-        return self.clip_radius, above
-
-
-@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW on the policy adapter."""
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from lmix.files import json_lines, write_lines
-from lmix.rollout.rollout import Rollout
+from lmix.rollout.types import Rollout
 
 
 @dataclass(frozen=True)
-class Suspect:
+class NonFinite:
     """A rollout that gave NaN or Inf."""
 
     rollout: Rollout
@@ -20,18 +20,18 @@ class Suspect:
     """Where it was seen."""
 
 
-def unsound(rollouts: Sequence[Rollout]) -> list[Suspect]:
+def nonfinite_rollouts(rollouts: Sequence[Rollout]) -> list[NonFinite]:
     """Rollouts that were drawn from logits with NaN or Inf: then the drawn token's log-probability is not finite."""
-    found = []
+    nonfinite = []
     for rollout in rollouts:
         bad = (~torch.isfinite(rollout.log_probs)).nonzero()
         if len(bad):
-            found.append(Suspect(rollout, f"logits of completion token {int(bad[0])} as it was drawn"))
-    return found
+            nonfinite.append(NonFinite(rollout, f"logits of completion token {int(bad[0])} as it was drawn"))
+    return nonfinite
 
 
-def write_report(path: Path, step: int, suspects: Sequence[Suspect], decode: Callable[[Sequence[int]], str]) -> None:
-    """Write a jsonl line for each suspect, with all that it takes to score it again; NaN and Inf as null.
+def write_report(path: Path, step: int, nonfinite: Sequence[NonFinite], decode: Callable[[Sequence[int]], str]) -> None:
+    """Write a jsonl line for each rollout, with all that it takes to score it again; NaN and Inf as null.
 
     Args:
         decode: token ids -> text.
@@ -40,14 +40,14 @@ def write_report(path: Path, step: int, suspects: Sequence[Suspect], decode: Cal
         {
             "step": step,
             "cause": cause,
-            "prompt": decode(rollout.prompt_ids),
+            "prompt": decode(rollout.prompt.ids),
             "completion": decode(rollout.completion_ids),
             "sample": rollout.sample,
-            "prompt_ids": rollout.prompt_ids,
+            "prompt_ids": rollout.prompt.ids,
             "completion_ids": rollout.completion_ids,
             "log_probs": [p if math.isfinite(p) else None for p in rollout.log_probs.tolist()],
         }
-        for rollout, cause in ((suspect.rollout, suspect.cause) for suspect in suspects)
+        for rollout, cause in ((bad.rollout, bad.cause) for bad in nonfinite)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_lines(path, json_lines(rows))

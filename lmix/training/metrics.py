@@ -1,4 +1,4 @@
-"""Format and solve rates as torchmetrics: exact over batches and ranks."""
+"""Rates of judged completions as torchmetrics: exact over batches and ranks."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lmix.tasks.task import Judgement
+from lmix.rollout.types import Rollout
 
 
-class _Rate(Metric):
-    """A share of judged completions."""
+class Rate(Metric):
+    """The share of judged completions of which `holds` is true."""
 
     full_state_update = False
     count: Tensor
@@ -21,24 +21,34 @@ class _Rate(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
-    def add(self, flags: Sequence[bool]) -> None:
-        self.count += sum(flags)
-        self.total += len(flags)
+    def holds(self, rollout: Rollout) -> bool:
+        raise NotImplementedError
+
+    def update(self, rollouts: Sequence[Rollout]) -> None:
+        self.count += sum(map(self.holds, rollouts))
+        self.total += len(rollouts)
 
     def compute(self) -> Tensor:
         """The share, float32; NaN before the first completion."""
         return self.count.float() / self.total
 
 
-class FormatRate(_Rate):
-    """Share of completions whose answer template is there, filled and closed."""
+class FormatRate(Rate):
+    """Completions whose answer template is there, filled and closed."""
 
-    def update(self, judgements: Sequence[Judgement]) -> None:
-        self.add([j.format_correct for j in judgements])
+    def holds(self, rollout: Rollout) -> bool:
+        return rollout.judgement is not None and rollout.judgement.format_correct
 
 
-class SolveRate(_Rate):
-    """Share of completions that are format-correct and right."""
+class AnswerRate(Rate):
+    """Completions with the right answer in the template, whether or not they ended within the limit."""
 
-    def update(self, judgements: Sequence[Judgement]) -> None:
-        self.add([j.answer_correct for j in judgements])
+    def holds(self, rollout: Rollout) -> bool:
+        return rollout.judgement is not None and rollout.judgement.answer_correct
+
+
+class SolveRate(Rate):
+    """Completions that ended by themselves with the right answer in the template: what the verifier rewards."""
+
+    def holds(self, rollout: Rollout) -> bool:
+        return rollout.solved

@@ -1,12 +1,13 @@
 """Supervised fine-tuning on demonstrations: it writes the adapter that reinforcement learning anchors to."""
 
-from lmix.data.example import Example
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
-from lmix.rollout.rollout import Rollout, pack, token_budget_batches
-from lmix.training.base import AdapterModule
+from lmix.rollout.packing import pack, token_budget_batches
+from lmix.rollout.types import Prompt, Rollout
 from lmix.training.clock import Clock
 from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.module import AdapterModule
+from lmix.training.scoring import idle_rollout, score
 
 
 class SFTModule(AdapterModule):
@@ -41,13 +42,11 @@ class SFTModule(AdapterModule):
             )
         self.micro_batch_tokens = micro_batch_tokens
 
-    def training_step(self, batch: list[Example], batch_idx: int) -> None:
+    def training_step(self, batch: list[Prompt], batch_idx: int) -> None:
         """One step: the mean negative log-likelihood of the batch's completion tokens."""
         clock = Clock(self.device)
-        self.rows = []  # nothing is drawn in training
-        demonstrations = [
-            Rollout(i, 0, example.prompt_ids, self.demonstration_ids(example)) for i, example in enumerate(batch)
-        ]
+        self.groups = []  # nothing is drawn in training
+        demonstrations = [Rollout(prompt, 0, self.demonstration_ids(prompt)) for prompt in batch]
         tokens = sum(len(d.completion_ids) for d in demonstrations)
         (all_tokens,) = self.sum_over_ranks([tokens])
         total = 0.0
@@ -55,12 +54,13 @@ class SFTModule(AdapterModule):
         idle = self.idle_passes(len(passes))
         for rows in passes:
             packed = pack([demonstrations[i] for i in rows], self.device)
-            losses = -packed.unflatten(self.score(packed)).sum(dim=1) / all_tokens
+            losses = -packed.unflatten(score(self.policy, self.mixture, packed)).sum(dim=1) / all_tokens
             self.backward_and_check(losses, [demonstrations[i] for i in rows])
             total += float(losses.detach().sum())
         for _ in range(idle):
-            self.backward_here(0.0 * self.score(pack([self.idle_rollout()], self.device)).sum())
-        norm = self.optimizer_step()
+            packed = pack([idle_rollout(self.policy, self.mixture, keep_frozen=False)], self.device)
+            self.backward_here(0.0 * score(self.policy, self.mixture, packed).sum())
+        norm = self.step_optimizer()
         seconds = clock.lap()
         self.log_over_ranks(
             means={
@@ -71,7 +71,7 @@ class SFTModule(AdapterModule):
             same={"step": self.global_step, "train/grad_norm": norm},  # the step is the x axis
         )
 
-    def demonstration_ids(self, example: Example) -> list[int]:
+    def demonstration_ids(self, prompt: Prompt) -> list[int]:
         """The demonstration's tokens with an end-of-sequence token."""
-        text = self.task.demonstration(example.problem)
+        text = self.task.demonstration(prompt.problem)
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]  # pyright: ignore

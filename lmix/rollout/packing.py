@@ -1,46 +1,16 @@
-"""What sampling gives, and how rollouts are packed for scoring."""
+"""How rollouts are laid out in batches for scoring."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from lmix.model.prefix import Prefix
+from lmix.rollout.types import Rollout
 
 WORTH_SHARING = 0.9
 """Reading prompts once must leave fewer tokens than this part of whole rows': its mask costs something."""
-
-
-@dataclass
-class Rollout:
-    """One completion of one prompt. Tensors are on the CPU."""
-
-    prompt: int
-    """Place of the prompt in the list that was sampled from."""
-    sample: int
-    """Which of the prompt's G samples."""
-    prompt_ids: list[int]
-    completion_ids: list[int] = field(default_factory=list)
-    """Drawn tokens, with the end-of-sequence token where the completion ended by itself."""
-    log_probs: Tensor = field(default_factory=lambda: torch.empty(0))
-    """`[T]`, of the drawn tokens under the mixed policy, as the sampler saw them."""
-    ended: bool = False
-    """Whether an end-of-sequence token was drawn within the limit."""
-    frozen_hidden: Tensor | None = None
-    """`[T, F, H]`, hidden states of the mixture's F frozen streams that each token was drawn from, where asked for."""
-    text: str = ""
-    """The completion without its end-of-sequence token, once `decode_texts` has run."""
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
-
-
-def decode_texts(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Fill in each rollout's `text`."""
-    for r in rollouts:
-        r.text = str(tokenizer.decode(r.completion_ids[:-1] if r.ended else r.completion_ids))
 
 
 @dataclass
@@ -56,6 +26,8 @@ class Packed:
     """`[N]`, those completion tokens."""
     mask: Tensor
     """`[B, C]`, true for the tokens of each row's completion; C of the longest."""
+    counted: Tensor
+    """`[B, C]`, true for those of them that count in the loss."""
     frozen_hidden: Tensor | None
     """`[N, F, H]`, where every rollout has it."""
     prefix: Prefix | None = None
@@ -70,23 +42,23 @@ def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu", share_
     """Lay rollouts side by side. Masks come from lengths, so a pad token inside a completion counts like any other.
 
     Args:
-        share_prompts: keep each prompt once, apart from the completions. Rollouts with equal `prompt` have the same.
+        share_prompts: keep each prompt once, apart from the completions.
     """
     targets = [token for r in rollouts for token in r.completion_ids]
     hidden = [r.frozen_hidden for r in rollouts if r.frozen_hidden is not None]
     mask = length_mask(rollouts)
     prefix = None
     if share_prompts:
-        prompts = {r.prompt: r.prompt_ids for r in rollouts}
+        prompts = {id(r.prompt): r.prompt.ids for r in rollouts}
         place = {prompt: i for i, prompt in enumerate(prompts)}
         lengths = torch.tensor([len(ids) for ids in prompts.values()], device=device)
-        of_row = torch.tensor([place[r.prompt] for r in rollouts], device=device)
+        of_row = torch.tensor([place[id(r.prompt)] for r in rollouts], device=device)
         prefix = Prefix(pad_right(list(prompts.values())).to(device), lengths, of_row)
         input_ids = pad_right([r.completion_ids for r in rollouts])
         predicts = mask.flatten().nonzero().flatten()
     else:
-        input_ids = pad_right([r.prompt_ids + r.completion_ids for r in rollouts])
-        firsts = [row * input_ids.shape[1] + len(r.prompt_ids) - 1 for row, r in enumerate(rollouts)]
+        input_ids = pad_right([r.prompt.ids + r.completion_ids for r in rollouts])
+        firsts = [row * input_ids.shape[1] + len(r.prompt.ids) - 1 for row, r in enumerate(rollouts)]
         ranges = [torch.arange(f, f + len(r.completion_ids)) for f, r in zip(firsts, rollouts, strict=True)]
         predicts = torch.cat(ranges)
     return Packed(
@@ -94,6 +66,7 @@ def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu", share_
         predicts.to(device),
         torch.tensor(targets, dtype=torch.long, device=device),
         mask.to(device),
+        counted_mask(rollouts).to(device),
         torch.cat(hidden).to(device) if len(hidden) == len(rollouts) else None,
         prefix,
     )
@@ -109,6 +82,15 @@ def length_mask(rollouts: Sequence[Rollout]) -> Tensor:
     """`[B, C]`, true for the tokens of each completion; C of the longest."""
     lengths = torch.tensor([len(r.completion_ids) for r in rollouts])
     return torch.arange(int(lengths.max())) < lengths[:, None]
+
+
+def counted_mask(rollouts: Sequence[Rollout]) -> Tensor:
+    """`[B, C]`, true for the tokens that count in the loss: those of the completion, unless `Rollout.mask` says less."""
+    counted = length_mask(rollouts)
+    for row, rollout in enumerate(rollouts):
+        if rollout.mask is not None:
+            counted[row, : len(rollout.mask)] &= rollout.mask
+    return counted
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -151,14 +133,18 @@ def micro_batches(rollouts: Sequence[Rollout], budget: int, share_prompts: bool 
 def shared_prompt_batches(rollouts: Sequence[Rollout], budget: int) -> list[list[int]]:
     """Rows of one prompt stay together, as far as the budget goes; prompts with like completions come together."""
     longest: dict[int, int] = {}
+    place: dict[int, int] = {}
     for r in rollouts:
-        longest[r.prompt] = max(longest.get(r.prompt, 0), len(r.completion_ids))
-    order = sorted(
-        range(len(rollouts)),
-        key=lambda i: (-longest[rollouts[i].prompt], rollouts[i].prompt, -len(rollouts[i].completion_ids)),
-    )
+        prompt = id(r.prompt)
+        longest[prompt] = max(longest.get(prompt, 0), len(r.completion_ids))
+        place.setdefault(prompt, len(place))
+
+    def order(i: int) -> tuple[int, int, int]:
+        prompt = id(rollouts[i].prompt)
+        return -longest[prompt], place[prompt], -len(rollouts[i].completion_ids)
+
     batches: list[list[int]] = []
-    for row in order:
+    for row in sorted(range(len(rollouts)), key=order):
         if batches and shared_tokens([rollouts[i] for i in [*batches[-1], row]]) <= budget:
             batches[-1].append(row)
         else:
@@ -168,5 +154,5 @@ def shared_prompt_batches(rollouts: Sequence[Rollout], budget: int) -> list[list
 
 def shared_tokens(rollouts: Sequence[Rollout]) -> int:
     """Padded tokens of a pass over rollouts whose prompts are read once each."""
-    prompts = {r.prompt: len(r.prompt_ids) for r in rollouts}
+    prompts = {id(r.prompt): len(r.prompt.ids) for r in rollouts}
     return len(prompts) * max(prompts.values()) + len(rollouts) * max(len(r.completion_ids) for r in rollouts)

@@ -1,0 +1,109 @@
+"""A mixed policy that is loaded once and measured at several mixtures, with a line on the console for each."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from lmix.evaluation.config import EvaluationConfig
+from lmix.evaluation.decoder import Decoder
+from lmix.evaluation.output import drawing
+from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved, evaluation_rows, rows_as_single
+from lmix.model.backbone import best_device
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import Mixture
+from lmix.model.tokenizer import end_tokens, load_tokenizer
+from lmix.rollout.engine import Engine
+from lmix.rollout.sampler import Draw, Limits, Sampler
+from lmix.rollout.types import Group, Prompt
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows in order of problem, then sample, and how long drawing them took."""
+
+    rows: list[EvaluationRow]
+    seconds: float
+
+    def __str__(self) -> str:
+        n, tokens = len(self.rows), sum(row.tokens for row in self.rows)
+        form, solved = count_format(self.rows), count_solved(self.rows)
+        return f"format {form}/{n}, solved {solved}/{n}, {self.seconds:.1f} s, {tokens / self.seconds:,.0f} tokens/s"
+
+
+class Session:
+    """Problems, and a sampler that completes them.
+
+    Args:
+        config: the task, the model and how completions are drawn.
+        prompts: the problems.
+        console: where progress and results are printed.
+        sampler: by default lmix's own engine on the configured model, which is loaded.
+
+    Raises:
+        ValueError: the backbone or an adapter can't be loaded, or they do not fit.
+    """
+
+    def __init__(
+        self, config: EvaluationConfig, prompts: Sequence[Prompt], console: Console, sampler: Sampler | None = None
+    ) -> None:
+        self.config, self.prompts, self.console = config, prompts, console
+        tokenizer = load_tokenizer(config.backbone.path)
+        if sampler is None:
+            policy = MixedPolicy.from_pretrained(config.backbone, config.adapters, best_device())
+            sampler = Engine(policy, config.slots)
+            ends = end_tokens(policy, tokenizer)
+        else:
+            ends = [tokenizer.eos_token_id]
+        limits = Limits(config.max_new_tokens, tuple(ends))
+        self.decoder = Decoder(sampler, limits, tokenizer, config.task)
+
+    def measure(self, who: Who, mixture: Mixture, samples: int = 1) -> Measured:
+        """Complete every problem greedily, or `samples` times at temperature 1, and judge.
+
+        Args:
+            who: how the rows name this mixture: `mixed`, or the stream that is alone in it.
+            mixture: what is drawn from.
+            samples: completions of a problem.
+        """
+        groups, seconds = self._complete(describe(who, mixture), self.prompts, mixture, samples, samples == 1)
+        measured = Measured(evaluation_rows(groups, who, [mixture] * samples), seconds)
+        self.console.print(f"{describe(who, mixture)}: {measured}")
+        return measured
+
+    def measure_together(
+        self, mixtures: Sequence[Mixture], prompts: Sequence[Prompt]
+    ) -> dict[Mixture, list[EvaluationRow]]:
+        """Complete problems greedily at each of several mixtures, all from one prefill, and judge."""
+        name = f"mixed, {mixtures[0].kind}, {len(mixtures)} alphas, {len(prompts)} problems"
+        groups, seconds = self._complete(name, prompts, mixtures, len(mixtures), greedy=True)
+        rows = evaluation_rows(groups, "mixed", mixtures)
+        self.console.print(f"{name}: {Measured(rows, seconds)}")
+        return {mixture: rows_as_single(rows[i :: len(mixtures)]) for i, mixture in enumerate(mixtures)}
+
+    def _complete(
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        mixture: Mixture | Sequence[Mixture],
+        samples: int,
+        greedy: bool,
+    ) -> tuple[list[Group], float]:
+        """Judged groups, and the seconds that drawing them took."""
+        start = time.perf_counter()
+        with drawing(self.console, name) as progress:
+            draw = Draw(self.config.seed, greedy=greedy)
+            groups = self.decoder.complete(prompts, draw, mixture, samples, progress=progress)
+        seconds = time.perf_counter() - start
+        self.decoder.judge(groups)
+        return groups, seconds
+
+
+def describe(who: Who, mixture: Mixture) -> str:
+    """A mixture in a few words."""
+    if who != "mixed":
+        return f"{who} alone"
+    is_plain = len(mixture.weights) == 2 and mixture.weights[0] == 1.0 - mixture.alpha
+    weights = f"alpha {mixture.alpha:g}" if is_plain else f"weights {list(mixture.weights)}"
+    return f"mixed, {mixture.kind}, {weights}"

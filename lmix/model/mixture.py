@@ -1,0 +1,151 @@
+"""What is sampled, scored and trained: a weighted mixture of streams (eq. 1-3; section 5 for probabilities).
+
+Legend: B rows, K streams of the mixture.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MixtureKind = Literal["logits", "probs"]
+POLICY, REFERENCE = "policy", "reference"
+
+
+def stream_names(count: int) -> tuple[str, ...]:
+    """The names of a model's streams in order: the policy, the reference, and then each expert."""
+    return (POLICY, REFERENCE, *(f"expert_{k}" for k in range(1, count - 1)))[:count]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Weights of a model's streams, and what they are weights of. A value: another mixture is another object.
+
+    Args:
+        weights: of the policy, the reference and each expert. Logits take any numbers (DExperts, contrastive decoding);
+            weights of probabilities are at least 0 and sum to 1.
+        kind: `logits` averages logits (eq. 1), `probs` averages probabilities (section 5).
+
+    Raises:
+        ValueError: weights that are not finite or all 0, or that do not fit the kind.
+    """
+
+    weights: tuple[float, ...]
+    kind: MixtureKind = "logits"
+
+    def __post_init__(self) -> None:
+        weights = tuple(map(float, self.weights))
+        object.__setattr__(self, "weights", weights)
+        if self.kind not in ("logits", "probs"):
+            raise ValueError(f"mixture must be logits or probs, not {self.kind!r}")
+        if not all(map(math.isfinite, weights)) or not any(weights):
+            raise ValueError(f"weights must be finite, and one of them not 0: not {list(weights)}")
+        if self.kind == "probs" and (min(weights) < 0 or abs(sum(weights) - 1.0) > 1e-6):
+            raise ValueError(f"weights of probabilities must be at least 0 and sum to 1, not {list(weights)}")
+
+    @classmethod
+    def at(cls, alpha: float, kind: MixtureKind = "logits") -> "Mixture":
+        """Policy and reference, the reference weighted by alpha (eq. 1). ValueError where alpha is outside [0, 1]."""
+        alpha = check_alpha(alpha)
+        return cls((1.0 - alpha, alpha), kind)
+
+    @classmethod
+    def alone(cls, stream: str, kind: MixtureKind = "logits") -> "Mixture":
+        """One of policy and reference by itself."""
+        return cls.at({POLICY: 0.0, REFERENCE: 1.0}[stream], kind)
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the reference."""
+        return self.weights[1]
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that are run, in the order in which they are stacked: those of weight 0 cost nothing."""
+        names = stream_names(len(self.weights))
+        return tuple(name for name, weight in zip(names, self.weights, strict=True) if weight != 0.0)
+
+    @property
+    def stream_weights(self) -> tuple[float, ...]:
+        """The weight of each of `streams`."""
+        return tuple(weight for weight in self.weights if weight != 0.0)
+
+    @property
+    def sums_to_one(self) -> bool:
+        """Whether a bias that all streams share comes out once."""
+        return math.isclose(sum(self.weights), 1.0)
+
+    def by_name(self) -> dict[str, float]:
+        """Weight by stream, zeros as well."""
+        return dict(zip(stream_names(len(self.weights)), self.weights, strict=True))
+
+
+@dataclass(frozen=True)
+class RowMixtures:
+    """A mixture for each row of a batch, all of one kind and over the same streams. Made by `row_mixtures`."""
+
+    kind: MixtureKind
+    streams: tuple[str, ...]
+    weights_BK: Tensor
+    """float32."""
+    sums_to_one: bool
+
+    @property
+    def stream_weights(self) -> tuple[Tensor, ...]:
+        """`[B, 1]` of each stream, to weigh its `[B, ...]`."""
+        return self.weights_BK[..., None].unbind(-2)
+
+    def rows(self, rows: Tensor) -> "RowMixtures":
+        """Of these rows only, `[b]`."""
+        return RowMixtures(self.kind, self.streams, self.weights_BK[rows], self.sums_to_one)
+
+
+def row_mixtures(mixtures: Sequence[Mixture], device: torch.device | str = "cpu") -> RowMixtures:
+    """One mixture a row. All rows run every stream that any of them needs.
+
+    Raises:
+        ValueError: mixtures of different kinds.
+    """
+    kinds = {mixture.kind for mixture in mixtures}
+    if len(kinds) != 1:
+        raise ValueError(f"mixtures that are drawn together must be of one kind, not of {len(kinds)}")
+    needed = {name for mixture in mixtures for name in mixture.streams}
+    streams = tuple(name for name in stream_names(max(len(m.weights) for m in mixtures)) if name in needed)
+    weights = [[mixture.by_name().get(name, 0.0) for name in streams] for mixture in mixtures]
+    weights_BK = torch.tensor(weights, dtype=torch.float32, device=device)
+    return RowMixtures(kinds.pop(), streams, weights_BK, all(m.sums_to_one for m in mixtures))
+
+
+def mixture_of(alpha: float, kind: MixtureKind, weights: Sequence[float] | None, streams: int) -> Mixture:
+    """The mixture that settings name: alpha for policy and reference, or a weight for each stream of an ensemble.
+
+    Args:
+        alpha: weight of the reference, where `weights` is None.
+        kind: what is averaged.
+        weights: of the policy, the reference and each expert.
+        streams: how many streams there are.
+
+    Raises:
+        ValueError: weights that are not one a stream, a policy of weight 0, or as in `Mixture`.
+    """
+    if weights is None:
+        if streams > 2:
+            raise ValueError("adapters.experts needs weights: of the policy, the reference and each expert")
+        return Mixture.at(alpha, kind)
+    if len(weights) != streams:
+        raise ValueError(
+            f"weights must be {streams} numbers, not {list(weights)}: of the policy, the reference and each expert"
+        )
+    if weights[0] == 0:
+        raise ValueError(f"weights must be finite, and the first, the policy's, not 0: not {list(weights)}")
+    return Mixture(tuple(weights), kind)
+
+
+def check_alpha(alpha: float) -> float:
+    """Return alpha as a float. Raises ValueError unless it lies in [0, 1]."""
+    if not 0.0 <= alpha <= 1.0:  # also refuses NaN
+        raise ValueError(f"alpha must lie in [0, 1], not {alpha}: 0 is the policy alone, 1 the reference alone")
+    return float(alpha)

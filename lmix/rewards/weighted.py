@@ -1,0 +1,87 @@
+"""Several rewards with weights, by name: lmix's own, or functions and classes of the user's."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from lmix.rewards.reward import Reward, verifier_reward
+from lmix.rollout.types import Group, Rollout
+from lmix.tasks.task import Problem
+
+BUILT_IN: dict[str, Reward] = {"verifier": verifier_reward}
+
+
+class RewardSum:
+    """The weighted sum of rewards: R of eq. 4.
+
+    Args:
+        weights: weight by name: of a built-in reward (`verifier`), or by import path (`mine.brevity`) of
+
+            - a function `reward(problem, completion) -> float` of a `Problem` and a completion's text, or
+            - a `Reward` (one parameter: judged groups), or a class of them, which is made without arguments.
+
+    Raises:
+        ValueError: no reward, a weight that is not finite, or a name that can't be imported.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        if not weights:
+            raise ValueError("model.rewards is empty: give a weight for at least one, such as {verifier: 1}")
+        for name, weight in weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"model.rewards: the weight of {name} must be finite, not {weight}")
+        self.weights = dict(weights)
+        self.rewards = {name: BUILT_IN[name] if name in BUILT_IN else imported_reward(name) for name in weights}
+
+    def __call__(self, groups: Sequence[Group]) -> None:
+        """Fill in `Rollout.rewards` and `Rollout.reward` of judged groups.
+
+        Raises:
+            ValueError: a reward gave other than one finite number for each rollout.
+        """
+        for name, reward in self.rewards.items():
+            values = reward(groups)
+            if [len(of_group) for of_group in values] != [len(group.rollouts) for group in groups]:
+                raise ValueError(f"reward {name} must give one number for each rollout of each group")
+            for group, of_group in zip(groups, values, strict=True):
+                for rollout, value in zip(group.rollouts, of_group, strict=True):
+                    if not math.isfinite(value):
+                        raise ValueError(f"reward {name} gave {value} on problem {group.problem.id}: it must be finite")
+                    rollout.rewards[name] = float(value)
+        for group in groups:
+            for rollout in group.rollouts:
+                rollout.reward = sum(weight * rollout.rewards[name] for name, weight in self.weights.items())
+
+    def means(self, rollouts: Sequence[Rollout]) -> dict[str, tuple[float, float]]:
+        """A curve for each reward, as (sum, count), where there are several."""
+        if len(self.rewards) == 1:
+            return {}
+        return {f"reward/{name}": (sum(r.rewards[name] for r in rollouts), len(rollouts)) for name in self.rewards}
+
+
+def imported_reward(path: str) -> Reward:
+    """The reward of an import path, see `RewardSum`. Raises ValueError where it is none."""
+    module, _, name = path.rpartition(".")
+    try:
+        value: Any = getattr(import_module(module), name) if module else None
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model.rewards names {path}, which can't be imported: {error}") from error
+    value = value() if inspect.isclass(value) else value
+    parameters = len(inspect.signature(value).parameters) if callable(value) else 0
+    if parameters not in (1, 2):
+        raise ValueError(
+            f"model.rewards names {path}: give verifier, or the import path of a function of (problem, completion) or "
+            "of (groups)"
+        )
+    return value if parameters == 1 else by_completion(value)
+
+
+def by_completion(function: Callable[[Problem, str], float]) -> Reward:
+    """A reward from a function of a problem and a completion's text."""
+
+    def reward(groups: Sequence[Group]) -> list[list[float]]:
+        return [[float(function(group.problem, r.text)) for r in group.rollouts] for group in groups]
+
+    return reward

@@ -1,0 +1,141 @@
+"""What a device does at each token: buffers of S slots, a pass that draws every slot's next token, and the prefill.
+
+Nothing here knows which rollout sits in a slot or which slots are free: that is the scheduler's.
+
+Legend: S slots, K streams of the mixture, F of them frozen, P prompts, C tokens of a completion at most, H hidden size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import POLICY, Mixture, RowMixtures, row_mixtures
+from lmix.rollout.kv_cache import StreamCache
+from lmix.rollout.packing import pad_right
+from lmix.rollout.randomness import uniforms
+from lmix.rollout.sampler import Limits
+from lmix.rollout.sampling import greedy, inverse_cdf
+
+
+class DecodeStep:
+    """The device's part of one call of `generate`.
+
+    Args:
+        policy: what is sampled from.
+        mixture: its mixture; a list has one for each of a prompt's samples.
+        limits: where completions end.
+        greedy: take the most probable token.
+        slots: S.
+        length: tokens that a row of prompt and completion can have.
+        keep_frozen: keep the frozen streams' hidden states.
+    """
+
+    def __init__(
+        self,
+        policy: MixedPolicy,
+        mixture: Mixture | Sequence[Mixture],
+        limits: Limits,
+        greedy: bool,
+        slots: int,
+        length: int,
+        keep_frozen: bool,
+    ) -> None:
+        self.policy, self.greedy, self.max_new_tokens = policy, greedy, limits.max_new_tokens
+        self.device = policy.device
+        self.mixture: Mixture | RowMixtures
+        self.mixture = mixture if isinstance(mixture, Mixture) else row_mixtures(mixture, self.device)
+        streams = self.mixture.streams
+        self.frozen_streams = [k for k, name in enumerate(streams) if keep_frozen and name != POLICY]
+        self.cache = StreamCache(policy.backbone.config, len(streams), slots, length)
+        self.end_ids = self._buffer(len(limits.end_ids))
+        self.end_ids.copy_(torch.tensor(limits.end_ids, dtype=torch.long))
+        # of each slot: the key of its random numbers, which sample it is, the position and id of its newest token, ...
+        self.keys, self.samples, self.positions, self.newest = (self._buffer(slots) for _ in range(4))
+        # ... how many tokens it has drawn, and what they are
+        self.counts = self._buffer(slots)
+        self.tokens = self._buffer(slots, self.max_new_tokens)
+        self.log_probs = torch.zeros(slots, self.max_new_tokens, device=self.device)
+        self.frozen: Tensor | None = None
+
+    def _buffer(self, *shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.long, device=self.device)
+
+    def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int], keys: Tensor) -> None:
+        """Read each prompt once a stream, give its keys and values to its G slots, and draw their first tokens.
+
+        Args:
+            prompts: token ids.
+            slots: G for each prompt.
+            keys: of the random numbers, one a slot.
+        """
+        lengths_P = torch.tensor([len(ids) for ids in prompts], device=self.device)
+        samples = len(slots) // len(prompts)
+        cache = DynamicCache()
+        hidden_KPTH = self.policy.hidden(
+            pad_right(prompts).to(self.device), self.mixture.streams, past_key_values=cache, use_cache=True
+        )
+        last_KPH = hidden_KPTH[:, torch.arange(len(prompts), device=self.device), lengths_P - 1]
+        at = torch.tensor(slots, device=self.device)
+        of_prompt = torch.arange(len(prompts), device=self.device).repeat_interleave(samples)
+        self.cache.insert(cache, of_prompt, at)
+        self.keys[at] = keys
+        self.samples[at] = torch.arange(samples, device=self.device).repeat(len(prompts))
+        self.positions[at] = lengths_P[of_prompt] - 1
+        self.counts[at] = 0
+        self._choose(list(last_KPH[:, of_prompt]), at)
+
+    def decode(self, visible: int) -> None:
+        """Feed every slot's newest token, and draw the next. Slots that nobody reads compute along.
+
+        Args:
+            visible: no position that anybody reads reaches this one.
+        """
+        # rows that are past their limit write their last place again and again
+        positions = self.positions.clamp(max=visible - 1)
+        arguments = self.cache.step_arguments(positions, visible, self.policy.backbone.dtype)
+        hidden_KSTH = self.policy.hidden(self.newest[:, None], self.mixture.streams, **arguments)
+        self._choose(list(hidden_KSTH[:, :, 0]), torch.arange(len(positions), device=self.device))
+
+    def _choose(self, hidden_K: list[Tensor], at: Tensor) -> None:
+        """Draw a token for the slots `at` from each stream's hidden states, and write it down."""
+        mixture = self.mixture.rows(self.samples[at]) if isinstance(self.mixture, RowMixtures) else self.mixture
+        logits = self.policy.mixed_logits(hidden_K, mixture)
+        if self.greedy:
+            tokens, log_probs = greedy(logits)
+        else:
+            tokens, log_probs = inverse_cdf(logits, uniforms(self.keys[at], self.counts[at]))
+        places = self.counts[at].clamp(max=self.max_new_tokens - 1)
+        writes = self.counts[at] < self.max_new_tokens
+        self.tokens[at, places] = torch.where(writes, tokens, self.tokens[at, places])
+        self.log_probs[at, places] = torch.where(writes, log_probs, self.log_probs[at, places])
+        if self.frozen_streams:
+            hidden_SFH = torch.stack([hidden_K[k] for k in self.frozen_streams], dim=1)
+            if self.frozen is None:
+                self.frozen = hidden_SFH.new_zeros(len(self.counts), self.max_new_tokens, *hidden_SFH.shape[1:])
+            self.frozen[at, places] = torch.where(writes[:, None, None], hidden_SFH, self.frozen[at, places])
+        self.newest[at] = tokens
+        self.counts[at] += 1
+        self.positions[at] += 1
+
+    def first_ends(self, tokens: int) -> list[int]:
+        """Place of the first end-of-sequence token among each slot's newest `tokens`; the limit where there is none."""
+        window = torch.arange(tokens, device=self.device)
+        places = (self.counts.clamp(max=self.max_new_tokens)[:, None] - 1 - window).clamp(min=0)
+        ends = torch.isin(self.tokens.gather(1, places), self.end_ids)
+        return places.masked_fill(~ends, self.max_new_tokens).amin(dim=1).tolist()
+
+    def read(self, slot: int, count: int) -> tuple[list[int], Tensor, Tensor | None]:
+        """A slot's first `count` tokens: their ids, log-probabilities `[count]`, frozen hidden states `[count, F, H]`."""
+        frozen = None if self.frozen is None else self.frozen[slot, :count].to("cpu", copy=True)
+        return self.tokens[slot, :count].tolist(), self.log_probs[slot, :count].to("cpu", copy=True), frozen
+
+    def shrink(self, slots: Sequence[int]) -> None:
+        """Go on with these slots only."""
+        at = torch.tensor(slots, device=self.device)
+        self.cache.keep(at)
+        for name in ("keys", "samples", "positions", "newest", "counts", "tokens", "log_probs", "frozen"):
+            if (buffer := getattr(self, name)) is not None:
+                setattr(self, name, buffer[at])

@@ -1,0 +1,119 @@
+"""Which rollout sits in which slot: host lists, and nothing of the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmix.rollout.packing import token_budget_batches
+
+WORTH_SHRINKING = 0.8
+"""Live rows must be at most this part of the slots before the batch is made smaller."""
+
+
+def slots_taken(slots: int, samples: int, rows: int) -> int:
+    """Rows that are decoded at once: whole groups, at least one, and no more than there are."""
+    return min(max(slots // samples, 1) * samples, rows)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A row that has ended or reached the limit, and leaves its slot."""
+
+    row: int
+    slot: int
+    count: int
+    """Tokens of the completion."""
+    ended: bool
+
+
+class Scheduler:
+    """Seats rows in slots. A group's rows start together, so that its prompt is read once.
+
+    Args:
+        prompt_lengths: tokens of each group's prompt.
+        samples: rows of a group; row r is sample `r % samples` of group `r // samples`.
+        slots: rows that are decoded at once.
+        max_new_tokens: tokens of a completion at most.
+        prefill_tokens: padded prompt tokens of one prefill.
+    """
+
+    def __init__(
+        self, prompt_lengths: Sequence[int], samples: int, slots: int, max_new_tokens: int, prefill_tokens: int
+    ) -> None:
+        self.prompt_lengths, self.samples = prompt_lengths, samples
+        self.limit, self.prefill_tokens = max_new_tokens, prefill_tokens
+        self.waiting = list(range(len(prompt_lengths)))
+        self.rows = len(prompt_lengths) * samples
+        self.row_of: list[int | None] = [None] * slots_taken(slots, samples, self.rows)
+        """The row in each slot; None in a free one, which goes on computing what nobody reads."""
+        self.drawn = [0] * len(self.row_of)
+        """Tokens of each slot's row so far."""
+        self.ended, self.tokens_drawn = 0, 0
+
+    @property
+    def busy(self) -> bool:
+        return any(row is not None for row in self.row_of)
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether any row has room for a token, as far as the host knows without asking the device."""
+        return any(row is not None and self.drawn[slot] < self.limit for slot, row in enumerate(self.row_of))
+
+    @property
+    def visible(self) -> int:
+        """Tokens of the longest row in a slot."""
+        live = [(slot, row) for slot, row in enumerate(self.row_of) if row is not None]
+        return max(self.prompt_lengths[row // self.samples] + self.drawn[slot] for slot, row in live)
+
+    def admit(self) -> list[tuple[list[int], list[int]]]:
+        """Seat waiting groups when enough slots are free to be worth a prefill.
+
+        Returns:
+            A pair for each prefill: groups, and their slots (G for each group).
+        """
+        free = [slot for slot, row in enumerate(self.row_of) if row is None]
+        room = len(free) // self.samples
+        if not self.waiting or room * self.samples < max(self.samples, len(self.row_of) // 4):
+            return []
+        count = min(room, len(self.waiting))
+        groups, self.waiting = self.waiting[:count], self.waiting[count:]
+        prefills = []
+        for batch in token_budget_batches([self.prompt_lengths[group] for group in groups], self.prefill_tokens):
+            seated = [groups[i] for i in batch]
+            slots, free = free[: len(batch) * self.samples], free[len(batch) * self.samples :]
+            for slot, row in zip(slots, self.rows_of(seated), strict=True):
+                self.row_of[slot], self.drawn[slot] = row, 0
+            prefills.append((seated, slots))
+        return prefills
+
+    def rows_of(self, groups: Sequence[int]) -> list[int]:
+        return [group * self.samples + sample for group in groups for sample in range(self.samples)]
+
+    def count_token(self, slots: Sequence[int] | None = None) -> None:
+        """Note that a token was drawn in these slots, or in all."""
+        for slot in range(len(self.row_of)) if slots is None else slots:
+            if self.row_of[slot] is not None and self.drawn[slot] < self.limit:
+                self.drawn[slot] += 1
+                self.tokens_drawn += 1
+
+    def retire(self, first_ends: Sequence[int]) -> list[Finished]:
+        """Free the slots of rows that drew an end-of-sequence token or reached the limit.
+
+        Args:
+            first_ends: place of each slot's first end-of-sequence token; the limit where there is none.
+        """
+        finished = []
+        for slot, (row, first_end) in enumerate(zip(self.row_of, first_ends, strict=True)):
+            if row is not None and (first_end < self.limit or self.drawn[slot] == self.limit):
+                finished.append(Finished(row, slot, min(first_end + 1, self.limit), first_end < self.limit))
+                self.row_of[slot] = None
+                self.ended += 1
+        return finished
+
+    def shrink(self) -> list[int] | None:
+        """The slots to go on with, where no group waits and enough slots are free; None otherwise."""
+        live = [slot for slot, row in enumerate(self.row_of) if row is not None]
+        if self.waiting or not live or len(live) > WORTH_SHRINKING * len(self.row_of):
+            return None
+        self.row_of = [self.row_of[slot] for slot in live]
+        self.drawn = [self.drawn[slot] for slot in live]
+        return live

@@ -1,0 +1,81 @@
+"""What sampling takes and gives: prompts, and groups of rollouts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lmix.tasks.task import Judgement, Problem
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem as the model reads it."""
+
+    problem: Problem
+    ids: list[int]
+    """Token ids; not empty."""
+
+
+@dataclass
+class Rollout:
+    """One completion of one prompt. Tensors are on the CPU; T tokens."""
+
+    prompt: Prompt
+    sample: int
+    """Which of the prompt's G samples."""
+    completion_ids: list[int] = field(default_factory=list)
+    """Sampled tokens, with the end-of-sequence token where the completion ended by itself."""
+    log_probs: Tensor = field(default_factory=lambda: torch.empty(0))
+    """`[T]`, of the sampled tokens under the mixed policy, as the sampler computed them."""
+    ended: bool = False
+    """Whether an end-of-sequence token was sampled within the limit; otherwise the completion is truncated."""
+    frozen_hidden: Tensor | None = None
+    """`[T, F, H]`, hidden states of the mixture's F frozen streams that predicted each token, if they were kept."""
+    mask: Tensor | None = None
+    """`[T]`, bool: the tokens that count in the loss; None counts all."""
+    text: str = ""
+    """The completion without its end-of-sequence token, decoded."""
+    judgement: Judgement | None = None
+    """Format and correctness, once judged."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Each configured reward by name, before it is weighted."""
+    reward: float = 0.0
+    """Their weighted sum: R of eq. 4."""
+
+    @property
+    def solved(self) -> bool:
+        """Whether it ended by itself with the right answer in the template."""
+        return self.ended and self.judgement is not None and self.judgement.answer_correct
+
+    def __len__(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt.ids) + len(self.completion_ids)
+
+
+@dataclass
+class Group:
+    """A prompt and its G rollouts."""
+
+    prompt: Prompt
+    rollouts: list[Rollout]
+
+    @property
+    def problem(self) -> Problem:
+        return self.prompt.problem
+
+    @property
+    def rewards(self) -> list[float]:
+        """R of eq. 4, one a rollout."""
+        return [rollout.reward for rollout in self.rollouts]
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether all rewards are equal, so that all advantages are zero."""
+        return len(set(self.rewards)) <= 1
+
+
+def flatten(groups: Sequence[Group]) -> list[Rollout]:
+    """All rollouts, group after group."""
+    return [rollout for group in groups for rollout in group.rollouts]

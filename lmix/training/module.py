@@ -1,0 +1,228 @@
+"""What all training of the policy adapter shares: the model, the sampler, greedy evaluation and the checkpoint."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lmix.data.module import RLDataModule
+from lmix.evaluation.decoder import Decoder
+from lmix.evaluation.rows import completion_rows
+from lmix.model.adapters import AdapterConfig
+from lmix.model.backbone import BackboneConfig, dtype_name, has_4bit
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import Mixture, MixtureKind, mixture_of
+from lmix.model.tokenizer import check_places, end_tokens, load_tokenizer
+from lmix.rollout.engine import Engine
+from lmix.rollout.sampler import Draw, Limits, Progress, Sampler
+from lmix.rollout.types import Group, Prompt, flatten
+from lmix.seed import run_seed
+from lmix.tasks.task import Task
+from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.guards import nonfinite_rollouts
+from lmix.training.metrics import AnswerRate, FormatRate, Rate, SolveRate
+from lmix.training.optimisation import OptimisedModule
+from lmix.training.state import check_adapter_state, check_origin
+from lmix.training.strategies import check_strategy
+
+log = logging.getLogger(__name__)
+
+
+class AdapterModule(OptimisedModule):
+    """A mixed policy under training; subclasses give `training_step`.
+
+    `trainer.max_steps` counts their outer steps. Nothing heavy happens before `configure_model`, so mistakes in
+    settings and data are found first.
+
+    Attributes:
+        mixture: what is sampled, scored and evaluated. Callbacks may put another value there between steps.
+        sampler: draws completions from the policy.
+        groups: the judged groups of the newest step or evaluation on this rank, for callbacks.
+        progress: told of each token that is drawn; set by a callback.
+    """
+
+    policy: MixedPolicy
+    sampler: Sampler
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        adapters: AdapterConfig,
+        alpha: float,
+        mixture: MixtureKind,
+        sampling: SamplingConfig,
+        optimizer: OptimizerConfig,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold adapters only; load_state_dict makes the check
+        self.backbone, self.adapters = backbone, adapters
+        self.weights = weights
+        self.mixture = self.initial_mixture = mixture_of(alpha, mixture, weights, adapters.streams)
+        self.sampling, self.optimizer = sampling, optimizer
+        self.solve_rate, self.answer_rate, self.format_rate = SolveRate(), AnswerRate(), FormatRate()
+        self.groups: list[Group] = []
+        self.progress: Progress | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return load_tokenizer(self.backbone.path)
+
+    @property
+    def datamodule(self) -> RLDataModule:
+        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def task(self) -> Task:
+        return self.datamodule.task
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """What an evaluation measures, by name."""
+        return {"solve_rate": self.solve_rate, "answer_rate": self.answer_rate, "format_rate": self.format_rate}
+
+    @property
+    def decoder(self) -> Decoder:
+        limits = Limits(self.sampling.max_new_tokens, tuple(end_tokens(self.policy, self.tokenizer)))
+        return Decoder(self.sampler, limits, self.tokenizer, self.task)
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision != "32-true":
+            raise ValueError(
+                f"trainer.precision must be 32-true, not {self.trainer.precision}: backbone.dtype says what the "
+                "backbone computes in, and adapters are trained in float32"
+            )
+        check_strategy(self.trainer.strategy)
+        if self.trainer.world_size > 1 and self.sampling.resample_dead:
+            raise ValueError("sampling.resample_dead must be 0 on several ranks: they could draw each other's prompts")
+        longest = max((len(p.ids) for prompts in self.datamodule.sets.values() for p in prompts), default=0)
+        check_places(self.backbone.path, longest, self.sampling.max_new_tokens)
+        if stage == "fit" and self.optimizer.schedule in ("linear", "cosine") and self.trainer.max_steps < 1:
+            raise ValueError(f"optimizer.schedule {self.optimizer.schedule} ends at trainer.max_steps: set it above 0")
+
+    def configure_model(self) -> None:
+        if hasattr(self, "policy"):
+            return
+        backbone, device = self.backbone, self.root_device
+        if self.sharded:  # it need not fit one device: loaded on the CPU, then sharded layer by layer
+            backbone, device = replace(backbone, dtype=dtype_name(backbone.dtype, device)), torch.device("cpu")
+        self.policy = MixedPolicy.from_pretrained(backbone, self.adapters, device)
+        if self.sharded:
+            self.policy.gathers_rollouts = self.trainer.strategy.gather_rollouts  # pyright: ignore
+            self.policy.shard(self.device_mesh["data_parallel"])  # pyright: ignore[reportOptionalSubscript]
+        # ranks draw an adapter's first values from generators that need not be in the same state
+        self.copy_from_rank_0(self.policy.adapter_state().values())
+        self.settle_dense_rollouts()
+        if not hasattr(self, "sampler"):
+            self.sampler = Engine(self.policy, self.sampling.slots)
+
+    def settle_dense_rollouts(self) -> None:
+        """Decide `dense_rollouts: null` once a run, on rank 0 for all: the two kinds of kernels round differently."""
+        if self.backbone.dense_rollouts is not None or self.policy.draws_in_step or not has_4bit(self.policy):
+            return
+        dense = self.policy.settle_dense_rollouts(self.root_device)
+        if self.ranks > 1:
+            dense = self.policy.dense_rollouts = bool(self.trainer.strategy.broadcast(dense))
+        rank_zero_info(f"backbone.dense_rollouts: null is {str(dense).lower()} for all of this run, by the free memory")
+
+    def draw(self, greedy: bool = False) -> Draw:
+        """How the next step's tokens are chosen."""
+        return Draw(run_seed(self.sampling.seed), self.global_step, greedy)
+
+    def note_nonfinite(self, groups: Sequence[Group]) -> None:
+        """Keep rollouts that were drawn from NaN or Inf for the step's report."""
+        self.nonfinite += nonfinite_rollouts(flatten(groups))
+
+    # evaluation
+
+    def validation_step(self, batch: list[Prompt], batch_idx: int) -> None:
+        """Greedy completions of held-out problems by the mixed policy."""
+        self.groups = self.answer(batch, self.mixture)
+        for rate in self.rates.values():
+            rate.update(flatten(self.groups))
+
+    test_step = validation_step
+
+    def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
+        """Greedy completions of held-out problems as rows, each with its parsed answer."""
+        self.groups = self.answer(batch, self.mixture)
+        return [row.as_dict() for row in completion_rows(self.groups, self.global_step)]
+
+    def answer(self, batch: Sequence[Prompt], mixture: Mixture | Sequence[Mixture], samples: int = 1) -> list[Group]:
+        """Decode problems greedily, and judge them; one sample for each of several mixtures. Every rank must call it.
+
+        Raises:
+            ValueError: on all ranks, where one has decoded from logits with NaN or Inf.
+        """
+        groups = self.decoder.complete(batch, self.draw(greedy=True), mixture, samples, progress=self.progress)
+        here = nonfinite_rollouts(flatten(groups))
+        (bad,) = self.sum_over_ranks([len(here)])
+        if bad:
+            cause = f"the {here[0].cause}" if here else "logits on another rank"
+            raise ValueError(
+                f"{cause} are not finite, in greedy decoding after step {self.global_step}: resume from an earlier "
+                "checkpoint by --ckpt_path"
+            )
+        self.decoder.judge(groups)
+        for rollout in flatten(groups):
+            rollout.reward = float(rollout.solved)  # the rows of an evaluation show the verifier's reward alone
+        return groups
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_rates("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_rates("test")
+
+    def log_rates(self, prefix: str) -> None:
+        """Log the rates of the evaluation that has just ended."""
+        rates = {f"{prefix}/{name}": rate.compute() for name, rate in self.rates.items()}
+        for rate in self.rates.values():
+            rate.reset()
+        if not self.trainer.sanity_checking:
+            self.log_dict(rates | {"step": float(self.global_step)})  # Lightning would date them one step early
+            return
+        # the evaluation before the first step, which Lightning takes for a rehearsal
+        for logger in self.trainer.loggers:
+            logger.log_metrics({name: float(rate) for name, rate in rates.items()}, step=0)
+        self.trainer.callback_metrics.update(rates)
+
+    # the checkpoint
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:
+        """The adapters; never the backbone."""
+        return {f"policy.{name}": tensor for name, tensor in self.policy.adapter_state().items()}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load adapters. Raises ValueError unless names and shapes are exactly those of this model, and all finite."""
+        check_adapter_state(state_dict, self.state_dict())
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lmix"] = {
+            "alpha": self.mixture.alpha,
+            "initial_alpha": self.initial_mixture.alpha,
+            "weights": None if self.weights is None else list(self.weights),
+            "backbone": self.backbone.path,
+            "fingerprint": self.policy.fingerprint,
+            "scaling": self.policy.adapter_scaling(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this model; where nothing is trained, take up its alpha."""
+        saved = checkpoint["lmix"]
+        check_origin(saved, self.backbone.path, self.policy.fingerprint, self.policy.adapter_scaling())
+        if self.trainer.state.fn != "fit":
+            self.restore_alpha(saved)
+
+    def restore_alpha(self, saved: dict[str, Any]) -> None:
+        """Take up the alpha of a checkpoint, unless the settings name another one than they did then."""
+        both_move = self.weights is None and saved["weights"] is None
+        if both_move and self.initial_mixture.alpha == saved["initial_alpha"]:
+            self.mixture = Mixture.at(saved["alpha"], self.mixture.kind)
+            log.info("alpha %g, as in the checkpoint", saved["alpha"])

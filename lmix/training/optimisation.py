@@ -1,0 +1,126 @@
+"""The optimiser of the policy adapter, over inner updates, ranks and non-finite gradients."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, get_scheduler
+
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.rollout.types import Rollout
+from lmix.training.config import OptimizerConfig
+from lmix.training.guards import NonFinite, write_report
+from lmix.training.ranks import RankedModule
+from lmix.training.run_folder import run_folder
+
+log = logging.getLogger(__name__)
+
+
+class OptimisedModule(RankedModule):
+    """A module that steps by hand: `backward_and_check` for each micro-batch, then `step_optimizer`."""
+
+    policy: MixedPolicy
+    optimizer: OptimizerConfig
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.nonfinite: list[NonFinite] = []
+        """Rollouts of the step under way that gave NaN or Inf, on this rank."""
+        self._refused_step = 0
+
+    def configure_optimizers(self) -> Any:
+        settings = self.optimizer
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else None
+        optimizer = torch.optim.AdamW(
+            self.policy.policy_parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay
+        )
+        return [optimizer], [get_scheduler(settings.schedule, optimizer, settings.warmup_steps, steps)]
+
+    def on_train_start(self) -> None:
+        """Re-apply the configured lr, betas and weight decay after loading a checkpoint."""
+        settings = self.optimizer
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        rate = settings.lr * scheduler.lr_lambdas[0](scheduler.last_epoch)
+        for group in optimizer.param_groups:
+            group.update(lr=rate, initial_lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+        scheduler.base_lrs, scheduler._last_lr = [settings.lr], [rate]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.nonfinite = []
+
+    def learning_rate(self) -> float:
+        """The rate that the next optimiser step will use."""
+        scheduler: Any = self.lr_schedulers()
+        return scheduler.get_last_lr()[0]
+
+    def backward_and_check(self, losses_b: Tensor, rollouts_b: Sequence[Rollout]) -> None:
+        """Add the gradient of a micro-batch's losses, `[b]`, and note which of its rollouts make it NaN or Inf.
+
+        A row whose loss is not finite is named; where only the gradient is, all rows are, as it is their sum.
+        """
+        if not losses_b.requires_grad:  # at alpha 1 the policy has no part in the mixture
+            return
+        self.backward_here(losses_b.sum())
+        bad = [r for r, loss in zip(rollouts_b, losses_b.tolist(), strict=True) if not math.isfinite(loss)]
+        if bad:
+            self.nonfinite += [NonFinite(rollout, "loss") for rollout in bad]
+            return
+        gradients = [p.grad for p in self.policy.policy_parameters() if p.grad is not None]
+        if not self.nonfinite and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            cause = "gradient" if len(rollouts_b) == 1 else f"gradient of one of {len(rollouts_b)} rollouts"
+            self.nonfinite += [NonFinite(rollout, cause) for rollout in rollouts_b]
+
+    def step_optimizer(self, last: bool = True) -> float:
+        """Add up the ranks' gradients, clip, step, and clear; returns the gradient's norm before clipping.
+
+        Only the last inner update goes through Lightning's wrapper, which counts `global_step`: it is the paper's step.
+
+        Raises:
+            ValueError: the gradient is not finite, or a rollout was drawn from logits that are not; the adapter is as
+                it was before the update. With `optimizer.nonfinite: skip` the run continues without the update.
+        """
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        parameters = self.policy.policy_parameters()
+        for parameter in parameters:
+            if parameter.grad is None:  # all groups dead: a step of zero gradient, so that momentum goes on alike
+                parameter.grad = torch.zeros_like(parameter)
+        if self.ranks > 1:
+            gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])  # pyright: ignore
+            gradient = self.trainer.strategy.reduce(gradient, reduce_op="sum")
+            torch.nn.utils.vector_to_parameters(gradient, [p.grad for p in parameters])  # pyright: ignore
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer.max_grad_norm)
+        (bad,) = self.sum_over_ranks([len(self.nonfinite)])
+        if bad or not torch.isfinite(norm):
+            self._refuse_update()
+            optimizer.zero_grad()  # without gradients the optimiser moves nothing, and its state stays
+        (optimizer if last else optimizer.optimizer).step()
+        optimizer.zero_grad()
+        if last:
+            scheduler.step()
+        return float(norm)
+
+    def _refuse_update(self) -> None:
+        """Report the rollouts that are not finite; raise ValueError, or warn if configured. Every rank must call it."""
+        step = self.global_step + 1
+        if self._refused_step == step:
+            return  # all inner updates of a step are left out, and one report is enough
+        self._refused_step = step
+        folder = run_folder(self.trainer)
+        what = f"logits or gradient of step {step} are not finite"
+        if self.nonfinite:
+            path = folder / f"nonfinite-step={step:04d}-rank{self.trainer.global_rank}.jsonl"
+            write_report(path, step, self.nonfinite, self.tokenizer.decode)  # pyright: ignore[reportArgumentType]
+            what += f" (the {self.nonfinite[0].cause}; {path} has the rollouts)"
+        if self.optimizer.nonfinite == "stop":
+            raise ValueError(
+                f"{what}: lower optimizer.lr ({self.optimizer.lr}) or set optimizer.nonfinite to skip, and resume from "
+                "the newest checkpoint by --ckpt_path"
+            )
+        log.warning("%s; the update is left out", what)
