@@ -8,7 +8,7 @@ from jsonargparse import auto_cli
 from lmix.data.module import RLDataModule
 from lmix.evaluation.compare import compare
 from lmix.evaluation.config import EvaluationConfig
-from lmix.evaluation.decoding import judge_once
+from lmix.evaluation.decoder import Decoder
 from lmix.evaluation.evaluate import evaluate
 from lmix.evaluation.rows import read_rows
 from lmix.evaluation.statistics import interval, wilson_interval
@@ -16,7 +16,8 @@ from lmix.evaluation.sweep import sweep
 from lmix.model.adapters import AdapterConfig
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.tokenizer import load_tokenizer
-from lmix.tasks import ArithmeticTask, DatasetTask
+from lmix.rollout.types import Group, Prompt, Rollout
+from lmix.tasks import ArithmeticTask, DatasetTask, Problem
 from tests.evaluation.conftest import N, common, correct, load
 
 
@@ -80,7 +81,7 @@ def test_validation_is_what_training_decides_on_and_not_its_test_problems(tmp_pa
     data = RLDataModule(task, eval_size=20, validation_size=N, tokenizer=load_tokenizer("lmix:tiny-arithmetic"))
     sets = {split: [e.problem.id for e in data.read([split])[split]] for split in ("train", "validation", "test")}
     whole = {split: [e.problem.id for e in examples] for split, examples in data.read(list(sets)).items()}
-    evaluated = [e.problem.id for e in EvaluationConfig(**common(task=task, split="validation")).examples()]
+    evaluated = [e.problem.id for e in EvaluationConfig(**common(task=task, split="validation")).prompts()]
     assert evaluated == whole["validation"] == sets["validation"]
     assert sets["test"] == whole["test"]
     assert not set(evaluated) & set(whole["test"])
@@ -95,20 +96,20 @@ def test_each_pair_of_answer_and_gold_is_judged_once():
             asked.extend(zip(answers, golds, strict=True))
             return super().verify(answers, golds)
 
-    known, task = {}, Counting()
     texts = [r"\boxed{4}", r"so \boxed{4}", r"\boxed{5}", "none", r"\boxed{4}"]
-    judged = judge_once(task, texts, ["4", "4", "4", "4", "5"], known)
-    again = judge_once(task, texts, ["4", "4", "4", "4", "5"], known)
+    prompts = [Prompt(Problem(i, "", gold), [1]) for i, gold in enumerate("44445")]
+    groups = [Group(p, [Rollout(p, 0, text=text)]) for p, text in zip(prompts, texts, strict=True)]
+    Decoder(None, None, None, Counting()).judge(groups)  # pyright: ignore[reportArgumentType]
+    judged = [group.rollouts[0].judgement for group in groups]
     assert [(j.answer, j.answer_correct) for j in judged] == [
         ("4", True), ("4", True), ("5", False), (None, False), ("4", False),
     ]  # fmt: skip
-    assert again == judged
     assert len(asked) == len(set(asked)) == 4
 
 
 def test_examples_of_each_split():
     def chosen(split, seed):
-        return [e.problem.id for e in EvaluationConfig(**common(split=split, seed=seed)).examples()]
+        return [e.problem.id for e in EvaluationConfig(**common(split=split, seed=seed)).prompts()]
 
     ids = {(split, seed): chosen(split, seed) for split in ("train", "test") for seed in (0, 1)}
     assert all(len(found) == N for found in ids.values())
@@ -118,12 +119,12 @@ def test_examples_of_each_split():
 
 
 def test_long_prompts_are_dropped():
-    every = EvaluationConfig(**common()).examples()
-    limit = sorted(len(e.prompt_ids) for e in every)[N // 2]
-    some = EvaluationConfig(**common(max_prompt_tokens=limit)).examples()
-    assert all(len(e.prompt_ids) <= limit for e in some)
-    assert all(e in some for e in every if len(e.prompt_ids) <= limit)
-    usable = [e for e in EvaluationConfig(**common(problems=20)).examples() if len(e.prompt_ids) <= limit]
+    every = EvaluationConfig(**common()).prompts()
+    limit = sorted(len(e.ids) for e in every)[N // 2]
+    some = EvaluationConfig(**common(max_prompt_tokens=limit)).prompts()
+    assert all(len(e.ids) <= limit for e in some)
+    assert all(e in some for e in every if len(e.ids) <= limit)
+    usable = [e for e in EvaluationConfig(**common(problems=20)).prompts() if len(e.ids) <= limit]
     assert len(some) == min(N, len(usable)) > N // 2 + 1  # others took the places of the long ones
 
 

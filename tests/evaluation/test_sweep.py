@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from lmix.evaluation import sweep as sweep_module
-from lmix.evaluation.decoding import Decoder
 from lmix.evaluation.evaluate import evaluate
 from lmix.evaluation.rows import read_rows
+from lmix.evaluation.session import Session
 from lmix.evaluation.sweep import sweep
 from lmix.model.adapters import AdapterConfig
 from tests.evaluation.conftest import N, common, correct, load
@@ -19,18 +19,18 @@ CELLS = [(mixture, alpha) for mixture in ("logits", "probs") for alpha in (0.0, 
 @pytest.fixture
 def decoded(monkeypatch) -> list[float]:
     """The alphas that are decoded."""
-    alphas, decode, decode_alphas = [], Decoder.decode, Decoder.decode_alphas
+    alphas, measure, measure_together = [], Session.measure, Session.measure_together
 
-    def counted(self, who, alpha, mixture, samples=1):
-        alphas.append(alpha)
-        return decode(self, who, alpha, mixture, samples)
+    def counted(self, who, mixture, samples=1):
+        alphas.append(mixture.alpha)
+        return measure(self, who, mixture, samples)
 
-    def counted_alphas(self, several, mixture, examples):
-        alphas.extend(several)
-        return decode_alphas(self, several, mixture, examples)
+    def counted_together(self, mixtures, prompts):
+        alphas.extend(mixture.alpha for mixture in mixtures)
+        return measure_together(self, mixtures, prompts)
 
-    monkeypatch.setattr(Decoder, "decode", counted)
-    monkeypatch.setattr(Decoder, "decode_alphas", counted_alphas)
+    monkeypatch.setattr(Session, "measure", counted)
+    monkeypatch.setattr(Session, "measure_together", counted_together)
     return alphas
 
 
@@ -95,7 +95,7 @@ def test_alphas_together_give_what_each_gives_alone(tmp_path):
 
 
 def test_a_whole_sweep_loads_no_model(swept, decoded, monkeypatch, capsys):
-    monkeypatch.setattr(Decoder, "__init__", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(Session, "__init__", lambda *_: pytest.fail("loaded"))
     assert sweep(alphas=(0.4,), out=str(swept), **common(slots=8))["rows"] == load(swept / "sweep.json")["rows"]
     assert not decoded
     assert "2 of 2 are in" in capsys.readouterr().out
