@@ -16,8 +16,10 @@ from lmix.functional.objective import (
     SurrogateStats,
     clipped_surrogate,
     clipped_surrogate_loss,
+    constant_token_weights,
     group_token_weights,
     k3_kl,
+    sampler_weights,
 )
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "alpha_of_counts",
     "clipped_surrogate",
     "clipped_surrogate_loss",
+    "constant_token_weights",
     "dead_groups",
     "forgetting_and_gain",
     "group_advantages",
@@ -37,6 +40,7 @@ __all__ = [
     "mix_streams",
     "mix_streams_log_probs",
     "net_gain_alpha",
+    "sampler_weights",
     "token_log_probs",
     "tokenwise",
 ]

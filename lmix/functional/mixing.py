@@ -45,20 +45,27 @@ def mix_streams(values_K: Sequence[Tensor], weights_K: Sequence[float | Tensor])
     out, and a single stream of weight one is returned as it is. A weight may be a tensor that broadcasts, so that rows
     are mixed differently; no stream is left out then.
 
+    Values below float32 are accumulated in float32 and rounded once: scalar and tensor weights give the same mixture.
+
+    Returns:
+        The mixture, in the dtype of the first stream that counts.
+
     Raises:
         ValueError: as many weights as streams are needed, and one of them not zero.
     """
     live = _live(values_K, weights_K)
     if len(live) == 1 and isinstance(live[0][1], float) and live[0][1] == 1.0:
         return live[0][0]
-    mixed = live[0][0] * live[0][1]
+    mixed = _accumulable(live[0][0]) * live[0][1]
     for value, weight in live[1:]:
-        mixed = mixed + value * weight
-    return mixed
+        mixed = mixed + _accumulable(value) * weight
+    return mixed.to(live[0][0].dtype)
 
 
 def mix_streams_log_probs(log_probs_K: Sequence[Tensor], weights_K: Sequence[float | Tensor]) -> Tensor:
-    """Log of the weighted average of K streams' probabilities, `log sum_k w_k p_k`. Weights as in `mix_streams`.
+    """Log of the weighted average of K streams' probabilities, `log sum_k w_k p_k`.
+
+    Weights, accumulation and dtype as in `mix_streams`.
 
     Raises:
         ValueError: the weights must be one a stream, none negative, and sum to 1. Tensors are taken as they are: a GPU
@@ -71,10 +78,14 @@ def mix_streams_log_probs(log_probs_K: Sequence[Tensor], weights_K: Sequence[flo
     if len(live) == 1:
         return live[0][0]
     logs = [weight.log() if isinstance(weight, Tensor) else math.log(weight) for _, weight in live]
-    mixed = live[0][0] + logs[0]
+    mixed = _accumulable(live[0][0]) + logs[0]
     for (value, _), log in zip(live[1:], logs[1:], strict=True):
-        mixed = torch.logaddexp(mixed, value + log)
-    return mixed
+        mixed = torch.logaddexp(mixed, _accumulable(value) + log)
+    return mixed.to(live[0][0].dtype)
+
+
+def _accumulable(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _live(values_K: Sequence[Tensor], weights_K: Sequence[float | Tensor]) -> list[tuple[Tensor, float | Tensor]]:

@@ -39,7 +39,7 @@ def clipped_surrogate_loss(
         The scalar loss, and `SurrogateStats`.
     """
     surrogate, clipped, ratio = clipped_surrogate(log_probs, old_log_probs, advantages, mask, clip_radius)
-    loss = -(surrogate * group_token_weights(mask, group)[:, None]).sum()
+    loss = -(surrogate * group_token_weights(mask, group, log_probs.dtype)[:, None]).sum()
     count = mask.sum().clamp(min=1)
     return loss, SurrogateStats(clipped.sum() / count, (ratio.detach() * mask).sum() / count)
 
@@ -69,15 +69,52 @@ def clipped_surrogate(
     return torch.where(mask, terms, 0.0), clipped & mask, ratio
 
 
-def group_token_weights(mask: Tensor, group: Tensor) -> Tensor:
-    """What each token of a row weighs in eq. 6: `1 / (groups * tokens of the row's group)`, `[B]`.
+def group_token_weights(mask: Tensor, group: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Weight of each token of a row in eq. 6: `1 / (groups * tokens of the row's group)`, `[B]`.
 
     A group without a single token weighs nothing, but counts as a group.
+
+    Args:
+        mask: `[B, T]`, true where a token counts.
+        group: `[B]`, integer group of each row; any numbering.
+        dtype: of what the weights multiply; by default the mask's. The weights have at least float32.
     """
     ids, row_group = group.unique(return_inverse=True)
-    row_tokens = mask.sum(dim=1).to(torch.float32)
-    group_tokens = torch.zeros(len(ids), device=mask.device).index_add_(0, row_group, row_tokens)
-    return 1.0 / (len(ids) * group_tokens.clamp(min=1.0)[row_group])
+    row_tokens = mask.bool().sum(dim=1)
+    group_tokens = torch.zeros(len(ids), dtype=row_tokens.dtype, device=mask.device)
+    group_tokens = group_tokens.index_add_(0, row_group, row_tokens).clamp(min=1)[row_group]
+    return 1.0 / (len(ids) * group_tokens.to(_weight_dtype(mask, dtype)))
+
+
+def constant_token_weights(mask: Tensor, max_tokens: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Weight of each token where no length normalises the loss: `1 / (max_tokens * rows)`, `[B]`.
+
+    Dr. GRPO (Liu et al., arXiv 2503.20783): a token weighs the same in a short completion and in a long one. Arguments
+    as in `group_token_weights`.
+
+    Args:
+        max_tokens: tokens that a completion can have.
+    """
+    rows = mask.shape[0]
+    return torch.full((rows,), 1.0 / (max_tokens * max(rows, 1)), dtype=_weight_dtype(mask, dtype), device=mask.device)
+
+
+def _weight_dtype(mask: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return torch.promote_types(mask.dtype if dtype is None else dtype, torch.float32)
+
+
+def sampler_weights(old_log_probs: Tensor, sampler_log_probs: Tensor, cap: float) -> Tensor:
+    """Truncated importance weights of tokens that another distribution drew, `min(p_old / p_sampler, cap)`.
+
+    They correct for a sampler whose kernels or precision differ from the trainer's (Yao et al., "Your Efficient RL
+    Framework Secretly Brings You Off-Policy RL Training", 2025). Without gradient.
+
+    Args:
+        old_log_probs: `[...]`, of the drawn tokens under the trainer's policy, before the first inner update.
+        sampler_log_probs: `[...]`, as the sampler saw them.
+        cap: largest weight.
+    """
+    return (old_log_probs - sampler_log_probs).detach().exp().clamp(max=cap)
 
 
 def k3_kl(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:

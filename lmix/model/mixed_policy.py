@@ -305,7 +305,7 @@ class MixedPolicy(nn.Module):
 
     def _mixed_logits(self, hidden_K: list[Tensor], names: list[str], weights: Sequence[float | Tensor]) -> Tensor:
         if self.mixes_hidden:
-            return self.head(mix_streams(hidden_K, weights).to(hidden_K[0].dtype)).float()
+            return self.head(mix_streams(hidden_K, weights)).float()
         if len(names) == 1:
             return self.logits(hidden_K[0], names[0]).float()
         logits_K = [self.logits(h, name).float() for h, name in zip(hidden_K, names, strict=True)]
@@ -319,8 +319,7 @@ class MixedPolicy(nn.Module):
         chunk = chunk or max(1, CHUNK_LOGITS // self.backbone.config.vocab_size)
         head: Any = self.head
         if self.mixes_hidden and type(head) is nn.Linear:
-            mixed: Tensor = mix_streams(hidden_K, weights).to(hidden_K[0].dtype)
-            return linear_log_probs(mixed, head.weight, head.bias, tokens, chunk)
+            return linear_log_probs(mix_streams(hidden_K, weights), head.weight, head.bias, tokens, chunk)
         # the policy's hidden states, which alone may carry a gradient, come first
         order = sorted(range(len(names)), key=lambda k: names[k] != POLICY)
         names, weights = [names[k] for k in order], [weights[k] for k in order]
