@@ -62,7 +62,7 @@ def compare(
         rows = {name: decoder.decode(name, alpha, mixture).rows for name in (a, b)}
     finally:
         task.close()
-    table = contingency([row.answer_correct for row in rows[a]], [row.answer_correct for row in rows[b]])
+    table = contingency([row.solved for row in rows[a]], [row.solved for row in rows[b]])
     content = {
         "task": task.name,
         "n": len(examples),

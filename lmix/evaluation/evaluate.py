@@ -9,7 +9,7 @@ from rich.table import Table
 from lmix.evaluation.config import EvaluationConfig, check_count
 from lmix.evaluation.decoding import Decoded, Decoder
 from lmix.evaluation.output import new_console, out_folder, write_json
-from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved, write_rows
+from lmix.evaluation.rows import EvaluationRow, Who, count_answered, count_format, count_solved, write_rows
 from lmix.evaluation.statistics import interval, pass_at_k
 from lmix.model.mixed_policy import Mixture, check_alpha, check_weights
 from lmix.tasks.task import Task
@@ -81,12 +81,15 @@ def summary(decoded: Decoded, samples: int) -> dict[str, Any]:
     """Counts, rates and speed of one policy's completions; rows in order of problem, `samples` of each."""
     rows = decoded.rows
     form, solved, tokens = count_format(rows), count_solved(rows), sum(row.tokens for row in rows)
+    answered = count_answered(rows)
     return {
         "n": len(rows),
         "format": form,
         "solved": solved,
+        "answered": answered,
         "format_rate": form / len(rows),
         "solve_rate": solved / len(rows),
+        "answer_rate": answered / len(rows),
         "format_interval": interval(form, len(rows), samples),
         "solve_interval": interval(solved, len(rows), samples),
         "pass_at_k": pass_rates(rows, samples),
@@ -99,7 +102,7 @@ def summary(decoded: Decoded, samples: int) -> dict[str, Any]:
 
 def pass_rates(rows: Sequence[EvaluationRow], samples: int) -> dict[str, float]:
     """Mean of pass@k over problems for k = 1, 2, 4, ... up to `samples`."""
-    correct = [sum(row.answer_correct for row in rows[i : i + samples]) for i in range(0, len(rows), samples)]
+    correct = [count_solved(rows[i : i + samples]) for i in range(0, len(rows), samples)]
     powers = [2**i for i in range(samples.bit_length())]
     return {str(k): sum(pass_at_k(samples, c, k) for c in correct) / len(correct) for k in powers}
 

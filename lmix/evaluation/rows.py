@@ -28,16 +28,28 @@ class EvaluationRow:
     gold: str
     format_correct: bool
     answer_correct: bool
+    """Right in the answer template, whether or not the completion ended."""
     ended: bool
     tokens: int
+
+    @property
+    def solved(self) -> bool:
+        """Right in the answer template, in a completion that ended by itself: what is rewarded."""
+        return self.answer_correct and self.ended
 
 
 def count_format(rows: Iterable[EvaluationRow]) -> int:
     return sum(row.format_correct for row in rows)
 
 
-def count_solved(rows: Iterable[EvaluationRow]) -> int:
+def count_answered(rows: Iterable[EvaluationRow]) -> int:
+    """Right answers, of completions that ended and of those that were cut."""
     return sum(row.answer_correct for row in rows)
+
+
+def count_solved(rows: Iterable[EvaluationRow]) -> int:
+    """Right answers of completions that ended."""
+    return sum(row.solved for row in rows)
 
 
 def write_rows(folder: Path, rows: Iterable[EvaluationRow]) -> None:

@@ -34,7 +34,8 @@ class BackboneConfig:
     for it (a CPU without them is several times slower in it), or else float32."""
     dense_rollouts: bool | None = None
     """Hold a 4-bit backbone's weights dequantised as well while completions are drawn, and not dequantise them at each
-    token: 2 (bfloat16) or 4 (float32) bytes a weight more. null: where that is less than half of the free memory."""
+    token: 2 (bfloat16) or 4 (float32) bytes a weight more. null: where that is less than half of the memory that rank 0
+    has free before the first step, decided once a run."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: less memory, more time. Rollouts are untouched."""
 
@@ -139,17 +140,10 @@ def dequantize(layer: Any) -> Tensor:
 
 
 @contextmanager
-def dequantized(model: nn.Module, wanted: bool | None) -> Iterator[None]:
+def dequantized(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Within, 4-bit layers compute from a dequantised copy, without gradient. Values are the same on a CPU; on a GPU
-    they round as a dense product does and not as bitsandbytes' own kernels.
-
-    Args:
-        wanted: None where the copy takes less than half of the device's free memory.
-    """
+    they round as a dense product does and not as bitsandbytes' own kernels."""
     layers: list[Any] = [m for m in model.modules() if is_4bit(m)]
-    if wanted is None and layers:
-        size = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
-        wanted = copy_fits(size, free_memory(layers[0].weight.device))
     try:
         for layer in layers if wanted else []:
             layer.dense = dequantize(layer)
@@ -157,6 +151,17 @@ def dequantized(model: nn.Module, wanted: bool | None) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.dense = None
+
+
+def has_4bit(model: nn.Module) -> bool:
+    return any(is_4bit(m) for m in model.modules())
+
+
+def dense_copy_fits(model: nn.Module, device: torch.device) -> bool:
+    """Whether a dequantised copy of a model's 4-bit layers takes less than half of a device's free memory."""
+    layers: list[Any] = [m for m in model.modules() if is_4bit(m)]
+    size = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
+    return copy_fits(size, free_memory(device))
 
 
 def copy_fits(size: float, free: float) -> bool:

@@ -23,7 +23,14 @@ from lmix.model.adapters import (
     is_adapted,
     save_adapter,
 )
-from lmix.model.backbone import BackboneConfig, dequantized, fingerprint, freeze_backbone, load_backbone
+from lmix.model.backbone import (
+    BackboneConfig,
+    dense_copy_fits,
+    dequantized,
+    fingerprint,
+    freeze_backbone,
+    load_backbone,
+)
 from lmix.model.prefix import Prefix, shared_prefix_hidden
 from lmix.model.sharding import gathered, shard_layers
 from lmix.model.streams import POLICY, REFERENCE, StreamRouter
@@ -165,9 +172,16 @@ class MixedPolicy(nn.Module):
             torch.no_grad(),
             gathered(self._sharded if self.gathers_rollouts else []),
             self.router.keep_factors(),
-            dequantized(self, False if self.draws_in_step else self.dense_rollouts),
+            dequantized(self, not self.draws_in_step and self.settle_dense_rollouts()),
         ):
             yield
+
+    def settle_dense_rollouts(self, device: torch.device | None = None) -> bool:
+        """Decide `dense_rollouts: null` by the memory that a device (by default the model's) has free now, for all
+        rollouts to come; tokens would otherwise depend on what else runs."""
+        if self.dense_rollouts is None:
+            self.dense_rollouts = dense_copy_fits(self, device or self.device)
+        return self.dense_rollouts
 
     @property
     def draws_in_step(self) -> bool:

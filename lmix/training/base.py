@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from lmix.data.example import Example
 from lmix.model.adapters import AdapterConfig
-from lmix.model.backbone import BackboneConfig, dtype_name
+from lmix.model.backbone import BackboneConfig, dtype_name, has_4bit
 from lmix.model.mixed_policy import MixedPolicy, Mixture, check_alpha, check_weights
 from lmix.model.streams import POLICY
 from lmix.model.tokenizer import check_places, end_tokens, load_tokenizer
@@ -23,7 +24,7 @@ from lmix.tasks.task import Judgement, Task
 from lmix.training.completions import CompletionRow, completion_rows
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.guards import Suspect, unsound, write_report
-from lmix.training.metrics import FormatRate, SolveRate
+from lmix.training.metrics import AnswerRate, FormatRate, SolveRate
 from lmix.training.ranks import RankedModule
 from lmix.training.run_folder import run_folder
 from lmix.training.state import check_adapter_state, check_origin
@@ -60,7 +61,7 @@ class AdapterModule(RankedModule):
         self.mixture: Mixture = mixture
         self.weights = check_weights(weights, adapters, mixture)
         self.sampling, self.optimizer = sampling, optimizer
-        self.format_rate, self.solve_rate = FormatRate(), SolveRate()
+        self.format_rate, self.answer_rate, self.solve_rate = FormatRate(), AnswerRate(), SolveRate()
         self.rows: list[CompletionRow] = []
         """The completions of the newest step or evaluation, for callbacks."""
         self.suspects: list[Suspect] = []
@@ -105,7 +106,19 @@ class AdapterModule(RankedModule):
         if self.sharded:
             self.policy.gathers_rollouts = self.trainer.strategy.gather_rollouts  # pyright: ignore
             self.policy.shard(self.device_mesh["data_parallel"])  # pyright: ignore[reportOptionalSubscript]
+        # ranks draw an adapter's first values from generators that need not be in the same state
+        self.copy_from_rank_0(self.policy.adapter_state().values())
+        self.settle_dense_rollouts()
         self.engine = RolloutEngine(self.policy, end_tokens(self.policy, self.tokenizer), self.sampling.slots)
+
+    def settle_dense_rollouts(self) -> None:
+        """Decide `dense_rollouts: null` once a run, on rank 0 for all: the two kinds of kernels round differently."""
+        if self.backbone.dense_rollouts is not None or self.policy.draws_in_step or not has_4bit(self.policy):
+            return
+        dense = self.policy.settle_dense_rollouts(self.root_device)
+        if self.ranks > 1:
+            dense = self.policy.dense_rollouts = bool(self.trainer.strategy.broadcast(dense))
+        rank_zero_info(f"backbone.dense_rollouts: null is {str(dense).lower()} for all of this run, by the free memory")
 
     # sampling, judging, scoring
 
@@ -249,9 +262,9 @@ class AdapterModule(RankedModule):
 
     def validation_step(self, batch: list[Example], batch_idx: int) -> None:
         """Greedy completions of held-out problems by the mixed policy."""
-        judgements = self.answer(batch)
-        self.format_rate.update(judgements)
-        self.solve_rate.update(judgements)
+        self.answer(batch)
+        for rate in (self.format_rate, self.answer_rate, self.solve_rate):
+            rate.update(self.rows)
 
     test_step = validation_step
 
@@ -271,13 +284,12 @@ class AdapterModule(RankedModule):
                 "checkpoint by --ckpt_path"
             )
 
-    def answer(self, batch: list[Example]) -> list[Judgement]:
+    def answer(self, batch: list[Example]) -> None:
         """Decode problems greedily and judge them; their rows are kept for callbacks."""
         rollouts = self.sample(batch, greedy=True)
         self.must_be_finite(rollouts)
         judgements = self.judge(rollouts, batch)
         self.rows = completion_rows(rollouts, judgements, batch, self.global_step)
-        return judgements
 
     def on_validation_epoch_end(self) -> None:
         self.log_rates("val")
@@ -286,10 +298,11 @@ class AdapterModule(RankedModule):
         self.log_rates("test")
 
     def log_rates(self, prefix: str) -> None:
-        """Log format and solve rate of the evaluation that has just ended."""
-        rates = {f"{prefix}/solve_rate": self.solve_rate.compute(), f"{prefix}/format_rate": self.format_rate.compute()}
-        self.solve_rate.reset()
-        self.format_rate.reset()
+        """Log format, answer and solve rate of the evaluation that has just ended."""
+        metrics = {"format_rate": self.format_rate, "answer_rate": self.answer_rate, "solve_rate": self.solve_rate}
+        rates = {f"{prefix}/{name}": metric.compute() for name, metric in metrics.items()}
+        for metric in metrics.values():
+            metric.reset()
         if not self.trainer.sanity_checking:
             self.log_dict(rates | {"step": float(self.global_step)})  # Lightning would date them one step early
             return

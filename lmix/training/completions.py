@@ -23,9 +23,15 @@ class CompletionRow:
     """Parsed from the answer template; null where it is not format-correct."""
     format_correct: bool
     answer_correct: bool
+    """Right in the answer template, whether or not the completion ended."""
     ended: bool
     reward: float
     tokens: int
+
+    @property
+    def solved(self) -> bool:
+        """Right in the answer template, in a completion that ended by itself: what is rewarded."""
+        return self.answer_correct and self.ended
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

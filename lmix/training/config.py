@@ -38,12 +38,16 @@ class ObjectiveConfig:
     """Half-width of the interval around 1 that the ratio is clipped to."""
     clip_radius_above: float | None = None
     """Another half-width above 1 (DAPO's clip-higher, 0.28); null takes clip_radius."""
-    normaliser: Literal["group", "batch"] = "group"
-    """group: each group's tokens, then the mean over groups (eq. 6). batch: all tokens of the step (DAPO)."""
+    normaliser: Literal["group", "batch", "constant"] = "group"
+    """group: each group's tokens, then the mean over groups (eq. 6). batch: all tokens of the step (DAPO). constant:
+    max_new_tokens times the step's rollouts, whatever their lengths (Dr. GRPO, with scale_by_std false)."""
     scale_by_std: bool = True
     """Divide advantages by the group's standard deviation (eq. 4); false leaves that out (Dr. GRPO)."""
     beta: float = 0.0
-    """Weight of the per-token KL to the reference (k3 estimate): the baseline KL-GRPO. The mixture needs none."""
+    """Weight of the policy's per-token KL to the reference (k3 estimate): the baseline KL-GRPO, so alpha must be 0."""
+    sampler_weight_cap: float | None = None
+    """Multiply each token's surrogate by min(p_old / p_sampler, cap), a truncated importance weight, where sampler and
+    trainer round differently (train/sampler_gap_k3 says how much). null: no weights."""
     micro_batch_tokens: int = 8192
     """Padded tokens of one forward and backward pass; changes memory and speed, not the gradient."""
 
@@ -55,6 +59,11 @@ class ObjectiveConfig:
             raise ValueError(f"objective.clip_radius_above must be positive, not {self.clip_radius_above}")
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"objective.beta must be at least 0, not {self.beta}")
+        if self.sampler_weight_cap is not None and not 0 < self.sampler_weight_cap < math.inf:
+            raise ValueError(
+                f"objective.sampler_weight_cap must be positive and finite, not {self.sampler_weight_cap}: 2 is usual, "
+                "null leaves the weights out"
+            )
 
     @property
     def clip(self) -> tuple[float, float]:

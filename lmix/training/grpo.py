@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from lmix.data.example import Example
-from lmix.functional import clipped_surrogate, dead_groups, group_advantages, group_token_weights, k3_kl
+from lmix.functional import (
+    clipped_surrogate,
+    constant_token_weights,
+    dead_groups,
+    group_advantages,
+    group_token_weights,
+    k3_kl,
+    sampler_weights,
+)
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixed_policy import Mixture
@@ -50,7 +58,7 @@ class GRPOModule(AdapterModule):
         optimizer: how the gradient becomes a step.
 
     Raises:
-        ValueError: alpha outside [0, 1], or weights that do not fit the adapters.
+        ValueError: alpha outside [0, 1], weights that do not fit the adapters, or a KL term beside a mixture.
     """
 
     def __init__(
@@ -66,6 +74,21 @@ class GRPOModule(AdapterModule):
     ) -> None:
         super().__init__(backbone, adapters, alpha, mixture, sampling, optimizer, weights)
         self.objective = objective
+        if objective.beta and (alpha or weights is not None):
+            mixed = f"model.alpha {alpha:g}" if weights is None else f"model.weights {weights}"
+            raise ValueError(
+                f"objective.beta {objective.beta:g} with {mixed} would take the mixture's KL, not the policy's: "
+                "set model.alpha to 0 (configs/methods/kl_grpo.yaml) or objective.beta to 0"
+            )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        movers = [type(c).__name__ for c in self.trainer.callbacks if getattr(c, "moves_alpha", False)]  # pyright: ignore
+        if self.objective.beta and movers:
+            raise ValueError(
+                f"objective.beta {self.objective.beta:g} with {movers[0]} would take the mixture's KL, not the "
+                f"policy's: leave {movers[0]} out or set objective.beta to 0"
+            )
 
     def training_step(self, batch: list[Example], batch_idx: int) -> None:
         """One outer step of Algorithm 1."""
@@ -138,12 +161,14 @@ class GRPOModule(AdapterModule):
 
         Returns:
             Of this rank: the loss, the number of tokens that got a pass, and over these the number of clipped ones, the
-            sum of the KL and of the distance of the sampler's log-probability from this one.
+            sum of the KL, and of the gap between the sampler's log-probabilities and the old ones: sum of absolute
+            values, largest absolute value, and sum of the k3 estimates of KL(sampler || trainer).
         """
         objective = self.objective
         live = [i for i in range(len(rollouts_B)) if advantages_B[i] != 0 or objective.beta]
         tokens = sum(len(rollouts_B[i].completion_ids) for i in live)
-        sums = {"tokens": float(tokens), "loss": 0.0, "clipped": 0.0, "kl": 0.0, "gap": 0.0}
+        sums = {"tokens": float(tokens), "loss": 0.0, "clipped": 0.0, "kl": 0.0}
+        sums |= {"gap": 0.0, "gap_max": 0.0, "gap_k3": 0.0}
         passes, share = micro_batches(
             [rollouts_B[i] for i in live], objective.micro_batch_tokens, self.policy.shares_prefixes
         )
@@ -156,7 +181,10 @@ class GRPOModule(AdapterModule):
                 before.log_probs.append(log_probs_bC.detach())  # so with one inner update the ratio is exactly 1
             old_bC = before.log_probs[number]
             advantages_b = advantages_B[rows].to(self.device)
+            sampled_bC = packed.unflatten(torch.cat([rollouts_B[i].log_probs for i in rows]).to(self.device))
             terms_bC, clipped_bC = self.surrogate(log_probs_bC, old_bC, advantages_b, packed.mask)
+            if objective.sampler_weight_cap is not None:
+                terms_bC = terms_bC * sampler_weights(old_bC, sampled_bC, objective.sampler_weight_cap)
             if objective.beta:
                 if number == len(before.reference_log_probs):
                     before.reference_log_probs.append(packed.unflatten(self.reference_log_probs(packed)))
@@ -165,10 +193,12 @@ class GRPOModule(AdapterModule):
                 sums["kl"] += float(kl_bC.detach().sum())
             losses_b = -(terms_bC * weights_B[rows].to(self.device)[:, None]).sum(dim=1)
             self.backward_and_check(losses_b, [rollouts_B[i] for i in rows])
-            sampled = torch.cat([rollouts_B[i].log_probs for i in rows]).to(self.device)
             sums["loss"] += float(losses_b.detach().sum())
             sums["clipped"] += float(clipped_bC.sum())
-            sums["gap"] += float((old_bC[packed.mask] - sampled).abs().sum())
+            gap_bC = (old_bC - sampled_bC).abs()
+            sums["gap"] += float(gap_bC.sum())
+            sums["gap_max"] = max(sums["gap_max"], float(gap_bC.max()))
+            sums["gap_k3"] += float(k3_kl(sampled_bC, old_bC).sum())
         for _ in range(idle):
             self.idle_pass(with_reference=bool(objective.beta) and before.updates == 0)
         before.updates += 1
@@ -198,14 +228,19 @@ class GRPOModule(AdapterModule):
     def token_weights(self, rollouts_B: Sequence[Rollout]) -> Tensor:
         """What each token of a rollout weighs in the loss over all ranks, `[B]`.
 
-        Eq. 6: one over the tokens of its group, and over the groups. DAPO: one over all tokens.
+        Eq. 6: one over the tokens of its group, and over the groups. DAPO: one over all tokens. Dr. GRPO: one over the
+        tokens that all rollouts can have.
         """
         tokens_B = torch.tensor([len(r.completion_ids) for r in rollouts_B], dtype=torch.long)
         groups = len(rollouts_B) // self.sampling.samples_per_prompt
         all_groups, all_tokens = self.sum_over_ranks([groups, int(tokens_B.sum())])
         if self.objective.normaliser == "batch" or not groups:
             return torch.full((len(rollouts_B),), 1.0 / max(all_tokens, 1.0))
-        weights_B = group_token_weights(length_mask(rollouts_B), torch.tensor([r.prompt for r in rollouts_B]))
+        mask_BC = length_mask(rollouts_B)
+        if self.objective.normaliser == "constant":
+            weights_B = constant_token_weights(mask_BC, self.sampling.max_new_tokens)
+        else:
+            weights_B = group_token_weights(mask_BC, torch.tensor([r.prompt for r in rollouts_B]))
         return weights_B * (groups / all_groups)
 
     def rewards(self, judgements_B: Sequence[Judgement]) -> Tensor:
@@ -231,7 +266,8 @@ class GRPOModule(AdapterModule):
         self.log_over_ranks(
             means={
                 "train/reward": (sum(row.reward for row in rows), drawn),
-                "train/solve_rate": (sum(row.answer_correct for row in rows), drawn),
+                "train/solve_rate": (sum(row.solved for row in rows), drawn),
+                "train/answer_rate": (sum(row.answer_correct for row in rows), drawn),
                 "train/format_rate": (sum(row.format_correct for row in rows), drawn),
                 # an unbiased estimate of the mixed policy's entropy a token: the mean of -log p of what it drew
                 "train/entropy": (-sum(float(r.log_probs.sum()) for r in rollouts_B), update_tokens),
@@ -240,6 +276,7 @@ class GRPOModule(AdapterModule):
                 "train/clip_fraction": (stats["clipped"], scored),
                 "train/kl": (stats["kl"], scored),
                 "train/sampler_logprob_gap": (stats["gap"], scored),
+                "train/sampler_gap_k3": (stats["gap_k3"], scored),
                 "perf/rollout_seconds": (rollout_seconds, 1),
                 "perf/update_seconds": (update_seconds, 1),
             },
@@ -250,6 +287,7 @@ class GRPOModule(AdapterModule):
                 "perf/rollout_tokens_per_second": tokens / rollout_seconds,
                 "perf/train_tokens_per_second": update_tokens / update_seconds,
             },
+            largest={"train/sampler_gap_max": stats["gap_max"]},
             same={
                 "step": self.global_step,  # the x axis
                 "alpha": self.policy.alpha,

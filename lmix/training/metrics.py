@@ -1,4 +1,4 @@
-"""Format and solve rates as torchmetrics: exact over batches and ranks."""
+"""Format, answer and solve rates as torchmetrics: exact over batches and ranks."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lmix.tasks.task import Judgement
+from lmix.training.completions import CompletionRow
 
 
 class _Rate(Metric):
@@ -33,12 +33,19 @@ class _Rate(Metric):
 class FormatRate(_Rate):
     """Share of completions whose answer template is there, filled and closed."""
 
-    def update(self, judgements: Sequence[Judgement]) -> None:
-        self.add([j.format_correct for j in judgements])
+    def update(self, rows: Sequence[CompletionRow]) -> None:
+        self.add([row.format_correct for row in rows])
+
+
+class AnswerRate(_Rate):
+    """Share of completions with the right answer in the template, whether or not they ended by themselves."""
+
+    def update(self, rows: Sequence[CompletionRow]) -> None:
+        self.add([row.answer_correct for row in rows])
 
 
 class SolveRate(_Rate):
-    """Share of completions that are format-correct and right."""
+    """Share of completions that are rewarded: the right answer in the template, and ended by themselves."""
 
-    def update(self, judgements: Sequence[Judgement]) -> None:
-        self.add([j.answer_correct for j in judgements])
+    def update(self, rows: Sequence[CompletionRow]) -> None:
+        self.add([row.solved for row in rows])

@@ -1,6 +1,6 @@
 """Several ranks: each has its own prompts, and all have the same adapters. What they do together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 import lightning as L
@@ -33,8 +33,7 @@ class RankedModule(L.LightningModule):
         before its own."""
         if not self.sharded:
             return 0
-        here = torch.tensor(passes, device=self.root_device)
-        return int(self.trainer.strategy.reduce(here, reduce_op="max")) - passes  # pyright: ignore
+        return int(self.largest_of_ranks([passes])[0]) - passes
 
     def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
         """Add up numbers over all ranks. Every rank must call it."""
@@ -43,6 +42,23 @@ class RankedModule(L.LightningModule):
         here = torch.tensor(values, dtype=torch.float64, device=self.root_device)
         return self.trainer.strategy.reduce(here, reduce_op="sum").tolist()  # pyright: ignore
 
+    def largest_of_ranks(self, values: Sequence[float]) -> list[float]:
+        """The largest of each number over all ranks. Every rank must call it."""
+        if self.ranks == 1:
+            return list(values)
+        here = torch.tensor(values, dtype=torch.float64, device=self.root_device)
+        return self.trainer.strategy.reduce(here, reduce_op="max").tolist()  # pyright: ignore
+
+    def copy_from_rank_0(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors, in place, by those of rank 0, whose number and shapes are the same. Every rank must call
+        it."""
+        if self.ranks == 1:
+            return
+        for tensor in tensors:
+            there = tensor.detach().to(self.root_device)  # NCCL takes none from a CPU
+            torch.distributed.broadcast(there, src=0)
+            tensor.detach().copy_(there)
+
     def backward_here(self, loss: Tensor) -> None:
         """Add a loss's gradient on this rank only: ranks may differ in how many they have. `optimizer_step` adds up."""
         strategy = self.trainer.strategy if self._trainer is not None else None
@@ -50,7 +66,11 @@ class RankedModule(L.LightningModule):
             self.manual_backward(loss)
 
     def log_over_ranks(
-        self, means: Mapping[str, tuple[float, float]], sums: Mapping[str, float], same: Mapping[str, float]
+        self,
+        means: Mapping[str, tuple[float, float]],
+        sums: Mapping[str, float],
+        same: Mapping[str, float],
+        largest: Mapping[str, float] | None = None,
     ) -> None:
         """Log a step's figures of all ranks together. Every rank must call it, with the same names.
 
@@ -58,10 +78,13 @@ class RankedModule(L.LightningModule):
             means: name -> (sum here, count here); 0 where no rank has any.
             sums: name -> what is here.
             same: name -> what is equal on all ranks.
+            largest: name -> the largest value here.
         """
         pairs = [number for pair in means.values() for number in pair]
         total = self.sum_over_ranks([*pairs, *sums.values()])
         figures = dict(zip(sums, total[len(pairs) :], strict=True))
         for name, value, count in zip(means, total[0 : len(pairs) : 2], total[1 : len(pairs) : 2], strict=True):
             figures[name] = value / count if count else 0.0
+        if largest:
+            figures |= dict(zip(largest, self.largest_of_ranks(list(largest.values())), strict=True))
         self.log_dict(figures | dict(same), batch_size=1)
