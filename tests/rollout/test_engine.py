@@ -55,8 +55,10 @@ def test_the_sampler_s_log_probs_equal_teacher_forced_ones(policy, mixture):
     assert torch.allclose(packed.frozen_hidden[:, 0], hidden[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("mixture", ["logits", "probs"])
-@pytest.mark.parametrize("name", ["qwen2", "llama", "gemma3", "qwen2-nf4"])
+@pytest.mark.parametrize(
+    ("name", "mixture"),
+    [("qwen2", "logits"), ("qwen2", "probs"), ("llama", "logits"), ("gemma3", "probs"), ("qwen2-nf4", "logits")],
+)
 def test_in_bfloat16_the_sampler_s_gap_is_bounded(name, mixture, folders):
     """One token a pass against whole rows: layers round differently, and nothing else may differ."""
     policy = make_policy(name, folders, dtype="bfloat16", mixture=mixture)
@@ -64,12 +66,11 @@ def test_in_bfloat16_the_sampler_s_gap_is_bounded(name, mixture, folders):
     with torch.no_grad():
         hidden = [policy.stream_hidden(packed.input_ids, s).flatten(0, 1)[packed.predicts] for s in policy.streams]
         gap = policy.log_probs(hidden, packed.targets) - torch.cat([r.log_probs for r in rollouts])
-    print(name, mixture, float(gap.abs().mean()), float(gap.abs().max()))
-    assert gap.abs().mean() < 0.02
-    assert gap.abs().max() < 0.2
+    assert gap.abs().mean() < 0.01  # measured: 0.0020 to 0.0035, and at most 0.025
+    assert gap.abs().max() < 0.1
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gemma2", "qwen2-nf4"])
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
 @pytest.mark.parametrize("alpha", [0.25, 0.5])
 def test_in_bfloat16_an_alpha_for_each_sample_decodes_what_the_scalar_does(name, alpha, folders):
     """The alpha rule's and the sweep's path against training's."""
