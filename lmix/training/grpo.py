@@ -198,7 +198,7 @@ class GRPOModule(AdapterModule):
             gap_bC = (old_bC - sampled_bC).abs()
             sums["gap"] += float(gap_bC.sum())
             sums["gap_max"] = max(sums["gap_max"], float(gap_bC.max()))
-            sums["gap_k3"] += float(k3_kl(sampled_bC.double(), old_bC.double()).sum())  # float32 loses d^2
+            sums["gap_k3"] += float(k3_kl(sampled_bC.double(), old_bC.double()).sum())  # float32 would be all rounding
         for _ in range(idle):
             self.idle_pass(with_reference=bool(objective.beta) and before.updates == 0)
         before.updates += 1
