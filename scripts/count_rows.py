@@ -1,4 +1,6 @@
-"""Count again what a page of docs/results says: format and solve rate from files of judged completions.
+"""Count again what a page of docs/results says: format, solve and answer rate from files of judged completions.
+
+Solved are right answers of completions that ended; answered also those of completions that the limit cut.
 
     python scripts/count_rows.py docs/results/qwen2.5-0.5b/*.jsonl.gz
 
@@ -32,9 +34,9 @@ def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[st
     return dict(sorted(found.items()))
 
 
-def rate(rows: Sequence[dict[str, Any]], name: str) -> str:
-    """A share in percent with its 95 % interval."""
-    count, problems = sum(row[name] for row in rows), len({row["problem_id"] for row in rows})
+def rate(rows: Sequence[dict[str, Any]], *names: str) -> str:
+    """The share, in percent with its 95 % interval, of rows that have all of these flags."""
+    count, problems = sum(all(row[name] for name in names) for row in rows), len({row["problem_id"] for row in rows})
     low, high = interval(count, len(rows), len(rows) // problems)
     return f"{100 * count / len(rows):5.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
@@ -44,9 +46,10 @@ def lines(path: Path) -> Iterator[str]:
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     for key, rows in groups(read(path)).items():
         what = " ".join(f"{field} {value}" for field, value in key)
-        form, solved = rate(rows, "format_correct"), rate(rows, "answer_correct")
+        form, solved = rate(rows, "format_correct"), rate(rows, "answer_correct", "ended")
+        answered = rate(rows, "answer_correct")
         ended = 100 * sum(row["ended"] for row in rows) / len(rows)
-        yield f"{name}  {what}  n {len(rows)}  format {form}  solved {solved}  ended {ended:.1f}"
+        yield f"{name}  {what}  n {len(rows)}  format {form}  solved {solved}  answered {answered}  ended {ended:.1f}"
 
 
 def main() -> None:

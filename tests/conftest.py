@@ -96,9 +96,9 @@ def policy(request, folders) -> MixedPolicy:
     return make_policy(request.param, folders)
 
 
-def make_policy(name: str, folders: dict[str, Path], **arguments) -> MixedPolicy:
+def make_policy(name: str, folders: dict[str, Path], dtype: str = "float32", **arguments) -> MixedPolicy:
     architecture, _, quantization = name.partition("-")
-    backbone = BackboneConfig(str(folders[architecture]), quantization or "none", dtype="float32")  # pyright: ignore
+    backbone = BackboneConfig(str(folders[architecture]), quantization or "none", dtype=dtype)  # pyright: ignore
     adapters = AdapterConfig(reference=str(folders[f"{architecture}-sft"]), rank=4)
     return randomise_adapters(MixedPolicy.from_pretrained(backbone, adapters, **{"alpha": 0.3, **arguments}))
 

@@ -129,7 +129,8 @@ def test_the_demo_runs_and_writes_everything_down(tmp_path, capsys):
     wanted = {
         *("alpha", "train/reward", "train/solve_rate", "train/format_rate", "train/loss", "train/grad_norm"),
         *("train/clip_fraction", "train/entropy", "train/completion_length", "train/dead_groups"),
-        *("train/sampler_logprob_gap", "val/solve_rate", "val/format_rate"),
+        *("train/sampler_logprob_gap", "train/sampler_gap_max", "train/sampler_gap_k3", "train/answer_rate"),
+        *("val/solve_rate", "val/format_rate", "val/answer_rate"),
         *("perf/rollout_tokens_per_second", "perf/train_tokens_per_second"),
     }
     scalars = events.Tags()["scalars"]

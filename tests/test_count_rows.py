@@ -26,8 +26,16 @@ def test_groups_of_a_sweep_and_of_a_run(tmp_path, monkeypatch, capsys):
     first = "sweep mixture logits who mixed alpha"
     one, two = "(20.7 to 100.0)", "(34.2 to 100.0)"
     assert found == [
-        f"run step 10 n 2 format 100.0 {one} solved 0.0 (0.0 to 79.3) ended 0.0",
-        f"run step 20 n 1 format 100.0 {one} solved 0.0 (0.0 to 79.3) ended 100.0",
-        f"{first} 0.1 n 1 format 100.0 {one} solved 0.0 (0.0 to 79.3) ended 100.0",
-        f"{first} 0.5 n 2 format 100.0 {two} solved 100.0 {two} ended 100.0",
+        f"run step 10 n 2 format 100.0 {one} solved 0.0 (0.0 to 79.3) answered 0.0 (0.0 to 79.3) ended 0.0",
+        f"run step 20 n 1 format 100.0 {one} solved 0.0 (0.0 to 79.3) answered 0.0 (0.0 to 79.3) ended 100.0",
+        f"{first} 0.1 n 1 format 100.0 {one} solved 0.0 (0.0 to 79.3) answered 0.0 (0.0 to 79.3) ended 100.0",
+        f"{first} 0.5 n 2 format 100.0 {two} solved 100.0 {two} answered 100.0 {two} ended 100.0",
     ]
+
+
+def test_a_right_answer_of_a_cut_completion_is_answered_and_not_solved(tmp_path, monkeypatch, capsys):
+    cut = [ROW | {"answer_correct": True, "ended": False}]
+    (tmp_path / "cut.jsonl").write_text("".join(json_lines(cut)), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["count_rows.py", str(tmp_path / "cut.jsonl")])
+    count_rows.main()
+    assert "solved   0.0 (0.0 to 79.3)  answered 100.0 (20.7 to 100.0)  ended 0.0" in capsys.readouterr().out

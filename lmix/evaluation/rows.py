@@ -53,6 +53,7 @@ class CompletionRow:
     """Parsed from the answer template; null where it is not format-correct."""
     format_correct: bool
     answer_correct: bool
+    """Right in the answer template, whether or not the completion ended."""
     ended: bool
     reward: float
     tokens: int

@@ -31,9 +31,9 @@ def load(path: Path) -> Any:
 
 
 def correct(folder: Path, **fields) -> list[tuple[int, str, bool, bool]]:
-    """What rows.jsonl says of the rows that have these fields."""
+    """Of the rows of rows.jsonl that have these fields: problem, completion, format-correct, solved."""
     return [
-        (row.problem_id, row.completion, row.format_correct, row.answer_correct)
+        (row.problem_id, row.completion, row.format_correct, row.answer_correct and row.ended)
         for row in read_rows(folder)
         if all(getattr(row, name) == value for name, value in fields.items())
     ]

@@ -8,9 +8,9 @@ from jsonargparse import auto_cli
 from lmix.data.module import RLDataModule
 from lmix.evaluation.compare import compare
 from lmix.evaluation.config import EvaluationConfig
-from lmix.evaluation.decoder import Decoder
-from lmix.evaluation.evaluate import evaluate
-from lmix.evaluation.rows import read_rows
+from lmix.evaluation.decoding import Decoded, judge_once
+from lmix.evaluation.evaluate import evaluate, summary
+from lmix.evaluation.rows import EvaluationRow, read_rows
 from lmix.evaluation.statistics import interval, wilson_interval
 from lmix.evaluation.sweep import sweep
 from lmix.model.adapters import AdapterConfig
@@ -49,10 +49,23 @@ def test_pass_at_k_of_samples(tmp_path):
     assert [(row.problem_id, row.sample) for row in rows[:4]] == [(rows[0].problem_id, g) for g in range(4)]
     assert len(rows) == rates["n"] == 24
     assert len({row.completion for row in rows}) > 12  # samples differ
-    solved = [[row.answer_correct for row in rows[i : i + 4]] for i in range(0, 24, 4)]
+    solved = [[row.answer_correct and row.ended for row in rows[i : i + 4]] for i in range(0, 24, 4)]
     assert rates["pass_at_k"]["1"] == pytest.approx(sum(map(sum, solved)) / 24)
     assert rates["pass_at_k"]["4"] == pytest.approx(sum(map(any, solved)) / 6)
     assert list(rates["pass_at_k"]) == ["1", "2", "4"]
+
+
+def test_a_right_answer_that_the_limit_cut_is_answered_and_not_solved():
+    """Two samples of three problems: right and ended; right and cut; wrong."""
+
+    def row(problem, correct, ended):
+        return EvaluationRow("mixed", "logits", 0.5, problem, 0, "", "4", "4", True, correct, ended, 3)
+
+    flags = [(True, True), (True, True), (True, False), (True, True), (True, False), (False, True)]
+    rates = summary(Decoded([row(i // 2, *flag) for i, flag in enumerate(flags)], 1.0), samples=2)
+    assert (rates["answered"], rates["solved"], rates["ended"], rates["format"]) == (5, 3, 4, 6)
+    assert (rates["answer_rate"], rates["solve_rate"]) == (5 / 6, 0.5)
+    assert rates["pass_at_k"] == {"1": 0.5, "2": pytest.approx(2 / 3)}  # the third problem is never solved
 
 
 def test_the_interval_of_samples_counts_problems():

@@ -43,7 +43,7 @@ def test_files_are_complete(swept):
         found = [r for r in rows if (r.mixture, r.alpha) == (cell["mixture"], cell["alpha"])]
         assert cell["n"] == len(found) == N
         assert cell["format"] == sum(r.answer is not None for r in found) >= cell["solved"]
-        assert cell["solved"] == sum(r.answer_correct for r in found)
+        assert cell["solved"] == sum(r.answer_correct and r.ended for r in found)
         assert {r.who for r in found} == {{0.0: "policy", 1.0: "reference"}.get(cell["alpha"], "mixed")}
     assert sorted(path.name for path in swept.iterdir()) == ["rows.jsonl", "sweep.json"]
 

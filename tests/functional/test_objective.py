@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from lmix.functional import clipped_surrogate_loss, group_token_weights, k3_kl
+from lmix.functional import (
+    clipped_surrogate_loss,
+    constant_token_weights,
+    group_token_weights,
+    k3_kl,
+    sampler_weights,
+)
 
 
 def written_out(log_probs, old, advantages, mask, group, radius):
@@ -49,10 +55,10 @@ def test_value_and_gradient_against_the_written_out_equation(seed):
     log_probs, old, advantages, mask, group = case(seed=seed)
     loss, _ = clipped_surrogate_loss(log_probs, old, advantages, mask, group)
     twin = written_out(log_probs, old, advantages, mask, group, 0.2)
-    assert torch.allclose(loss, twin, atol=1e-12)
+    assert torch.allclose(loss, twin, rtol=0.0, atol=1e-14)
     (found,) = torch.autograd.grad(loss, log_probs)
     (expected,) = torch.autograd.grad(twin, log_probs)
-    assert torch.allclose(found, expected, atol=1e-12)
+    assert torch.allclose(found, expected, rtol=0.0, atol=1e-14)
 
 
 def test_the_ratio_is_exactly_1_for_equal_log_probs():
@@ -103,6 +109,40 @@ def test_an_asymmetric_radius():
 def test_the_normaliser_is_the_group_s_tokens_and_the_mean_is_over_groups():
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]]).bool()
     assert torch.allclose(group_token_weights(mask, torch.tensor([5, 5, 2])), torch.tensor([1 / 8, 1 / 8, 1 / 4]))
+
+
+def test_weights_are_float64_where_what_they_weigh_is():
+    mask, group = torch.ones(3, 1, dtype=torch.bool), torch.arange(3)
+    assert group_token_weights(mask, group, torch.float64)[0].item() == 1 / 3  # to the last bit
+    assert group_token_weights(mask.double(), group).dtype == torch.float64
+    assert group_token_weights(mask, group).dtype == torch.float32
+    assert group_token_weights(mask.long(), group).dtype == torch.float32
+    assert constant_token_weights(mask, 7, torch.float64)[0].item() == 1 / 21
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tokens_are_counted_exactly_in_half_precision(dtype):
+    """bfloat16 can't count past 256, and float16 not past 2048."""
+    mask = torch.ones(2, 4099, dtype=dtype)
+    weights = group_token_weights(mask, torch.zeros(2, dtype=torch.long))
+    assert weights.dtype == torch.float32
+    assert weights[0].item() == pytest.approx(1 / 8198, rel=1e-7)
+
+
+def test_a_constant_normaliser_by_hand():
+    """Three rows of at most 10 tokens: 1/30 a token, however long its row is."""
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]]).bool()
+    assert torch.allclose(constant_token_weights(mask, 10), torch.full((3,), 1 / 30))
+    assert constant_token_weights(mask[:0], 10).shape == (0,)
+
+
+def test_sampler_weights_by_hand():
+    old = torch.tensor([[0.5, 0.2], [0.9, 0.3]]).log().requires_grad_()
+    sampled = torch.tensor([[0.25, 0.4], [0.1, 0.3]]).log()
+    weights = sampler_weights(old, sampled, cap=3.0)
+    assert torch.allclose(weights, torch.tensor([[2.0, 0.5], [3.0, 1.0]]))
+    assert not weights.requires_grad
+    assert torch.equal(sampler_weights(sampled, sampled, cap=1.0), torch.ones(2, 2))
 
 
 def test_k3_by_hand_and_unbiased():

@@ -32,8 +32,20 @@ def test_a_copy_is_made_by_itself_where_half_of_the_free_memory_holds_it(folders
     size = sum(4 * layer.in_features * layer.out_features for layer in layers)
     for free, copied in ((2 * size, False), (2 * size + 1, True)):
         monkeypatch.setattr("lmix.model.backbone.free_memory", lambda device, free=free: free)
+        policy.dense_rollouts = None
         with policy.rollouts():
             assert (layers[0].dense is not None) == copied
+        assert policy.dense_rollouts is copied
+
+
+@pytest.mark.parametrize(("first", "kept"), [(2**40, True), (0, False)])
+def test_the_copy_is_decided_once_whatever_is_free_later(folders, monkeypatch, first, kept):
+    policy = make_policy("qwen2-nf4", folders)
+    layers = [m for m in policy.modules() if is_4bit(m)]
+    for free in (first, 0, 2**40):
+        monkeypatch.setattr("lmix.model.backbone.free_memory", lambda device, free=free: free)
+        with policy.rollouts():
+            assert (layers[0].dense is not None) == kept
 
 
 def test_layers_that_lmix_quantises_are_those_that_transformers_does(folders):

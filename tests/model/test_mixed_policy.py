@@ -224,3 +224,29 @@ def test_a_head_with_a_bias_in_an_ensemble_whose_weights_do_not_sum_to_1(folders
         assert policy.mixes_hidden
         streams = [policy.logits(policy.stream_hidden(ids, s), s) for s in policy.streams]
         assert close(policy(ids), 0.25 * streams[0] + 0.75 * streams[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen2", "llama", "gemma2", "qwen2-nf4"])  # gemma2 mixes logits, not hidden states
+@pytest.mark.parametrize("mixture", ["logits", "probs"])
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.75])
+def test_in_bfloat16_a_scalar_alpha_and_one_for_each_row_give_the_same_logits(name, mixture, alpha, folders):
+    """Training draws at the scalar; the alpha rule and the sweep at one for each row."""
+    policy = make_policy(name, folders, dtype="bfloat16", mixture=mixture, alpha=alpha)
+    hidden_K = list(policy.hidden(tokens(3, 8), (POLICY, REFERENCE)))
+    assert hidden_K[0].dtype == torch.bfloat16
+    scalar = policy.mixed_logits(hidden_K)
+    by_row = policy.mixed_logits(hidden_K, torch.full((3, 8), alpha))
+    assert scalar.dtype == by_row.dtype == torch.float32
+    assert torch.equal(scalar, by_row) if mixture == "logits" else close(scalar, by_row, 1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
+def test_in_bfloat16_one_pass_s_log_probs_are_those_of_its_mixed_logits(name, folders):
+    """The same hidden states through the update's function and the sampler's: only the head's product is rounded."""
+    policy = make_policy(name, folders, dtype="bfloat16")
+    targets = tokens(24, seed=5)
+    hidden_K = [h.flatten(0, 1) for h in policy.hidden(tokens(3, 8), (POLICY, REFERENCE))]
+    sampled = token_log_probs(policy.mixed_logits(hidden_K), targets)
+    assert close(policy.log_probs(hidden_K, targets), sampled, 1e-5)

@@ -3,6 +3,7 @@
 Arguments: a folder, and settings as JSON: prompts, steps, ckpt_path, strategy, and what `module` or SFTModule take.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
+import lmix.model.backbone
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.training.alpha import AdaptiveAlpha
@@ -21,6 +23,14 @@ from lmix.training.grpo import GRPOModule
 from lmix.training.sft import SFTModule
 from lmix.training.strategies import ShardedStrategy
 from tests.training.test_grpo import SFT, data, trainer
+
+
+def checksum(module) -> str:
+    """Of all adapters."""
+    digest = hashlib.sha256()
+    for tensor in module.policy.adapter_state().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class LargeEps(L.Callback):
@@ -37,6 +47,10 @@ class Groups(L.Callback):
         self.groups: list[int] = []
         self.live: list[int] = []
         self.metrics: list[dict[str, float]] = []
+        self.began = ""
+
+    def on_train_start(self, trainer, pl_module):
+        self.began = checksum(pl_module)
 
     def on_train_batch_start(self, trainer, pl_module, *_):
         if pl_module.late and trainer.global_rank == 1:
@@ -63,11 +77,16 @@ def main(
     keep_frozen: bool = True,
     checkpointing: bool = False,
     late: bool = False,
+    uneven: bool = False,
+    alpha: float = 0.5,
     **objective,
 ) -> None:
     torch.set_num_threads(1)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     L.seed_everything(0)
+    if uneven:
+        torch.rand(int(os.environ["RANK"]))
+        lmix.model.backbone.free_memory = lambda device: 0 if os.environ["RANK"] == "1" else 2**40
     backbone = BackboneConfig(quantization=quantization, dtype=dtype, activation_checkpointing=checkpointing)
     sampling = SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0, keep_frozen=keep_frozen)
     common = {"sampling": sampling, "optimizer": OptimizerConfig(lr=1e-3)}
@@ -77,7 +96,7 @@ def main(
         m = SFTModule(backbone, AdapterConfig(rank=4), micro_batch_tokens=100, **common)
     else:
         adapters = AdapterConfig(reference=SFT, rank=4)
-        m = GRPOModule(backbone, adapters, objective=ObjectiveConfig(**objective), **common)
+        m = GRPOModule(backbone, adapters, alpha, objective=ObjectiveConfig(**objective), **common)
         if adaptive:
             callbacks.append(AdaptiveAlpha(offset=1.0, scale=4.0))
     m.late = late
@@ -86,6 +105,7 @@ def main(
     t = trainer(out, steps, callbacks=callbacks, val_check_interval=steps, **settings)
     t.fit(m, data(prompts=prompts, validation_size=5), ckpt_path=ckpt_path)
     found = {"alpha": m.policy.alpha, "metrics": groups.metrics, "groups": groups.groups, "live": groups.live}
+    found |= {"began": groups.began, "ended": checksum(m), "dense": m.policy.dense_rollouts}
     (out / f"rank{t.global_rank}.json").write_text(json.dumps(found))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import lightning as L
 import pytest
@@ -120,6 +121,89 @@ def test_1_x_8_and_8_x_1_micro_batches_agree(step):
         assert (a - b).norm() <= 1e-4 * a.norm()
 
 
+@pytest.mark.parametrize("normaliser", ["batch", "constant"])
+def test_micro_batches_agree_under_every_normaliser(step, normaliser):
+    m, rollouts, advantages = step
+    whole, stats, _ = gradients(m, rollouts, advantages, normaliser=normaliser, micro_batch_tokens=10**6)
+    single, other, _ = gradients(m, rollouts, advantages, normaliser=normaliser, micro_batch_tokens=1)
+    assert stats["loss"] == pytest.approx(other["loss"], abs=1e-7)
+    for a, b in zip(whole, single, strict=True):
+        assert (a - b).norm() <= 1e-4 * a.norm()
+
+
+def test_the_figures_of_the_sampler_s_gap_by_hand(step):
+    """The sampler claims other probabilities than the trainer finds: by -0.5, 0.25 and 1 in one rollout's tokens."""
+    m, rollouts, advantages = step
+    _, _, old = gradients(m, rollouts, advantages, micro_batch_tokens=1)
+    first = next(i for i in range(16) if advantages[i] != 0)
+    alone, weights = [rollouts[first]], m.token_weights(rollouts)[[first]]
+    before = BeforeUpdate()
+    m.accumulate_gradient(alone, advantages[[first]], weights, before)
+    old = before.log_probs[0][0]
+    shift = torch.zeros(len(old))
+    shift[:3] = torch.tensor([-0.5, 0.25, 1.0])
+    stats = m.accumulate_gradient(
+        [dataclasses.replace(rollouts[first], log_probs=old - shift)], advantages[[first]], weights, BeforeUpdate()
+    )
+    assert stats["gap"] == pytest.approx(1.75, abs=1e-4)
+    assert stats["gap_max"] == pytest.approx(1.0, abs=1e-4)
+    k3 = sum(math.exp(d) - d - 1 for d in (-0.5, 0.25, 1.0))  # d = log p_trainer - log p_sampler
+    assert stats["gap_k3"] == pytest.approx(k3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("normaliser", "mu"), [("group", 1), ("constant", 1), ("group", 2)])
+def test_the_gradient_under_truncated_importance_weights_is_that_of_the_written_out_loss(step, normaliser, mu):
+    """Autograd of whole logits. With mu 2 the ratio is not 1: the policy has moved since the old log-probabilities."""
+    m, rollouts, advantages = step
+    cap, generator = 1.5, torch.Generator().manual_seed(0)
+    noisy = [
+        dataclasses.replace(r, log_probs=r.log_probs + 0.7 * torch.randn(len(r.log_probs), generator=generator))
+        for r in rollouts
+    ]
+    sampler = torch.cat([r.log_probs for r in noisy])
+    packed = pack(noisy)
+
+    def log_probs():
+        logits = m.policy(packed.input_ids).flatten(0, 1)[packed.predicts]
+        return logits.log_softmax(-1).gather(1, packed.targets[:, None]).squeeze(1)
+
+    old = log_probs().detach()
+    m.objective = ObjectiveConfig(sampler_weight_cap=cap, normaliser=normaliser, inner_updates=mu)
+    weights, before = m.token_weights(noisy), BeforeUpdate()
+    kept = [p.detach().clone() for p in m.policy.policy_parameters()]
+    try:
+        for _ in range(mu):
+            m.policy.zero_grad()
+            m.accumulate_gradient(noisy, advantages, weights, before)
+            found = [p.grad.clone() for p in m.policy.policy_parameters()]
+            now = log_probs()
+            rows = packed.mask.nonzero()[:, 0]
+            tokens = torch.tensor([float(sum(len(r.completion_ids) for r in noisy if r.prompt == p)) for p in range(4)])
+            divisor = 4 * tokens[[noisy[i].prompt for i in rows]] if normaliser == "group" else 16 * 48
+            ratio, scale = (now - old).exp(), (old - sampler).exp().clamp(max=cap)
+            terms = torch.min(ratio * advantages[rows], ratio.clamp(0.8, 1.2) * advantages[rows])
+            expected = torch.autograd.grad(-(scale * terms / divisor).sum(), m.policy.policy_parameters())
+            assert (scale == cap).any()
+            assert (scale < 1).any()
+            for a, b in zip(found, expected, strict=True):
+                assert (a - b).norm() <= 1e-4 * b.norm()
+            with torch.no_grad():
+                for p, g in zip(m.policy.policy_parameters(), found, strict=True):
+                    p -= 0.02 * g / g.norm()
+    finally:
+        with torch.no_grad():
+            for p, value in zip(m.policy.policy_parameters(), kept, strict=True):
+                p.copy_(value)
+
+
+def test_weights_of_an_exact_sampler_change_nothing_that_matters(step):
+    m, rollouts, advantages = step
+    plain, _, _ = gradients(m, rollouts, advantages)
+    weighed, _, _ = gradients(m, rollouts, advantages, sampler_weight_cap=2.0)
+    for a, b in zip(plain, weighed, strict=True):
+        assert (a - b).norm() <= 1e-3 * a.norm()
+
+
 def test_a_reference_pass_gives_the_same_gradient_as_cached_hidden_states(step):
     m, rollouts, advantages = step
     cached, _, _ = gradients(m, rollouts, advantages)
@@ -141,6 +225,8 @@ def test_the_gap_between_sampler_and_scoring_is_rounding(step):
     m, rollouts, advantages = step
     _, stats, _ = gradients(m, rollouts, advantages)
     assert 0 <= stats["gap"] < 1e-4 * stats["tokens"]
+    assert stats["gap"] / stats["tokens"] <= stats["gap_max"] < 1e-3
+    assert 0 <= stats["gap_k3"] < 1e-6 * stats["tokens"]
     assert stats["clipped"] == 0.0  # the ratio is exactly 1 before the first update
 
 
@@ -189,9 +275,9 @@ def test_the_held_out_rates_are_those_of_the_mixed_policy_decoded_greedily(tmp_p
     m = module()
     t = trainer(tmp_path, 1)
     (metrics,) = t.validate(m, data(), verbose=False)
-    judged = [row.answer_correct for row in m.rows]
-    assert len(judged) == 8
-    assert metrics["val/solve_rate"] == pytest.approx(sum(judged) / 8)
+    assert len(m.rows) == 8
+    assert metrics["val/solve_rate"] == pytest.approx(sum(r.answer_correct and r.ended for r in m.rows) / 8)
+    assert metrics["val/answer_rate"] == pytest.approx(sum(row.answer_correct for row in m.rows) / 8)
     assert metrics["val/format_rate"] == pytest.approx(sum(row.format_correct for row in m.rows) / 8)
 
 
@@ -267,6 +353,11 @@ def test_strategies_that_were_not_tried_are_refused(strategy):
             "max_new_tokens 5000 after a prompt of .* places of backbone",
         ),
         ({"weights": [0.5, 0.5]}, {"callbacks": [AlphaSchedule()]}, "model.weights is given and fixed"),
+        (
+            {"alpha": 0.0, "objective": ObjectiveConfig(beta=0.01)},
+            {"callbacks": [AlphaSchedule()]},
+            "objective.beta 0.01 with AlphaSchedule would take the mixture's KL",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(parts, arguments, message, tmp_path):
@@ -280,6 +371,14 @@ def test_settings_that_do_not_go_together(parts, arguments, message, tmp_path):
         (lambda: module(alpha=1.2), r"alpha must lie in \[0, 1\]"),
         (lambda: SamplingConfig(samples_per_prompt=0), "samples_per_prompt must be at least 1"),
         (lambda: ObjectiveConfig(clip_radius=1.5), "clip_radius"),
+        (lambda: ObjectiveConfig(sampler_weight_cap=0.0), "sampler_weight_cap must be positive and finite, not 0.0"),
+        (lambda: ObjectiveConfig(sampler_weight_cap=float("nan")), "sampler_weight_cap must be positive"),
+        (lambda: module(objective=ObjectiveConfig(beta=0.01)), r"objective.beta 0.01 with model.alpha 0.5 .* to 0 \("),
+        (lambda: module(alpha=1.0, objective=ObjectiveConfig(beta=0.5)), "with model.alpha 1 would take the mixture's"),
+        (
+            lambda: module(alpha=0.0, weights=[0.5, 0.5], objective=ObjectiveConfig(beta=0.1)),
+            r"objective.beta 0.1 with model.weights \[0.5, 0.5\]",
+        ),
         (lambda: OptimizerConfig(lr=0.0), "lr must be positive"),
         (lambda: PolicyCheckpoint(keep=0), "keep"),
         (lambda: CompletionLog(every_n_steps=0), "CompletionLog.every_n_steps must be at least 1"),

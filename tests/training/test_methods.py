@@ -127,7 +127,11 @@ def test_dead_groups_are_replaced_by_other_prompts(tmp_path, monkeypatch):
 
 def test_dead_groups_have_a_gradient_where_there_is_a_kl(step):  # noqa: F811
     m, rollouts, advantages = step
-    found, _, _ = gradients(m, rollouts, torch.zeros_like(advantages), beta=0.1)
+    alpha, m.policy.alpha = m.policy.alpha, 0.0
+    try:
+        found, _, _ = gradients(m, rollouts, torch.zeros_like(advantages), beta=0.1)
+    finally:
+        m.policy.alpha = alpha
     assert sum(float(g.abs().sum()) for g in found) > 0
 
 
@@ -136,6 +140,15 @@ def test_the_batch_s_normaliser_weighs_every_token_alike(step):  # noqa: F811
     m.objective = ObjectiveConfig(normaliser="batch")
     tokens = sum(len(r.completion_ids) for r in rollouts)
     assert torch.allclose(m.token_weights(rollouts), torch.full((16,), 1 / tokens))
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(48, 16), (10, 16), (64, 4)])
+def test_the_constant_normaliser_weighs_tokens_by_the_limit_and_the_step_s_rollouts(step, limit, kept, monkeypatch):  # noqa: F811
+    m, rollouts, _ = step
+    monkeypatch.setattr(m, "objective", ObjectiveConfig(normaliser="constant"))
+    monkeypatch.setattr(m, "sampling", SamplingConfig(samples_per_prompt=4, max_new_tokens=limit))
+    found = m.token_weights(rollouts[:kept])
+    assert torch.allclose(found, torch.full((kept,), 1 / (limit * kept)))
 
 
 def test_the_clip_s_half_widths():

@@ -1,9 +1,20 @@
+import pytest
 import torch
 
-from lmix.tasks import Judgement
-from lmix.training.metrics import FormatRate, SolveRate
+from lmix.data.example import Example
+from lmix.rollout.rollout import Rollout
+from lmix.tasks.task import Judgement, Problem
+from lmix.training.completions import completion_rows
+from lmix.training.metrics import AnswerRate, FormatRate, SolveRate
 
-RIGHT, WRONG, BARE = Judgement("4", True, 1.0), Judgement("5", False, 0.0), Judgement(None, False, 0.0)
+
+def row(answer, correct, ended=True):
+    judged, rollout = Judgement(answer, correct, float(correct and ended)), Rollout(0, 0, [4], [5, 6], ended=ended)
+    (made,) = completion_rows([rollout], [judged], [Example(Problem(0, "2 + 2", "4"), [4])], step=1)
+    return made
+
+
+RIGHT, WRONG, BARE, CUT = row("4", True), row("5", False), row(None, False), row("4", True, ended=False)
 
 
 def test_rates_over_batches():
@@ -13,6 +24,23 @@ def test_rates_over_batches():
         solve.update(batch)
     assert form.compute().item() == 0.75
     assert solve.compute().item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("rows", "rates"),
+    [
+        ([CUT], (1.0, 1.0, 0.0)),  # right, and cut at max_new_tokens: no reward
+        ([RIGHT, CUT, WRONG, BARE], (0.75, 0.5, 0.25)),
+        ([row("5", False, ended=False), RIGHT], (1.0, 0.5, 0.5)),
+        ([row(None, False, ended=False)] * 3, (0.0, 0.0, 0.0)),
+    ],
+)
+def test_a_solved_problem_is_a_rewarded_one(rows, rates):
+    metrics = FormatRate(), AnswerRate(), SolveRate()
+    for metric in metrics:
+        metric.update(rows)
+    assert tuple(metric.compute().item() for metric in metrics) == rates
+    assert rates[2] == sum(r.reward for r in rows) / len(rows)
 
 
 def test_states_of_ranks_add_up():

@@ -116,13 +116,14 @@ def test_a_run_goes_on_with_another_number_of_ranks(before, after, runs, tmp_pat
 
 
 CASES = {
-    "nf4 with a KL, two updates": {"quantization": "nf4", "inner_updates": 2, "beta": 0.01, **SMALL},
+    "nf4 with a KL, two updates": {"quantization": "nf4", "inner_updates": 2, "beta": 0.01, "alpha": 0.0, **SMALL},
     "sft": {"method": "sft"},
     "nf4, no kept states": {"quantization": "nf4", "keep_frozen": False, **SMALL},
     "batch": {"normaliser": "batch", **SMALL},
+    "constant": {"normaliser": "constant", "sampler_weight_cap": 2.0, **SMALL},
     "checkpointed": {"checkpointing": True, **SMALL},
 }
-QUICK = [("fsdp2", "nf4 with a KL, two updates")]
+QUICK = [("fsdp2", "nf4 with a KL, two updates"), ("ddp", "constant")]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,17 @@ def test_every_method_gives_the_same_on_two_processes(strategy, case, tmp_path):
     one, _ = train(tmp_path / "one", 1, adaptive=False, **CASES[case])
     two, _ = train(tmp_path / "two", 2, adaptive=False, strategy=strategy, **CASES[case])
     same_adapters(one, two)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_ranks_whose_generators_and_memory_differ_are_as_rank_0(strategy, tmp_path):
+    """Rank 1 has drawn a number before the adapters are made, and has no free memory."""
+    uneven = {"quantization": "nf4", "adaptive": False, "uneven": True, "steps": 1}
+    checkpoint, (first, second) = train(tmp_path / "two", 2, strategy=strategy, **uneven)
+    assert first["began"] == second["began"]
+    assert first["ended"] == second["ended"] != first["began"]
+    assert first["dense"] is second["dense"] is True
+    assert any(p.abs().max() > 0 for name, p in checkpoint["state_dict"].items() if ".policy." in name)
 
 
 @pytest.mark.slow
