@@ -20,7 +20,7 @@ from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfi
 from lmix.training.grpo import GRPOModule
 from lmix.training.sft import SFTModule
 from lmix.training.strategies import ShardedStrategy
-from tests.training.test_grpo import SFT, data, trainer
+from tests.training.helpers import SFT, data, trainer
 
 
 class LargeEps(L.Callback):

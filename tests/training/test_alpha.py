@@ -9,7 +9,7 @@ from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.config import ObjectiveConfig
 from lmix.training.sft import SFTModule
-from tests.training.test_grpo import data, module, trainer
+from tests.training.helpers import data, module, trainer
 
 
 class Watch(L.Callback):
