@@ -41,6 +41,7 @@ class RolloutEngine:
         prefill_tokens: padded prompt tokens of one prefill pass.
         check_every: steps between looks at which rows have ended. 1 costs a GPU a synchronisation each token; tokens
             drawn past the end are thrown away, and change nothing.
+        on_tokens: called with each pass's tokens, one a slot, to show a completion while it is drawn.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class RolloutEngine:
         slots: int = 64,
         prefill_tokens: int = PREFILL_TOKENS,
         check_every: int | None = None,
+        on_tokens: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.policy = policy
         self.eos_ids = tuple(eos_ids)
         self.slots = slots
         self.prefill_tokens = prefill_tokens
         self.check_every = check_every
+        self.on_tokens = on_tokens
 
     def generate(
         self,
@@ -272,6 +275,8 @@ class _Wave:
             tokens, log_probs = greedy(logits)
         else:
             tokens, log_probs = inverse_cdf(logits, uniforms(self.slot_keys[at], self.places[at]))
+        if self.engine.on_tokens:
+            self.engine.on_tokens(tokens)
         places = self.places[at].clamp(max=self.limit - 1)
         writes = self.places[at] < self.limit
         self.tokens[at, places] = torch.where(writes, tokens, self.tokens[at, places])

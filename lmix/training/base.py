@@ -109,12 +109,16 @@ class AdapterModule(RankedModule):
 
     # sampling, judging, scoring
 
+    def draw(self, greedy: bool = False) -> Draw:
+        """How the completions of this moment are drawn."""
+        return Draw(run_seed(self.sampling.seed), self.global_step, greedy)
+
     def sample(self, batch: Sequence[Example], greedy: bool = False) -> list[Rollout]:
         """Draw G completions of each prompt from the mixed policy, or one greedily."""
         rollouts = self.engine.generate(
             [example.prompt_ids for example in batch],
             self.sampling.max_new_tokens,
-            Draw(run_seed(self.sampling.seed), self.global_step, greedy),
+            self.draw(greedy),
             samples=1 if greedy else self.sampling.samples_per_prompt,
             prompt_ids=[example.problem.id for example in batch],
             keep_frozen=self.sampling.keep_frozen and not greedy,
@@ -276,7 +280,7 @@ class AdapterModule(RankedModule):
         rollouts = self.sample(batch, greedy=True)
         self.must_be_finite(rollouts)
         judgements = self.judge(rollouts, batch)
-        self.rows = completion_rows(rollouts, judgements, batch, self.global_step)
+        self.rows = completion_rows(rollouts, judgements, batch, self.draw(greedy=True))
         return judgements
 
     def on_validation_epoch_end(self) -> None:

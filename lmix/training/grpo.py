@@ -74,7 +74,7 @@ class GRPOModule(AdapterModule):
         rollout_seconds = clock.lap()
 
         judgements_B = self.judge(rollouts_B, batch)
-        self.rows = completion_rows(rollouts_B, judgements_B, batch, self.global_step + 1)
+        self.rows = completion_rows(rollouts_B, judgements_B, batch, self.draw())
         for attempt in range(self.sampling.resample_dead):
             rollout_seconds += self.replace_dead(batch, rollouts_B, judgements_B, attempt)
 
@@ -115,7 +115,7 @@ class GRPOModule(AdapterModule):
         fresh = self.sample(spare)
         seconds = clock.lap()
         judged = self.judge(fresh, spare)
-        self.rows += completion_rows(fresh, judged, spare, self.global_step + 1)
+        self.rows += completion_rows(fresh, judged, spare, self.draw())
         samples = self.sampling.samples_per_prompt
         for place, prompt in enumerate(dead[: len(spare)]):
             old, new = (slice(p * samples, (p + 1) * samples) for p in (prompt, place))

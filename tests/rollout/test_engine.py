@@ -165,4 +165,5 @@ def test_a_stream_of_weight_zero_runs_no_row(folders, monkeypatch):
     assert fed[0] == {"policy": 6, "reference": 4}
     fed.clear()
     generate(policy, alphas=[0.0, 0.0, 0.0, 0.0], slots=8)
-    assert all(set(rows) == {"policy"} for rows in fed)
+    assert fed[0] == {"policy": 8}
+    assert {stream for rows in fed for stream in rows} == {"policy"}

@@ -79,7 +79,7 @@ def main(
         adapters = AdapterConfig(reference=SFT, rank=4)
         m = GRPOModule(backbone, adapters, objective=ObjectiveConfig(**objective), **common)
         if adaptive:
-            callbacks.append(AdaptiveAlpha(offset=1.0, scale=4.0))
+            callbacks.append(AdaptiveAlpha(offset=20.0, scale=80.0))
     m.late = late
     kinds = {"ddp": "ddp", "fsdp2": ShardedStrategy(), "fsdp2-in-step": ShardedStrategy(gather_rollouts=False)}
     settings = {"strategy": kinds[strategy], "devices": ranks} if ranks > 1 else {}
