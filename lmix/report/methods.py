@@ -21,6 +21,8 @@ IGNORED = {"seed_everything", "seed", "ckpt_path", "default_root_dir", "logger"}
 """Fields, at any depth, in which runs of one method may differ: seeds, output folders and the logger."""
 ADAPTERS = {"reference", "policy"}
 """Fields in which null means the base."""
+BASE = (None, "base", "null", "None")
+"""How a configuration names the base as an adapter; see `AdapterConfig`."""
 PATHS = ADAPTERS | {"experts", "path", "source", "test_source"}
 """Fields that hold paths: two runs agree where the last components do, wherever the files are."""
 ABSENT = "none"
@@ -56,7 +58,7 @@ def base_method(config: dict[str, Any]) -> str:
         return "kl_grpo" if (arguments.get("objective") or {}).get("beta", 0) > 0 else "grpo"
     if arguments.get("mixture") == "probs":
         return f"fixed_probs, {ALPHA}={alpha:g}"
-    anchored = arguments["adapters"].get("reference") not in (None, "base")
+    anchored = arguments["adapters"].get("reference") not in BASE
     return f"{'fixed' if anchored else 'fixed_base_anchor'}, {ALPHA}={alpha:g}"
 
 
@@ -133,7 +135,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         for place, (item, kind) in enumerate(zip(value, classes, strict=True)):
             number = classes[:place].count(kind) + 1
             yield from _flat(item, f"{name}.{kind.replace('.', '/')}" + (f"#{number}" if number > 1 else ""))
-    elif name.rpartition(".")[2] in ADAPTERS and value is None:
+    elif name.rpartition(".")[2] in ADAPTERS and value in BASE:
         yield name, "base"
     elif value not in (None, []):
         yield name, _without_folders(value) if name.rpartition(".")[2] in PATHS else value
@@ -150,7 +152,7 @@ def _parts(name: str, column: Sequence[str], names: Sequence[str]) -> list[str]:
     words = name.split(".")
     endings = [".".join(words[-length:]) for length in range(1, len(words) + 1)]
     short = next(e for e in endings if sum(f".{other}".endswith(f".{e}") for other in names) == 1 or e == name)
-    if name.startswith("trainer.callbacks."):
+    if name.startswith("trainer.callbacks.") and len(words) == 3:  # a callback, not its arguments
         kind = dict.fromkeys(column, short) | {ABSENT: f"no {short}"}
         if len(set(kind.values())) == len(set(column)):
             return [kind[text] for text in column]

@@ -145,6 +145,13 @@ def test_what_differs_makes_another_method_and_is_in_its_label(make_run, name, c
     assert list(by_method([run for group in groups.values() for run in group])) == list(groups)  # labels stay
 
 
+@pytest.mark.parametrize("spelling", ["base", "null", "None"])
+def test_every_spelling_of_the_base_is_one_anchor(spelling):
+    configs = [stored("mmlu-fixed", **{ARGS + "adapters__reference": value}) for value in (None, spelling)]
+    assert methods.differences(configs) == [[], []]
+    assert [method_name(c) for c in configs] == ["fixed_base_anchor, α=0.5"] * 2
+
+
 def test_no_two_methods_share_a_label():
     """Classes that are absent, alone or with other arguments, and texts that only differ behind their beginning."""
     patient = {**STOPPING, "init_args": {"monitor": "val/solve_rate", "patience": 5}}
