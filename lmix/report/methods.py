@@ -72,12 +72,12 @@ def own_classes(config: dict[str, Any]) -> list[str]:
 def variants(config: dict[str, Any]) -> list[str]:
     """The options of `VARIANTS` that are not at their defaults; `kl_grpo` implies beta, so its name leaves it out."""
     implied = {"beta"} if base_method(config) == "kl_grpo" else set()
-    found = []
+    parts = []
     for group, defaults in VARIANTS.items():
         given = model_arguments(config).get(group) or {}
         changed = [name for name, default in defaults.items() if given.get(name, default) != default]
-        found += [f"{name}={given[name]}" for name in changed if name not in implied]
-    return found
+        parts += [f"{name}={given[name]}" for name in changed if name not in implied]
+    return parts
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -94,16 +94,18 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
 
     Two configurations have equal lists exactly where their `settings` are equal.
     """
-    found = [settings(config) for config in configs]
-    names = list(dict.fromkeys(name for one in found for name in one))
-    columns = {name: [json.dumps(one[name], default=str) if name in one else ABSENT for one in found] for name in names}
+    all_settings = [settings(config) for config in configs]
+    names = list(dict.fromkeys(name for one in all_settings for name in one))
+    columns = {
+        name: [json.dumps(one[name], default=str) if name in one else ABSENT for one in all_settings] for name in names
+    }
     columns = {name: column for name, column in columns.items() if len(set(column)) > 1}
     # where a class is not in all of them, its arguments go without saying, unless they are all that tells two apart
     brief = {name: c for name, c in columns.items() if not any(name.startswith(f"{other}.") for other in columns)}
     apart = len(set(zip(*brief.values(), strict=True))) == len(set(zip(*columns.values(), strict=True)))
     chosen = brief if apart else columns
     parts = [_parts(name, column, list(columns)) for name, column in chosen.items()]
-    return [list(row) for row in zip(*parts, strict=True)] if parts else [[] for _ in found]
+    return [list(row) for row in zip(*parts, strict=True)] if parts else [[] for _ in all_settings]
 
 
 def model_arguments(config: dict[str, Any]) -> dict[str, Any]:
