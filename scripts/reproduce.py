@@ -47,8 +47,6 @@ class Cell:
     """For the task, as --NAME=VALUE: training and evaluation put their own prefix before NAME."""
     sft: str | None = None
     """An adapter that is there already; None trains one."""
-    method_flags: dict[str, list[str]] = field(default_factory=dict)
-    """For the runs of one method, after `flags`."""
 
     @property
     def name(self) -> str:
@@ -141,8 +139,6 @@ PRESETS = {
                 ],
                 # a template that nobody asks for in the prompt, and the base never uses; questions that are short
                 ["--template=hash", "--prompt={problem}", "--system=Answer the question."],
-                # the paper's 25 and 35 belong to 100 validation problems; here there are 20
-                method_flags={"adaptive": [f"--trainer.callbacks.{k}={v}" for k, v in (("offset", 5), ("scale", 7))]},
             )
         ],
         seeds=[0, 1],
@@ -274,7 +270,7 @@ def training(
     if method != "sft":
         evaluations = steps // 10 + 1
         completions = steps * preset.prompts * 8 + evaluations * preset.eval_size
-        line += [f"--trainer.max_steps={steps}", *cell.flags, *cell.method_flags.get(method, [])]
+        line += [f"--trainer.max_steps={steps}", *cell.flags]
     if method == "adaptive":
         completions += steps * 2 * preset.validation_size
     line += [*flags, *task_flags(cell, [], "--data.task."), *extra]

@@ -1,7 +1,9 @@
 """Tiny random models of four architectures, and mixed policies made of them."""
 
+import copy
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,12 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, 2 // WORKERS))
 if WORKERS > 1:  # on two cores, threads that wait for one another slow all: those of what tests start too
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
 
 VOCABULARY = 96
 SHAPE = {
@@ -58,9 +66,12 @@ EXACT = ["qwen2", "llama", "gemma3", "gemma2"]
 ALL = [*EXACT, "qwen2-nf4", "llama-nf4"]
 
 
-def tiny_model(architecture: str) -> PreTrainedModel:
-    """A random model, the same for the same name."""
+def tiny_model(architecture: str, **changes: Any) -> PreTrainedModel:
+    """A random model, the same for the same name, with changes to its configuration."""
     model_class, config = ARCHITECTURES[architecture]
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
     torch.manual_seed(1)
     return model_class._from_config(config, attn_implementation=attention_for(config)).eval()
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from lmix.model.mixture import Mixture
-from lmix.rollout.sampler import Draw, Limits, Progress, Sampler
-from lmix.rollout.types import Group, Prompt, flatten
+from lmix.rollout.sampler import Limits, Progress, Sampler
+from lmix.rollout.types import Draw, Group, Prompt, flatten
 from lmix.tasks.task import Judgement, Task
 
 

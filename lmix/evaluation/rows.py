@@ -44,6 +44,7 @@ class CompletionRow:
     """One completion of a run with what it was worth; a line of the run's jsonl."""
 
     step: int
+    """Of training: the step that it was drawn for, counted from 1. Of an evaluation: the updates made before it."""
     problem_id: int
     sample: int
     problem: str
@@ -57,31 +58,43 @@ class CompletionRow:
     ended: bool
     reward: float
     tokens: int
+    seed: int | None
+    """Of its draw; null where it was decoded greedily."""
+    draw_step: int
+    """`Draw.step` of its draw: the updates made before, so the checkpoint `step=` of this number drew it."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def completion_rows(groups: Sequence[Group], step: int) -> list[CompletionRow]:
-    """Rows of judged groups of an outer step."""
-    return [
-        CompletionRow(
-            step=step,
-            problem_id=rollout.prompt.problem.id,
-            sample=rollout.sample,
-            problem=rollout.prompt.problem.problem,
-            completion=rollout.text,
-            gold=rollout.prompt.problem.answer,
-            answer=rollout.judgement.answer,
-            format_correct=rollout.judgement.format_correct,
-            answer_correct=rollout.judgement.answer_correct,
-            ended=rollout.ended,
-            reward=rollout.reward,
-            tokens=len(rollout.completion_ids),
-        )
-        for rollout in flatten(groups)
-        if rollout.judgement is not None
-    ]
+def completion_rows(groups: Sequence[Group]) -> list[CompletionRow]:
+    """Rows of judged groups; sampled ones are a training step's, greedy ones an evaluation's."""
+    rows = []
+    for group in groups:
+        draw, problem = group.draw, group.problem
+        assert draw is not None
+        for rollout in group.rollouts:
+            judgement = rollout.judgement
+            assert judgement is not None
+            rows.append(
+                CompletionRow(
+                    step=draw.step if draw.greedy else draw.step + 1,
+                    problem_id=problem.id,
+                    sample=rollout.sample,
+                    problem=problem.problem,
+                    completion=rollout.text,
+                    gold=problem.answer,
+                    answer=judgement.answer,
+                    format_correct=judgement.format_correct,
+                    answer_correct=judgement.answer_correct,
+                    ended=rollout.ended,
+                    reward=rollout.reward,
+                    tokens=len(rollout.completion_ids),
+                    seed=None if draw.greedy else draw.seed,
+                    draw_step=draw.step,
+                )
+            )
+    return rows
 
 
 def evaluation_rows(groups: Sequence[Group], who: Who, mixtures: Sequence[Mixture]) -> list[EvaluationRow]:

@@ -15,8 +15,8 @@ from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
 from lmix.model.tokenizer import end_tokens, load_tokenizer
 from lmix.rollout.engine import Engine
-from lmix.rollout.sampler import Draw, Limits, Sampler
-from lmix.rollout.types import Group, Prompt
+from lmix.rollout.sampler import Limits, Sampler
+from lmix.rollout.types import Draw, Group, Prompt
 
 
 @dataclass(frozen=True)

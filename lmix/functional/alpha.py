@@ -21,21 +21,23 @@ class AlphaUpdate(NamedTuple):
 def net_gain_alpha(
     policy_correct: Tensor, mixed_correct: Tensor, offset: float = 25.0, scale: float = 35.0
 ) -> AlphaUpdate:
-    """Alpha from what mixing wins on the validation set, eq. 7-9: `sigmoid((s2 - s1 - offset) / scale)`.
+    """Alpha from what mixing wins on N validation problems, eq. 7-9: `sigmoid((100 (s2 - s1) / N - offset) / scale)`.
 
-    Gains and losses are counts of problems; the paper's offset and scale belong to a validation set of 100. An empty
-    set gives `sigmoid(-offset / scale)`, as one without a gain or loss does.
+    The paper counts gains and losses on 100 problems. Here they are taken per 100 problems, so that the paper's offset
+    and scale hold for a set of any size; with N = 100 this is eq. 9 as printed. An empty set gives
+    `sigmoid(-offset / scale)`, as one without a gain or loss does.
 
     Args:
         policy_correct: `[N]`, bool: the policy alone solved the problem (greedy decoding).
         mixed_correct: `[N]`, bool: the mixture at the current alpha solved it.
-        offset: c_o of eq. 9.
-        scale: c_d of eq. 9, positive.
+        offset: c_o of eq. 9, in problems of 100.
+        scale: c_d of eq. 9, in problems of 100; positive.
 
     Raises:
         ValueError: the two differ in shape, or `scale` is not positive.
     """
-    return alpha_of_counts(*forgetting_and_gain(policy_correct, mixed_correct), offset, scale)
+    counts = forgetting_and_gain(policy_correct, mixed_correct)
+    return alpha_of_counts(*counts, policy_correct.numel(), offset, scale)
 
 
 def forgetting_and_gain(policy_correct: Tensor, mixed_correct: Tensor) -> tuple[int, int]:
@@ -55,12 +57,25 @@ def forgetting_and_gain(policy_correct: Tensor, mixed_correct: Tensor) -> tuple[
     return forgetting, gain
 
 
-def alpha_of_counts(forgetting: int, gain: int, offset: float = 25.0, scale: float = 35.0) -> AlphaUpdate:
-    """Eq. 9 from the counts of eq. 7 and 8, which several ranks can add up. Arguments as in `net_gain_alpha`."""
+def alpha_of_counts(
+    forgetting: int, gain: int, problems: int, offset: float = 25.0, scale: float = 35.0
+) -> AlphaUpdate:
+    """Eq. 9 from the counts of eq. 7 and 8 and of problems, which several ranks can add up.
+
+    Args:
+        forgetting: s1.
+        gain: s2.
+        problems: N, how many problems the counts are of.
+        offset: see `net_gain_alpha`.
+        scale: see `net_gain_alpha`.
+
+    Raises:
+        ValueError: `scale` is not positive.
+    """
     if not scale > 0:
         raise ValueError(f"scale must be positive, not {scale}")
     net_gain = gain - forgetting
-    score = (net_gain - offset) / scale
+    score = (100 * net_gain / max(problems, 1) - offset) / scale
     # the two forms keep exp's argument negative, so that no score overflows
     alpha = 1.0 / (1.0 + math.exp(-score)) if score >= 0 else math.exp(score) / (1.0 + math.exp(score))
     return AlphaUpdate(alpha, forgetting, gain, net_gain)

@@ -1,14 +1,17 @@
 """Completions on the terminal: of one prompt, of a file's, or in a conversation; of all streams side by side."""
 
+import hashlib
+import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from lmix.evaluation.output import new_console
@@ -22,7 +25,7 @@ from lmix.model.streams import POLICY, REFERENCE
 from lmix.model.tokenizer import check_places, end_tokens, load_tokenizer
 from lmix.report.style import save
 from lmix.rollout.engine import Draw, RolloutEngine
-from lmix.rollout.rollout import decode_texts
+from lmix.rollout.rollout import Rollout, decode_texts
 from lmix.tasks.rows import read_json
 from lmix.tasks.task import chat_ids
 
@@ -53,7 +56,8 @@ def generate(
         figure: file without its ending, for a PNG and an SVG of the tokens that the streams dispute most.
         page: HTML file that shows, for one prompt, how the streams and the mixture saw each token.
         side_by_side: show what policy, reference and mixture complete, each alone, and the tokens that they dispute.
-        greedy: take the most probable token; otherwise draw at temperature 1.
+        greedy: take the most probable token; otherwise draw at temperature 1. A draw depends on the seed, the prompt
+            and how often it was asked before, so `prompt`, `file` and each column of `side_by_side` draw alike.
         max_new_tokens: a completion that has not ended by then is cut.
         system: the system message of a chat template.
         chat_template: put prompts into the tokenizer's chat template, where it has one.
@@ -74,10 +78,9 @@ def generate(
     prompts = read_prompts(file) if file is not None else []
     choice = MixedPolicyChoice(**kwargs)
     model = choice.load()
-    speaker = Speaker(model, system, chat_template, greedy, max_new_tokens)
-    torch.manual_seed(seed)
+    speaker = Speaker(model, system, chat_template, greedy, max_new_tokens, seed)
     if file is not None and out is not None:
-        complete_file(speaker, prompts, Path(out), seed)
+        complete_file(speaker, prompts, Path(out))
     elif prompt is None:
         converse(speaker, side_by_side)
     else:
@@ -121,12 +124,20 @@ class Speaker:
     """A mixed policy that completes and shows."""
 
     def __init__(
-        self, model: MixedPolicyForCausalLM, system: str | None, chat: bool, greedy: bool, max_new_tokens: int
+        self,
+        model: MixedPolicyForCausalLM,
+        system: str | None,
+        chat: bool,
+        greedy: bool,
+        max_new_tokens: int,
+        seed: int,
     ) -> None:
         self.model, self.policy = model, model.policy
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model.config.backbone["path"])
         self.chat = chat and bool(self.tokenizer.chat_template)
-        self.system, self.greedy, self.max_new_tokens = system, greedy, max_new_tokens
+        self.system, self.max_new_tokens = system, max_new_tokens
+        self.how = Draw(seed, greedy=greedy)
+        self.asked: Counter[tuple[int, ...]] = Counter()
         self.console = new_console()
         self.ends = end_tokens(self.policy, self.tokenizer)
 
@@ -146,41 +157,55 @@ class Speaker:
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode([token for token in ids if token not in self.ends]))
 
-    def complete(self, ids: Sequence[int], streamer: Any = None) -> list[int]:
-        """Draw a completion at the policy's weights of the moment."""
-        model: Any = self.model  # its mixin asks for more attributes in its types than it uses
-        rows = model.generate(
-            torch.tensor([ids], device=self.policy.device),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.policy.device),
-            max_new_tokens=self.max_new_tokens,
-            do_sample=not self.greedy,
-            eos_token_id=self.ends,
-            pad_token_id=self.ends[0],
-            streamer=streamer,
-        )
-        return rows[0, len(ids) :].tolist()  # pyright: ignore
+    def key(self, ids: Sequence[int]) -> int:
+        """What a prompt's random numbers depend on beside the seed: its tokens, and how often it was asked before."""
+        self.asked[tuple(ids)] += 1
+        return prompt_key(ids, self.asked[tuple(ids)])
+
+    def complete(self, prompts: Sequence[list[int]], keys: Sequence[int], streamer: Any = None) -> list[Rollout]:
+        """Draw a completion of each prompt at the policy's weights of the moment.
+
+        Args:
+            prompts: token ids.
+            keys: see `key`.
+            streamer: for a single prompt; gets each token as it is drawn, and then the end.
+        """
+        if streamer is None:
+            engine = RolloutEngine(self.policy, self.ends)
+        else:  # looks for the end after each token, so that none past it is shown
+            engine = RolloutEngine(self.policy, self.ends, check_every=1, on_tokens=lambda t: streamer.put(t.cpu()))
+        rollouts = engine.generate(prompts, self.max_new_tokens, self.how, prompt_ids=keys)
+        if streamer is not None:
+            streamer.end()
+        decode_texts(rollouts, self.tokenizer)
+        return rollouts
 
     def show(self, ids: Sequence[int], side_by_side: bool) -> list[int]:
         """Draw and show; gives the mixture's completion."""
         if side_by_side:
             return self.show_side_by_side(ids)
-        return self.complete(ids, TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True))  # pyright: ignore
+        streamer = TextStreamer(self.tokenizer, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
+        (rollout,) = self.complete([ids], [self.key(ids)], streamer)
+        return rollout.completion_ids
 
     def show_side_by_side(self, ids: Sequence[int]) -> list[int]:
-        """Policy and reference alone, and the mixture, in columns that fill as tokens are drawn."""
+        """Policy and reference alone, and the mixture, in columns that fill as tokens are drawn.
+
+        All three use the same random numbers, those that each would use alone.
+        """
         mixed = self.policy.weights
         parts = {POLICY: {POLICY: 1.0}, REFERENCE: {REFERENCE: 1.0}, MIXTURE: mixed}
         texts = dict.fromkeys(parts, "")
         completion: list[int] = []
+        key = self.key(ids)
         with Live(columns(texts), console=self.console, refresh_per_second=8) as live:
-            state = torch.get_rng_state()  # each draws as it would alone
             for name, weights in parts.items():
                 self.policy.weights = weights
-                torch.set_rng_state(state)
                 try:
-                    completion = self.complete(ids, Column(self, texts, name, live))
+                    (rollout,) = self.complete([ids], [key], Column(self, texts, name, live))
                 finally:
                     self.policy.weights = mixed
+                completion = rollout.completion_ids
         self.show_disputed(trace(self.policy, self.tokenizer, ids, completion))
         return completion
 
@@ -202,12 +227,9 @@ class Column:
 
     def __init__(self, speaker: Speaker, texts: dict[str, str], name: str, live: Live) -> None:
         self.speaker, self.texts, self.name, self.live = speaker, texts, name, live
-        self.tokens: list[int] | None = None
+        self.tokens: list[int] = []
 
-    def put(self, value: torch.Tensor) -> None:
-        if self.tokens is None:  # the prompt
-            self.tokens = []
-            return
+    def put(self, value: Tensor) -> None:
         self.tokens += value.flatten().tolist()
         self.texts[self.name] = self.speaker.text(self.tokens)
         self.live.update(columns(self.texts))
@@ -248,12 +270,21 @@ def asked() -> Iterator[str]:
         yield line
 
 
-def complete_file(speaker: Speaker, prompts: Sequence[str], out: Path, seed: int) -> None:
+def prompt_key(ids: Sequence[int], times: int) -> int:
+    """A prompt's number for `RolloutEngine.generate`, the same in every process: a hash as an int64.
+
+    Args:
+        ids: the prompt's tokens.
+        times: how often it has been asked, this time included; each time has other random numbers.
+    """
+    digest = hashlib.blake2b(json.dumps([list(ids), times]).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def complete_file(speaker: Speaker, prompts: Sequence[str], out: Path) -> None:
     """Complete many prompts in one go, and write them down."""
-    engine = RolloutEngine(speaker.policy, speaker.ends)
     ids = [speaker.ids([{"role": "user", "content": prompt}]) for prompt in prompts]
-    rollouts = engine.generate(ids, speaker.max_new_tokens, Draw(seed, greedy=speaker.greedy))
-    decode_texts(rollouts, speaker.tokenizer)
+    rollouts = speaker.complete(ids, [speaker.key(prompt) for prompt in ids])
     rows = [
         {
             "prompt": prompt,

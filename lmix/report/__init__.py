@@ -1,6 +1,7 @@
 """Tables and figures from run folders, and from what `sweep` and `compare` write."""
 
-from lmix.report.runs import Run, method_name, read_run
+from lmix.report.methods import method_name
+from lmix.report.runs import Run, read_run
 from lmix.report.write import write_report
 
 __all__ = ["Run", "method_name", "read_run", "write_report"]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmix.report.runs import Run
+from lmix.report.runs import Run, tell_apart
 
 FAMILIES = (
     "grpo",
@@ -35,12 +35,13 @@ def family(method: str) -> str:
 
 
 def detail(method: str) -> str:
-    """What sets a method apart from others of its kind: its alpha, where that is fixed."""
+    """What sets a method apart from others of its kind: its alpha, where that is fixed, and its variant."""
     return method.partition(", ")[2]
 
 
 def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by method, in the order of `FAMILIES`."""
+    """Runs by method, in the order of `FAMILIES`. Only runs whose configurations agree (see `tell_apart`) are one."""
+    runs = tell_apart(runs)
     methods = sorted({run.method for run in runs}, key=lambda method: (FAMILIES.index(family(method)), method))
     return {method: [run for run in runs if run.method == method] for method in methods}
 

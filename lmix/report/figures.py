@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from lmix.evaluation.statistics import wilson_interval
 from lmix.report.bands import band, by_method, detail, family, seeds_text
+from lmix.report.methods import ALPHA, settings
 from lmix.report.results import SweepRow
-from lmix.report.runs import ALPHA, SOLVE_RATE, Run
+from lmix.report.runs import SOLVE_RATE, Run
 from lmix.report.style import LINE_STYLES, End, dress, label_ends, look, panels, rate_axis, step_axis
 
 STEP, SOLVED, WEIGHT = "outer step", "held-out solve rate", f"{ALPHA} (reference's weight)"
@@ -78,10 +79,18 @@ def anchor_ablation(runs: Sequence[Run]) -> Figure:
 
 
 def anchor_pairs(runs: Sequence[Run]) -> list[Run]:
-    """The runs at a fixed alpha that was tried with both anchors."""
-    alphas = [{detail(run.method) for run in runs if family(run.method) == anchor} for anchor in ANCHORS]
-    shared = set.intersection(*alphas)
-    return [run for run in runs if family(run.method) in ANCHORS and detail(run.method) in shared]
+    """The runs at a fixed alpha that was tried with both anchors, all else being equal."""
+    anchored = [run for run in runs if family(run.method) in ANCHORS]
+
+    def anchors(run: Run) -> set[str]:
+        return {family(other.method) for other in anchored if but_anchor(other) == but_anchor(run)}
+
+    return [run for run in anchored if len(anchors(run)) == len(ANCHORS)]
+
+
+def but_anchor(run: Run) -> dict[str, object]:
+    """A run's settings without its reference."""
+    return {name: value for name, value in settings(run.config).items() if not name.endswith("adapters.reference")}
 
 
 def training_curves(runs: Sequence[Run]) -> Figure:

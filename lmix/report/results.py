@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmix.report.runs import last_part
+from lmix.report.methods import last_part
 
 SWEEP, COMPARE = "sweep.json", "compare.json"
 

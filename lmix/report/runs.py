@@ -1,7 +1,6 @@
 """A run folder as numbers: what was configured, and every scalar that was logged."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,14 +10,10 @@ from typing import Any
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lmix.report.methods import differences, last_part, method_name, model_arguments
+
 EVENTS = "events.out.tfevents.*"
-ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 SOLVE_RATE, FORMAT_RATE = "val/solve_rate", "val/format_rate"
-VARIANTS: dict[str, dict[str, Any]] = {
-    "objective": {"clip_radius_above": None, "normaliser": "group", "scale_by_std": True, "inner_updates": 1},
-    "sampling": {"resample_dead": 0},
-}
-"""Options that make another method, and their defaults."""
 Points = list[tuple[int, float]]
 
 
@@ -28,7 +23,7 @@ class Run:
 
     folder: Path
     method: str
-    """See `method_name`."""
+    """See `method_name`; beside other runs, see `tell_apart`."""
     task: str
     """See `task_name`."""
     backbone: str
@@ -60,32 +55,18 @@ def read_run(folder: Path) -> Run:
         backbone, seed = last_part(model_arguments(config)["backbone"]["path"]), config["seed_everything"]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.yaml'} is not one that lmix's fit writes: give a run's folder") from error
-    return Run(folder, method, task, backbone, seed, config, read_scalars(files, evaluated_steps(folder)))
+    return Run(folder, method, task, backbone, seed, config, read_scalars(files))
 
 
-def read_scalars(files: Sequence[Path], evaluated: set[int]) -> dict[str, Points]:
-    """All scalars of a run's event files; where a step comes twice, as after resuming, the later value wins.
-
-    Lightning dates an evaluation by the newest batch, one less than the updates made; `evaluated` puts that right.
-    """
+def read_scalars(files: Sequence[Path]) -> dict[str, Points]:
+    """All scalars of a run's event files; where a step comes twice, as after resuming, the later value wins."""
     scalars: dict[str, dict[int, float]] = {}
     for file in files:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            for event in events.Scalars(tag):
-                late = tag.startswith("val/") and event.step not in evaluated and event.step + 1 in evaluated
-                scalars.setdefault(tag, {})[event.step + late] = event.value
+            scalars.setdefault(tag, {}).update((event.step, event.value) for event in events.Scalars(tag))
     return {tag: sorted(values.items()) for tag, values in scalars.items()}
-
-
-def evaluated_steps(folder: Path) -> set[int]:
-    """Numbers of updates after which the run evaluated, as its log of completions has them."""
-    steps = set()
-    for file in folder.glob("completions/val*.jsonl"):
-        with file.open(encoding="utf-8") as lines:
-            steps |= {int(found[1]) for line in lines if (found := re.match(r'\{"step": (\d+)', line))}
-    return steps
 
 
 def join_resumed(runs: Sequence[Run]) -> list[Run]:
@@ -115,55 +96,17 @@ def join_resumed(runs: Sequence[Run]) -> list[Run]:
     return [joined(run) for run in runs if run.folder not in continued]
 
 
-def method_name(config: dict[str, Any]) -> str:
-    """The method that a configuration asks for: a family that has a colour, then what sets it apart (`fixed, α=0.5`).
+def tell_apart(runs: Sequence[Run]) -> list[Run]:
+    """Extend the method of runs that share its name by the settings in which they differ (`kl_grpo, beta=0.1`).
 
-    Raises:
-        KeyError: it names no model.
+    Afterwards runs of one setting have the same method exactly where `settings` of their configurations are equal.
     """
-    return ", ".join([base_method(config), *own_classes(config), *variants(model_arguments(config))])
-
-
-def own_classes(config: dict[str, Any]) -> list[str]:
-    """The user's own model and callbacks by name: they make another method."""
-    callbacks = config["trainer"].get("callbacks") or []
-    paths = [part["class_path"] for part in [config["model"], *callbacks]]
-    return [
-        path.rpartition(".")[2]
-        for path in paths
-        if path.split(".")[0] not in ("lmix", "lightning", "pytorch_lightning")
-    ]
-
-
-def variants(arguments: dict[str, Any]) -> list[str]:
-    """The settings that make another method of one, where they are not at their defaults."""
-    found = []
-    for group, defaults in VARIANTS.items():
-        given = arguments.get(group) or {}
-        found += [f"{name}={given[name]}" for name, value in defaults.items() if given.get(name, value) != value]
-    return found
-
-
-def base_method(config: dict[str, Any]) -> str:
-    """The method without the objective's options."""
-    arguments = model_arguments(config)
-    alpha = arguments.get("alpha", 0.5)
-    callbacks = [callback["class_path"] for callback in config["trainer"].get("callbacks") or []]
-    if config["model"]["class_path"].endswith("SFTModule"):
-        return "sft"
-    if weights := arguments.get("weights"):
-        return f"ensemble, {' '.join(f'{weight:g}' for weight in weights)}"
-    for ending, method in (("AdaptiveAlpha", "adaptive"), ("AlphaSchedule", "schedule")):
-        if any(name.endswith(ending) for name in callbacks):
-            return method
-    if arguments.get("objective", {}).get("beta", 0) > 0:
-        return "kl_grpo"
-    if alpha == 0:
-        return "grpo"
-    if arguments.get("mixture") == "probs":
-        return f"fixed_probs, {ALPHA}={alpha:g}"
-    anchored = arguments["adapters"].get("reference") not in (None, "base")
-    return f"{'fixed' if anchored else 'fixed_base_anchor'}, {ALPHA}={alpha:g}"
+    labelled = list(runs)
+    for name in dict.fromkeys((run.setting, run.method) for run in runs):
+        places = [place for place, run in enumerate(runs) if (run.setting, run.method) == name]
+        for place, parts in zip(places, differences([runs[place].config for place in places]), strict=True):
+            labelled[place] = dataclasses.replace(runs[place], method=", ".join([runs[place].method, *parts]))
+    return labelled
 
 
 def task_name(config: dict[str, Any]) -> str:
@@ -178,13 +121,3 @@ def task_name(config: dict[str, Any]) -> str:
     except (ImportError, AttributeError, ValueError):
         name = kind.removesuffix("Task").lower()
     return last_part(task["init_args"]["source"]) if name == "dataset" else name
-
-
-def model_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """The model's `init_args`."""
-    return config["model"]["init_args"]
-
-
-def last_part(path: str) -> str:
-    """What comes last in a path, hub id or name of an asset."""
-    return re.split(r"[/:]", path.rstrip("/"))[-1]

@@ -7,8 +7,9 @@ from typing import Any
 
 from lmix.evaluation.statistics import wilson_interval
 from lmix.report.bands import band, by_method
+from lmix.report.methods import ALPHA
 from lmix.report.results import Comparison, Sweep
-from lmix.report.runs import ALPHA, FORMAT_RATE, SOLVE_RATE, Run
+from lmix.report.runs import FORMAT_RATE, SOLVE_RATE, Run
 
 Row = dict[str, Any]
 MIXTURES = ("logits", "probs")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lmix.report import figures, tables
 from lmix.report.bands import band, by_method, family, seeds_text
 from lmix.report.results import COMPARE, SWEEP, Comparison, Sweep, read_comparison, read_sweep
-from lmix.report.runs import EVENTS, SOLVE_RATE, Run, join_resumed, read_run
+from lmix.report.runs import EVENTS, SOLVE_RATE, Run, join_resumed, read_run, tell_apart
 from lmix.report.style import save
 
 RATES_NOTE = (
@@ -65,7 +65,7 @@ def read_folders(folders: Sequence[Path]) -> tuple[list[Run], list[Sweep], list[
             runs.append(read_run(folder))
         else:
             raise ValueError(f"{folder} holds no {EVENTS}, {SWEEP} or {COMPARE}: give folders of runs or results")
-    return join_resumed(runs), sweeps, comparisons
+    return tell_apart(join_resumed(runs)), sweeps, comparisons
 
 
 def setting_section(runs: Sequence[Run], out: Path) -> list[str]:

@@ -63,13 +63,16 @@ class DecodeStep:
     def _buffer(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.long, device=self.device)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int], keys: Tensor) -> None:
+    def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int], keys: Tensor) -> Tensor:
         """Read each prompt once a stream, give its keys and values to its G slots, and draw their first tokens.
 
         Args:
             prompts: token ids.
             slots: G for each prompt.
             keys: of the random numbers, one a slot.
+
+        Returns:
+            The tokens, one for each of `slots`.
         """
         lengths_P = torch.tensor([len(ids) for ids in prompts], device=self.device)
         samples = len(slots) // len(prompts)
@@ -85,21 +88,24 @@ class DecodeStep:
         self.samples[at] = torch.arange(samples, device=self.device).repeat(len(prompts))
         self.positions[at] = lengths_P[of_prompt] - 1
         self.counts[at] = 0
-        self._choose(list(last_KPH[:, of_prompt]), at)
+        return self._choose(list(last_KPH[:, of_prompt]), at)
 
-    def decode(self, visible: int) -> None:
+    def decode(self, visible: int) -> Tensor:
         """Feed every slot's newest token, and draw the next. Slots that nobody reads compute along.
 
         Args:
             visible: no position that anybody reads reaches this one.
+
+        Returns:
+            The tokens `[S]`.
         """
         # rows that are past their limit write their last place again and again
         positions = self.positions.clamp(max=visible - 1)
         arguments = self.cache.step_arguments(positions, visible, self.policy.backbone.dtype)
         hidden_KSTH = self.policy.hidden(self.newest[:, None], self.mixture.streams, **arguments)
-        self._choose(list(hidden_KSTH[:, :, 0]), torch.arange(len(positions), device=self.device))
+        return self._choose(list(hidden_KSTH[:, :, 0]), torch.arange(len(positions), device=self.device))
 
-    def _choose(self, hidden_K: list[Tensor], at: Tensor) -> None:
+    def _choose(self, hidden_K: list[Tensor], at: Tensor) -> Tensor:
         """Draw a token for the slots `at` from each stream's hidden states, and write it down."""
         mixture = self.mixture.rows(self.samples[at]) if isinstance(self.mixture, RowMixtures) else self.mixture
         logits = self.policy.mixed_logits(hidden_K, mixture)
@@ -119,6 +125,7 @@ class DecodeStep:
         self.newest[at] = tokens
         self.counts[at] += 1
         self.positions[at] += 1
+        return tokens
 
     def first_ends(self, tokens: int) -> list[int]:
         """Place of the first end-of-sequence token among each slot's newest `tokens`; the limit where there is none."""

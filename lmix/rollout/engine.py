@@ -1,16 +1,17 @@
 """lmix's own sampler: one prefill a prompt and stream, then token by token; rows come to slots and leave."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
 from lmix.rollout.decode_step import DecodeStep
 from lmix.rollout.randomness import row_keys
-from lmix.rollout.sampler import Draw, Limits, Progress
+from lmix.rollout.sampler import Limits, Progress
 from lmix.rollout.scheduler import Scheduler
-from lmix.rollout.types import Group, Prompt, Rollout, flatten
+from lmix.rollout.types import Draw, Group, Prompt, Rollout, flatten
 
 PREFILL_TOKENS = 8192
 """Padded prompt tokens of one prefill, by default."""
@@ -25,6 +26,7 @@ class Engine:
         prefill_tokens: padded prompt tokens of one prefill.
         check_every: tokens between looks at which rows have ended. 1 costs a GPU a synchronisation each token; tokens
             drawn past the end are thrown away, and change nothing.
+        on_tokens: called with each pass's tokens, one a slot, to show a completion while it is drawn.
     """
 
     def __init__(
@@ -33,9 +35,10 @@ class Engine:
         slots: int = 64,
         prefill_tokens: int = PREFILL_TOKENS,
         check_every: int | None = None,
+        on_tokens: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.policy, self.slots, self.prefill_tokens = policy, slots, prefill_tokens
-        self.check_every = check_every
+        self.check_every, self.on_tokens = check_every, on_tokens
 
     def sync(self, policy: MixedPolicy) -> None:
         """Nothing to do: the engine samples from the very weights that are trained."""
@@ -52,7 +55,7 @@ class Engine:
         progress: Progress | None = None,
     ) -> list[Group]:
         """See `Sampler.generate`."""
-        groups = [Group(prompt, [Rollout(prompt, g) for g in range(samples)]) for prompt in prompts]
+        groups = [Group(prompt, [Rollout(prompt, g) for g in range(samples)], draw) for prompt in prompts]
         with self.policy.rollouts():  # also without a prompt: ranks that share a backbone gather it together
             if groups and samples and limits.max_new_tokens > 0:
                 self._draw(groups, limits, draw, mixture, samples, keep_frozen, progress)
@@ -89,7 +92,8 @@ class Engine:
             for seated, slots in scheduler.admit():
                 self._in_step(True)
                 rows = torch.tensor(scheduler.rows_of(seated), device=device)
-                step.prefill([groups[i].prompt.ids for i in seated], slots, keys[rows])
+                tokens = step.prefill([groups[i].prompt.ids for i in seated], slots, keys[rows])
+                self._show(tokens)
                 scheduler.count_token(slots)
 
         admit()
@@ -98,7 +102,7 @@ class Engine:
                 if not scheduler.can_draw:
                     break
                 self._in_step(True)
-                step.decode(scheduler.visible)
+                self._show(step.decode(scheduler.visible))
                 scheduler.count_token()
             # a prefill's token and those of the steps after it; earlier ones have been looked at
             for row in scheduler.retire(step.first_ends(check_every + 1)):
@@ -110,6 +114,10 @@ class Engine:
             if (live := scheduler.shrink()) is not None:
                 step.shrink(live)
             admit()
+
+    def _show(self, tokens: Tensor) -> None:
+        if self.on_tokens:
+            self.on_tokens(tokens)
 
     def _in_step(self, draws: bool) -> bool:
         """Whether any rank makes a pass now. Where passes need all ranks, each must ask before each of them; what they

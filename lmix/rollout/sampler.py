@@ -6,20 +6,10 @@ from typing import Protocol
 
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
-from lmix.rollout.types import Group, Prompt
+from lmix.rollout.types import Draw, Group, Prompt
 
 Progress = Callable[[int, int, int], None]
 """Called while completions are drawn, with (rows that have ended, rows in all, tokens drawn)."""
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How tokens are chosen: sampled from the mixed policy at temperature 1, or the most probable token."""
-
-    seed: int = 0
-    step: int = 0
-    """Outer step; the same seed and step give the same tokens."""
-    greedy: bool = False
 
 
 @dataclass(frozen=True)

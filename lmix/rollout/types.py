@@ -10,6 +10,16 @@ from lmix.tasks.task import Judgement, Problem
 
 
 @dataclass(frozen=True)
+class Draw:
+    """How tokens are chosen: sampled from the mixed policy at temperature 1, or the most probable token."""
+
+    seed: int = 0
+    step: int = 0
+    """Outer step; the same seed and step give the same tokens."""
+    greedy: bool = False
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A problem as the model reads it."""
 
@@ -60,6 +70,8 @@ class Group:
 
     prompt: Prompt
     rollouts: list[Rollout]
+    draw: Draw | None = None
+    """What the rollouts were drawn by."""
 
     @property
     def problem(self) -> Problem:

@@ -41,11 +41,12 @@ class AdaptiveAlpha(AlphaCallback):
     """Algorithm 2: after each outer step, alpha follows what mixing wins on the validation problems (eq. 7-9).
 
     The policy alone and the mixture at the current alpha decode the problems greedily, in one pass from one prefill.
-    `data.validation_size` says how many there are.
+    `data.validation_size` says how many there are. The net gain is taken per 100 problems, so that the paper's offset
+    and scale hold for any number of them.
 
     Args:
-        offset: c_o of eq. 9, for counts of problems.
-        scale: c_d of eq. 9.
+        offset: c_o of eq. 9, in problems of 100.
+        scale: c_d of eq. 9, in problems of 100.
 
     Raises:
         ValueError: `scale` is not positive.
@@ -70,8 +71,9 @@ class AdaptiveAlpha(AlphaCallback):
             [[rollout.solved for rollout in group.rollouts] for group in groups],
             dtype=torch.bool,
         ).view(-1, 2)
-        forgetting, gain = pl_module.sum_over_ranks(forgetting_and_gain(correct_N2[:, 0], correct_N2[:, 1]))
-        update = alpha_of_counts(int(forgetting), int(gain), self.offset, self.scale)
+        counts = (*forgetting_and_gain(correct_N2[:, 0], correct_N2[:, 1]), len(groups))
+        forgetting, gain, problems = map(int, pl_module.sum_over_ranks(counts))
+        update = alpha_of_counts(forgetting, gain, problems, self.offset, self.scale)
         self.move(pl_module, update.alpha)
         seconds = clock.lap()
         step_seconds = sum(float(trainer.callback_metrics[f"perf/{part}_seconds"]) for part in ("rollout", "update"))

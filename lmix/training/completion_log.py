@@ -50,22 +50,22 @@ class CompletionLog(L.Callback):
         return found if trainer.is_global_zero else []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
-        rows = completion_rows(pl_module.groups, trainer.global_step)
+        rows = completion_rows(pl_module.groups)
         self.append(trainer, "train", rows)
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
             self.table(trainer, "train", rows)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        rows = completion_rows(pl_module.groups, trainer.global_step)
+        rows = completion_rows(pl_module.groups)
         self.append(trainer, "val", rows)
         self.table(trainer, "val", rows)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        rows = completion_rows(pl_module.groups, trainer.global_step)
+        rows = completion_rows(pl_module.groups)
         self.append(trainer, "test", rows)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        rows = completion_rows(pl_module.groups, trainer.global_step)
+        rows = completion_rows(pl_module.groups)
         self.append(trainer, "predict", rows)
 
     def append(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:

@@ -19,8 +19,8 @@ from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture, MixtureKind, mixture_of
 from lmix.model.tokenizer import check_places, end_tokens, load_tokenizer
 from lmix.rollout.engine import Engine
-from lmix.rollout.sampler import Draw, Limits, Progress, Sampler
-from lmix.rollout.types import Group, Prompt, flatten
+from lmix.rollout.sampler import Limits, Progress, Sampler
+from lmix.rollout.types import Draw, Group, Prompt, flatten
 from lmix.seed import run_seed
 from lmix.tasks.task import Task
 from lmix.training.config import OptimizerConfig, SamplingConfig
@@ -151,7 +151,7 @@ class AdapterModule(OptimisedModule):
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
         """Greedy completions of held-out problems as rows, each with its parsed answer."""
         self.groups = self.answer(batch, self.mixture)
-        return [row.as_dict() for row in completion_rows(self.groups, self.global_step)]
+        return [row.as_dict() for row in completion_rows(self.groups)]
 
     def answer(self, batch: Sequence[Prompt], mixture: Mixture | Sequence[Mixture], samples: int = 1) -> list[Group]:
         """Decode problems greedily, and judge them; one sample for each of several mixtures. Every rank must call it.

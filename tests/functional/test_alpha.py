@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lmix.functional import net_gain_alpha
+from lmix.functional import alpha_of_counts, net_gain_alpha
 
 
 def flags(*values):
@@ -12,9 +12,9 @@ def flags(*values):
 
 def test_equations_7_to_9_by_hand():
     policy, mixed = flags(1, 1, 0, 0, 0), flags(1, 0, 1, 1, 0)
-    update = net_gain_alpha(policy, mixed, offset=0.5, scale=2.0)
+    update = net_gain_alpha(policy, mixed, offset=10.0, scale=40.0)
     assert (update.forgetting, update.gain, update.net_gain) == (1, 2, 1)
-    assert update.alpha == pytest.approx(1 / (1 + math.exp(-0.25)))
+    assert update.alpha == pytest.approx(1 / (1 + math.exp(-0.25)))  # 1 of 5 is 20 of 100
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,31 @@ def test_equations_7_to_9_by_hand():
 )
 def test_the_paper_s_constants_on_100_problems(gained, alpha):
     assert net_gain_alpha(torch.zeros(100), torch.arange(100) < gained).alpha == pytest.approx(alpha)
+
+
+def test_on_100_problems_it_is_equation_9_bit_for_bit():
+    for net_gain in range(-100, 101):
+        score = (net_gain - 25.0) / 35.0
+        alpha = 1.0 / (1.0 + math.exp(-score)) if score >= 0 else math.exp(score) / (1.0 + math.exp(score))
+        assert alpha_of_counts(max(-net_gain, 0), max(net_gain, 0), 100).alpha == alpha
+
+
+@pytest.mark.parametrize(
+    ("problems", "forgetting", "gain", "alpha"),
+    [
+        (20, 0, 5, 0.5),  # a quarter of them, as 25 of 100
+        (20, 0, 20, 1 / (1 + math.exp(-75 / 35))),  # what 100 of 100 give: above a half
+        (20, 2, 14, 1 / (1 + math.exp(-1))),
+        (7, 0, 0, 1 / (1 + math.exp(25 / 35))),
+        (250, 10, 160, 1 / (1 + math.exp(-1))),
+        (1000, 250, 0, 1 / (1 + math.exp(50 / 35))),
+    ],
+)
+def test_the_paper_s_constants_on_other_numbers_of_problems(problems, forgetting, gain, alpha):
+    assert alpha_of_counts(forgetting, gain, problems).alpha == pytest.approx(alpha)
+    numbers = torch.arange(problems)
+    policy, mixed = numbers < forgetting, numbers >= problems - gain
+    assert net_gain_alpha(policy, mixed) == (pytest.approx(alpha), forgetting, gain, gain - forgetting)
 
 
 def test_ties_and_an_empty_set_have_no_net_gain():
@@ -32,8 +57,8 @@ def test_ties_and_an_empty_set_have_no_net_gain():
 
 def test_extreme_scores_stay_inside_the_interval():
     everything, nothing = torch.ones(10**5), torch.zeros(10**5)
-    assert net_gain_alpha(nothing, everything, scale=1.0).alpha == 1.0
-    assert net_gain_alpha(everything, nothing, scale=1.0).alpha == 0.0
+    assert net_gain_alpha(nothing, everything, scale=0.01).alpha == 1.0
+    assert net_gain_alpha(everything, nothing, scale=0.01).alpha == 0.0
 
 
 def test_bad_input():

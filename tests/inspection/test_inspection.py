@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from lmix import cli
+from lmix.inspection.config import MixedPolicyChoice
+from lmix.inspection.generate import Speaker
 from lmix.inspection.page import write_page
 from lmix.inspection.trace import MIXTURE, TokenTrace, trace
+from lmix.model.adapters import AdapterConfig
+from lmix.model.backbone import BackboneConfig
 from lmix.model.causal_lm import MixedPolicyForCausalLM
 from lmix.model.tokenizer import end_tokens, load_tokenizer
 from lmix.rollout.engine import Draw, RolloutEngine
@@ -20,10 +24,6 @@ QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have now?\
 
 @pytest.fixture(scope="module")
 def model() -> MixedPolicyForCausalLM:
-    from lmix.inspection.config import MixedPolicyChoice
-    from lmix.model.adapters import AdapterConfig
-    from lmix.model.backbone import BackboneConfig
-
     return MixedPolicyChoice(
         backbone=BackboneConfig(quantization="none", dtype="float32"),
         adapters=AdapterConfig(reference="lmix:tiny-arithmetic-sft"),
@@ -104,6 +104,92 @@ def test_a_file_of_prompts_and_an_exported_folder(tmp_path, capsys):
     assert len(first.splitlines()) == 3
     names = {p.name for p in (tmp_path / "model").iterdir()}
     assert {"config.json", "reference", "policy", "tokenizer.json"} <= names
+
+
+OTHERS = ["Ann has 5 pens and loses 2. How many pens are left?\n", "What is 12 + 9?\n"]
+
+
+def asked_alone(capsys, prompt: str, *arguments: str) -> str:
+    assert cli.main(["generate", f"--prompt={prompt}", "--max_new_tokens=24", *arguments, *TINY]) == 0
+    return capsys.readouterr().out.strip()
+
+
+def asked_from_a_file(tmp_path, prompts: list[str], *arguments: str) -> list[str]:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    files = [f"--file={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl"]
+    assert cli.main(["generate", *files, "--max_new_tokens=24", *arguments, *TINY]) == 0
+    return [json.loads(line)["completion"].strip() for line in (tmp_path / "out.jsonl").open()]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--seed=7"], ["--alpha=0.9", "--seed=1"], ["--greedy=true"]])
+def test_a_prompt_draws_the_same_alone_and_from_a_file(tmp_path, capsys, arguments):
+    alone = [asked_alone(capsys, prompt, *arguments) for prompt in (QUESTION, *OTHERS)]
+    assert asked_from_a_file(tmp_path, [QUESTION, *OTHERS], *arguments) == alone
+    assert asked_from_a_file(tmp_path, [OTHERS[1], QUESTION], *arguments) == [alone[2], alone[0]]
+    assert all(alone)
+
+
+def test_a_prompt_that_is_asked_again_is_drawn_anew_and_so_is_another_seed(tmp_path, capsys):
+    first, second = asked_from_a_file(tmp_path, [QUESTION, QUESTION])
+    assert first == asked_alone(capsys, QUESTION) != second
+    assert asked_from_a_file(tmp_path, [QUESTION], "--seed=1") not in ([first], [second])
+
+
+def drawn_side_by_side(model, monkeypatch, seed: int, prompt: str, max_new_tokens: int = 24) -> list[list[int]]:
+    """What the three columns show, as tokens."""
+    speaker = Speaker(model, None, True, False, max_new_tokens, seed)
+    drawn = []
+    complete = speaker.complete
+    monkeypatch.setattr(speaker, "complete", lambda *arguments: (drawn.append(complete(*arguments)[0]), [drawn[-1]])[1])
+    speaker.show(speaker.ids([{"role": "user", "content": prompt}]), side_by_side=True)
+    return [rollout.completion_ids for rollout in drawn]
+
+
+def drawn_alone(model, seed: int, prompt: str, weights: dict[str, float], max_new_tokens: int = 24) -> list[int]:
+    before, model.policy.weights = model.policy.weights, weights
+    speaker = Speaker(model, None, True, False, max_new_tokens, seed)
+    try:
+        return speaker.show(speaker.ids([{"role": "user", "content": prompt}]), side_by_side=False)
+    finally:
+        model.policy.weights = before
+
+
+@pytest.mark.parametrize(("seed", "prompt"), [(0, QUESTION), (3, QUESTION), (0, OTHERS[0]), (5, OTHERS[1])])
+def test_each_column_draws_as_it_would_alone(model, monkeypatch, seed, prompt):
+    parts = [{"policy": 1.0}, {"reference": 1.0}, model.policy.weights]
+    columns = drawn_side_by_side(model, monkeypatch, seed, prompt)
+    assert columns == [drawn_alone(model, seed, prompt, weights) for weights in parts]
+    assert columns[0] != columns[1]
+
+
+@pytest.mark.gpu
+def test_each_column_draws_as_it_would_alone_on_a_gpu(monkeypatch):
+    on_gpu = MixedPolicyChoice(
+        backbone=BackboneConfig(quantization="none", dtype="float32"),
+        adapters=AdapterConfig(reference="lmix:tiny-arithmetic-sft"),
+    ).load()
+    assert on_gpu.policy.device.type == "cuda"
+    test_each_column_draws_as_it_would_alone(on_gpu, monkeypatch, 0, QUESTION)
+
+
+def test_a_completion_is_shown_token_by_token_and_nothing_past_its_end(model):
+    class Shown:
+        def __init__(self):
+            self.tokens, self.ended = [], False
+
+        def put(self, tokens):
+            assert tokens.shape == (1,)
+            self.tokens += tokens.tolist()
+
+        def end(self):
+            self.ended = True
+
+    speaker, shown = Speaker(model, None, True, True, 60, 0), Shown()
+    ids = speaker.ids([{"role": "user", "content": QUESTION}])
+    (rollout,) = speaker.complete([ids], [0], shown)
+    assert rollout.ended
+    assert shown.tokens == rollout.completion_ids
+    assert shown.ended
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,17 @@ def test_anchors_are_compared_at_the_same_alpha(runs):
     assert figures.anchor_pairs(runs[:3]) == []
 
 
+def test_anchors_are_compared_where_nothing_else_differs(make_run):
+    base, slow = {"reference": "base"}, {"optimizer": {"lr": 1e-5}}
+    folders = [
+        make_run("sft", solving(0.25, 0.5), config()),
+        make_run("sft-slow", solving(0.25, 0.5), config(**slow)),
+        make_run("base-slow", solving(0.25, 0.5), config(adapters=base, **slow)),
+    ]
+    pairs = figures.anchor_pairs([read_run(folder) for folder in folders])
+    assert [run.folder.name for run in pairs] == ["sft-slow", "base-slow"]
+
+
 def test_labels_do_not_overlap(runs):
     figure = figures.accuracy_against_step(runs)
     figure.draw_without_rendering()

@@ -1,14 +1,24 @@
 # ruff: noqa: RUF001 - the alpha is meant
 
-import json
 from pathlib import Path
 
 import pytest
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
 
-from lmix.report.runs import join_resumed, method_name, read_run, task_name
+from lmix.report import methods
+from lmix.report.bands import by_method, family
+from lmix.report.methods import method_name
+from lmix.report.runs import EVENTS, join_resumed, read_run, read_scalars, task_name
+from lmix.training.config import SamplingConfig
 from tests.report.conftest import config, solving, write_events
+from tests.training.helpers import data, module, trainer
 
 BASE = {"reference": None}
+STORED = Path("docs/results/qwen2.5-0.5b/configs")
+ADAPTIVE = {"class_path": "lmix.training.alpha.AdaptiveAlpha"}
+LONG = "one character after another, and no line break"
+STOPPING = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/solve_rate"}}
 
 
 @pytest.mark.parametrize(
@@ -16,8 +26,8 @@ BASE = {"reference": None}
     [
         (config(), "fixed, α=0.5"),
         (config(alpha=0.25), "fixed, α=0.25"),
-        (config(callbacks=[{"class_path": "lmix.training.callbacks.AdaptiveAlpha"}]), "adaptive"),
-        (config(callbacks=[{"class_path": "lmix.training.callbacks.AlphaSchedule"}]), "schedule"),
+        (config(callbacks=[{"class_path": "lmix.training.alpha.AdaptiveAlpha"}]), "adaptive"),
+        (config(callbacks=[{"class_path": "lmix.training.alpha.AlphaSchedule"}]), "schedule"),
         (config(callbacks=[{"class_path": "lightning.pytorch.callbacks.Timer"}]), "fixed, α=0.5"),
         (config(mixture="probs"), "fixed_probs, α=0.5"),
         (config(adapters=BASE), "fixed_base_anchor, α=0.5"),
@@ -36,6 +46,123 @@ BASE = {"reference": None}
 )
 def test_method_names(settings, method):
     assert method_name(settings) == method
+
+
+def test_a_mixture_with_a_kl_is_not_kl_grpo():
+    kl = {"beta": 0.01}
+    assert method_name(config(objective=kl)) == "fixed, α=0.5, beta=0.01"
+    assert method_name(config(mixture="probs", objective=kl)) == "fixed_probs, α=0.5, beta=0.01"
+    assert method_name(config(callbacks=[ADAPTIVE], objective=kl)) == "adaptive, beta=0.01"
+    assert method_name(config(weights=[0.5, 0.5], objective=kl)) == "ensemble, 0.5 0.5, beta=0.01"
+
+
+@pytest.mark.parametrize("path", sorted(STORED.glob("mmlu-*.yaml")), ids=lambda path: path.stem)
+def test_configurations_that_fit_wrote_have_their_method_s_name(path):
+    assert family(method_name(yaml.safe_load(path.read_text()))) == path.stem.removeprefix("mmlu-")
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_methods_have_their_file_s_name(path):
+    given = yaml.safe_load(path.read_text())
+    settings = config(**given["model"]["init_args"], model=given["model"]["class_path"])
+    if "adapters" not in given["model"]["init_args"]:
+        settings["model"]["init_args"]["adapters"] = {"reference": "sft"}
+    settings["trainer"] |= given.get("trainer", {})
+    names = {"contrastive": "ensemble", "dexperts": "ensemble", "proxy_tuning": "ensemble"}
+    assert family(method_name(settings)) == names.get(path.stem, path.stem)
+
+
+def stored(name: str, **changes) -> dict:
+    """A configuration that fit wrote, with values changed by dotted name (`__` for a dot)."""
+    settings = yaml.safe_load((STORED / f"{name}.yaml").read_text())
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        place = settings
+        for parent in parents:
+            place = place[int(parent)] if isinstance(place, list) else place[parent]
+        place[last] = value
+    return settings
+
+
+ARGS = "model__init_args__"
+SECOND_SEED = {
+    "seed_everything": 1,
+    "data__seed": 1,
+    ARGS + "sampling__seed": 4,
+    "trainer__logger__init_args__version": "seed1",
+    "trainer__default_root_dir": "/elsewhere",
+    "ckpt_path": "/elsewhere/checkpoints/step=0010.ckpt",
+    ARGS + "adapters__reference": "/elsewhere/sft/seed1/checkpoints/step=0024",
+    ARGS + "backbone__path": "/elsewhere/$LMIX_MODEL",
+    "data__task__init_args__source": "/elsewhere/val.jsonl",
+}
+
+
+@pytest.mark.parametrize("name", ["mmlu-kl_grpo", "mmlu-adaptive", "mmlu-fixed", "mmlu-sft"])
+def test_seeds_paths_and_the_logger_make_no_other_method(name):
+    other = {n: v for n, v in SECOND_SEED.items() if "sft" not in name or "reference" not in n}
+    first, second = stored(name), stored(name, **other)
+    assert methods.settings(first) == methods.settings(second)
+    assert methods.differences([first, second]) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "labels"),
+    [
+        ("mmlu-kl_grpo", {ARGS + "objective__beta": 0.1}, ("beta=0.01", "beta=0.1")),
+        ("mmlu-fixed", {ARGS + "optimizer__lr": 1e-5}, ("lr=0.0002", "lr=1e-05")),
+        ("mmlu-fixed", {ARGS + "adapters__rank": 8}, ("rank=16", "rank=8")),
+        ("mmlu-fixed", {ARGS + "objective__clip_radius": 0.1}, ("clip_radius=0.2", "clip_radius=0.1")),
+        ("mmlu-fixed", {"data__prompts_per_step": 16}, ("prompts_per_step=8", "prompts_per_step=16")),
+        ("mmlu-adaptive", {"trainer__callbacks__0__init_args__offset": 25.0}, ("offset=5.0", "offset=25.0")),
+        # not in the reading
+        ("mmlu-adaptive", {ARGS + "alpha": 0.3}, ("alpha=0.5", "alpha=0.3")),
+        ("mmlu-fixed", {ARGS + "alpha": 0.5 + 1e-9}, ("alpha=0.5", "alpha=0.500000001")),
+        ("mmlu-fixed", {ARGS + "optimizer__betas": [0.9, 0.999]}, ("betas=[0.9, 0.95]", "betas=[0.9, 0.999]")),
+        ("mmlu-fixed", {ARGS + "backbone__quantization": "nf4"}, ("quantization=none", "quantization=nf4")),
+        ("mmlu-adaptive", {ARGS + "adapters__reference": None}, ("reference=step=0024", "reference=base")),
+        ("mmlu-fixed", {ARGS + "adapters__reference": "sft/step=0064"}, ("reference=step=0024", "reference=step=0064")),
+        ("mmlu-fixed", {"data__task__init_args__source": "x/hard.jsonl"}, ("source=val.jsonl", "source=hard.jsonl")),
+        ("mmlu-fixed", {"data__task__init_args__subjects": ["law"]}, ("subjects=none", 'subjects=["law"]')),
+        ("mmlu-fixed", {"trainer__callbacks": [STOPPING]}, ("no EarlyStopping", "EarlyStopping")),
+        ("mmlu-adaptive", {"trainer__callbacks": [ADAPTIVE]}, ("offset=5.0, scale=7.0", "offset=none, scale=none")),
+        (
+            "mmlu-fixed",
+            {"data__task__init_args__system": "q" * 60},
+            ("system=Answer the question.", f"system={'q' * 27}..."),
+        ),
+    ],
+)
+def test_what_differs_makes_another_method_and_is_in_its_label(make_run, name, change, labels):
+    configs = [stored(name), stored(name, **change), stored(name, **SECOND_SEED)]
+    runs = [make_run(f"run{i}", {"val/solve_rate": {0: 0.5}}, settings) for i, settings in enumerate(configs)]
+    groups = by_method([read_run(run) for run in runs])
+    start = method_name(configs[0])
+    assert {method: len(group) for method, group in groups.items()} == {
+        f"{start}, {labels[0]}": 2,
+        f"{start}, {labels[1]}": 1,
+    }
+    assert list(by_method([run for group in groups.values() for run in group])) == list(groups)  # labels stay
+
+
+@pytest.mark.parametrize("spelling", ["base", "null", "None"])
+def test_every_spelling_of_the_base_is_one_anchor(spelling):
+    configs = [stored("mmlu-fixed", **{ARGS + "adapters__reference": value}) for value in (None, spelling)]
+    assert methods.differences(configs) == [[], []]
+    assert [method_name(c) for c in configs] == ["fixed_base_anchor, α=0.5"] * 2
+
+
+def test_no_two_methods_share_a_label():
+    """Classes that are absent, alone or with other arguments, and texts that only differ behind their beginning."""
+    patient = {**STOPPING, "init_args": {"monitor": "val/solve_rate", "patience": 5}}
+    callbacks = [None, [STOPPING], [patient], [STOPPING, patient]]
+    texts = ["x" * 40, "x" * 41]
+    configs = [
+        stored("mmlu-fixed", trainer__callbacks=c, data__task__init_args__system=t) for c in callbacks for t in texts
+    ]
+    labels = [", ".join(parts) for parts in methods.differences(configs)]
+    assert len(set(labels)) == len(configs)
+    assert all("\n" not in label for label in labels)
 
 
 def test_task_names():
@@ -59,14 +186,15 @@ def test_later_values_of_a_resumed_run_win(make_run):
     assert read_run(folder).scalars["train/reward"] == [(0, 0.0), (1, 0.25), (2, 0.75), (3, 1.0)]
 
 
-def test_evaluations_carry_the_number_of_updates(make_run):
-    folder = make_run("run", {"val/solve_rate": {0: 0.25, 9: 0.5, 19: 0.75}, "train/reward": {9: 0.5}})
-    (folder / "completions").mkdir()
-    rows = [{"step": step, "problem_id": 0} for step in (0, 10, 20)]
-    (folder / "completions" / "val.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"st')
-    run = read_run(folder)
-    assert run.scalars["val/solve_rate"] == [(0, 0.25), (10, 0.5), (20, 0.75)]
-    assert run.scalars["train/reward"] == [(9, 0.5)]
+def test_scalars_of_a_run_carry_the_number_of_updates(tmp_path):
+    """Of training and of evaluations, the one before the first step too, as Lightning's logger writes them."""
+    logger = TensorBoardLogger(tmp_path, "logs", version="x")
+    t = trainer(tmp_path, 3, logger=logger, val_check_interval=2, num_sanity_val_steps=-1, log_every_n_steps=1)
+    t.fit(module(sampling=SamplingConfig(samples_per_prompt=2, max_new_tokens=4, seed=0)), data(prompts=2))
+    scalars = read_scalars(sorted((tmp_path / "logs" / "x").glob(EVENTS)))
+    steps = {tag: [step for step, _ in points] for tag, points in scalars.items()}
+    assert steps["val/solve_rate"] == steps["val/format_rate"] == [0, 2]
+    assert steps["train/reward"] == steps["alpha"] == [1, 2, 3]
 
 
 def test_a_continuation_in_its_own_folder_is_joined(make_run):

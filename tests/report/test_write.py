@@ -47,6 +47,17 @@ def test_only_what_there_is_material_for(sweep_folder, tmp_path):
     ]
 
 
+def test_two_strengths_of_a_kl_are_two_methods(make_run, tmp_path):
+    def kl(name: str, seed: int, beta: float, *rates: float):
+        return make_run(name, solving(*rates), config(seed, alpha=0.0, objective={"beta": beta}))
+
+    folders = [kl("a", 0, 0.01, 0.25, 0.5), kl("b", 1, 0.01, 0.25, 0.75), kl("c", 0, 0.1, 0.25, 0.25)]
+    text = write_report(folders, tmp_path / "out").read_text()
+    assert "| kl_grpo, beta=0.01 | 2 | 10 | 62.5 (50.0 to 75.0) |" in text
+    assert "| kl_grpo, beta=0.1 | 1 | 10 | 25.0 |" in text
+    assert "- kl_grpo, beta=0.01: 2 seeds (0, 1), 2 evaluations, steps 0 to 10" in text
+
+
 def test_settings_are_not_mixed(make_run, tmp_path):
     other = config()
     other["model"]["init_args"]["backbone"] = {"path": "Qwen/Qwen2.5-1.5B-Instruct"}

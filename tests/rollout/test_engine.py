@@ -1,9 +1,14 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from lmix.rollout.engine import Draw, RolloutEngine
 from lmix.rollout.rollout import pack
-from tests.conftest import make_policy, tokens
+from tests.conftest import ARCHITECTURES, make_policy, tokens
 
 PROMPTS = [tokens(n, seed=n).tolist() for n in (9, 2, 5, 14, 3)]
 ENDS = [1, 2, 3, 4, 5]
@@ -192,4 +197,40 @@ def test_a_stream_of_weight_zero_runs_no_row(folders, monkeypatch):
     assert fed[0] == {"policy": 6, "reference": 4}
     fed.clear()
     generate(policy, alphas=[0.0, 0.0, 0.0, 0.0], slots=8)
-    assert all(set(rows) == {"policy"} for rows in fed)
+    assert fed[0] == {"policy": 8}
+    assert {stream for rows in fed for stream in rows} == {"policy"}
+
+
+class SumModel:
+    """Its next token is the sum of all before, modulo 97, which it reads from the engine's cache alone."""
+
+    device, streams, draws_in_step, rollouts = torch.device("cpu"), ("policy",), False, nullcontext
+    backbone = SimpleNamespace(config=ARCHITECTURES["qwen2"][1], dtype=torch.float32)
+
+    def hidden(self, ids, streams, past_key_values, use_cache):
+        keys = ids.float()[:, None, :, None]
+        past_key_values.update(keys, keys, 0)
+        return keys.cumsum(2).transpose(0, 1)
+
+    def hidden_of(self, ids, rows, position_ids, attention_mask, past_key_values, use_cache):
+        keys = ids.float()[:, None, :, None]
+        seen, _ = past_key_values.update(keys, keys, 0)
+        visible = torch.arange(seen.shape[2]) <= position_ids
+        return [(seen[:, 0, :, 0] * visible).sum(1)[:, None, None]]
+
+    def mixed_logits(self, hidden_K, alphas=None):
+        return 100.0 * one_hot(hidden_K[0][..., 0].long() % 97, 97).float()
+
+
+@pytest.mark.parametrize(("slots", "check_every", "greedy"), [(2, 1, True), (4, 3, False), (64, 8, True)])
+def test_a_mock_model_gets_each_row_s_own_tokens_and_nothing_else(slots, check_every, greedy):
+    model: Any = SumModel()
+    ends = [*range(0, 97, 7)]
+    engine = RolloutEngine(model, ends, slots, check_every=check_every)
+    for limit in (1, 2, 12):
+        for rollout in engine.generate(PROMPTS, limit, Draw(greedy=greedy), samples=2):
+            expected: list[int] = []
+            while len(expected) < limit and not (expected and expected[-1] in ends):
+                expected.append((sum(rollout.prompt_ids) + sum(expected)) % 97)
+            assert rollout.completion_ids == expected
+            assert rollout.ended == (expected[-1] in ends)

@@ -22,7 +22,7 @@ from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfi
 from lmix.training.grpo import GRPOModule
 from lmix.training.sft import SFTModule
 from lmix.training.strategies import ShardedStrategy
-from tests.training.test_grpo import SFT, data, trainer
+from tests.training.helpers import SFT, data, trainer
 
 
 def checksum(module) -> str:
@@ -98,7 +98,7 @@ def main(
         adapters = AdapterConfig(reference=SFT, rank=4)
         m = GRPOModule(backbone, adapters, alpha, objective=ObjectiveConfig(**objective), **common)
         if adaptive:
-            callbacks.append(AdaptiveAlpha(offset=1.0, scale=4.0))
+            callbacks.append(AdaptiveAlpha(offset=20.0, scale=80.0))
     m.late = late
     kinds = {"ddp": "ddp", "fsdp2": ShardedStrategy(), "fsdp2-in-step": ShardedStrategy(gather_rollouts=False)}
     settings = {"strategy": kinds[strategy], "devices": ranks} if ranks > 1 else {}

@@ -1,3 +1,5 @@
+import math
+
 import lightning as L
 import pytest
 import torch
@@ -9,7 +11,7 @@ from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.config import ObjectiveConfig
 from lmix.training.sft import SFTModule
-from tests.training.test_grpo import data, module, trainer
+from tests.training.helpers import data, module, trainer
 
 
 class Watch(L.Callback):
@@ -24,7 +26,7 @@ class Watch(L.Callback):
 
 def test_alpha_follows_the_validation_problems_between_steps(tmp_path):
     m, watch = module(alpha=0.6), Watch()
-    t = trainer(tmp_path, 3, callbacks=[AdaptiveAlpha(offset=1.0, scale=2.0), watch])
+    t = trainer(tmp_path, 3, callbacks=[AdaptiveAlpha(offset=16.0, scale=33.0), watch])
     source = data(validation_size=6)
     t.fit(m, source)
     metrics = {name: float(value) for name, value in t.callback_metrics.items()}
@@ -35,8 +37,10 @@ def test_alpha_follows_the_validation_problems_between_steps(tmp_path):
         examples = source.sets["validation"]
         rollouts = m.engine.generate([e.prompt_ids for e in examples], 48, Draw(greedy=True))
         correct.append(torch.tensor([j.answer_correct for j in m.judge(rollouts, examples)]))
-    expected = net_gain_alpha(*correct, offset=1.0, scale=2.0)
+    expected = net_gain_alpha(*correct, offset=16.0, scale=33.0)
     assert metrics["alpha/next"] == pytest.approx(expected.alpha)
+    score = (100 / 6 * expected.net_gain - 16.0) / 33.0  # 6 problems
+    assert metrics["alpha/next"] == pytest.approx(1 / (1 + math.exp(-score)))
     assert metrics["alpha/gain"] == expected.gain
     assert metrics["alpha/forgetting"] == expected.forgetting
     assert metrics["alpha/net_gain"] == expected.net_gain
@@ -56,7 +60,7 @@ def test_alpha_is_constant_inside_a_step(tmp_path, monkeypatch):
         return score(packed)
 
     monkeypatch.setattr(m, "score", watched)
-    trainer(tmp_path, 3, callbacks=[AdaptiveAlpha(offset=1.0, scale=2.0)]).fit(m, data(validation_size=6))
+    trainer(tmp_path, 3, callbacks=[AdaptiveAlpha(offset=16.0, scale=33.0)]).fit(m, data(validation_size=6))
     assert len(seen) > 6
     for step in {s for s, _ in seen}:
         assert len({alpha for s, alpha in seen if s == step}) == 1
@@ -65,12 +69,12 @@ def test_alpha_is_constant_inside_a_step(tmp_path, monkeypatch):
 def test_the_new_alpha_is_in_the_checkpoint_and_resumed(tmp_path):
     m = module()
     keep = PolicyCheckpoint(every_n_steps=1, keep=-1)
-    trainer(tmp_path, 2, callbacks=[keep, AdaptiveAlpha(offset=0.5, scale=2.0)]).fit(m, data(validation_size=6))
+    trainer(tmp_path, 2, callbacks=[keep, AdaptiveAlpha(offset=8.0, scale=33.0)]).fit(m, data(validation_size=6))
     saved = torch.load(keep.saved[-1], weights_only=True)["lmix"]["alpha"]
     assert saved == m.policy.alpha
     assert saved != 0.5
     again, watch = module(), Watch()
-    callbacks = [watch, AdaptiveAlpha(offset=0.5, scale=2.0)]
+    callbacks = [watch, AdaptiveAlpha(offset=8.0, scale=33.0)]
     trainer(tmp_path, 3, callbacks=callbacks).fit(again, data(validation_size=6), ckpt_path=str(keep.saved[-1]))
     assert watch.alphas == [saved]
 

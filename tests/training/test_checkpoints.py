@@ -17,7 +17,7 @@ from lmix.training.preemption import Preemption
 from lmix.training.state import check_checkpoint, find_checkpoint
 from tests.conftest import close
 from tests.training.endings import Told
-from tests.training.test_grpo import data, module, trainer
+from tests.training.helpers import data, module, trainer
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

@@ -9,91 +9,17 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
-from lmix.data.module import RLDataModule
-from lmix.functional import clipped_surrogate_loss, group_advantages
+from lmix.functional import clipped_surrogate_loss
 from lmix.model.adapters import AdapterConfig
-from lmix.model.backbone import BackboneConfig
 from lmix.rollout.rollout import pack
-from lmix.tasks import ArithmeticTask
 from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.completion_log import CompletionLog, drop_later_rows
 from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
-from lmix.training.grpo import BeforeUpdate, GRPOModule
+from lmix.training.grpo import BeforeUpdate
 from lmix.training.strategies import ShardedStrategy, check_strategy
 from tests.conftest import close
-
-SFT = "lmix:tiny-arithmetic-sft"
-
-
-def module(alpha=0.5, **parts) -> GRPOModule:
-    return GRPOModule(
-        BackboneConfig(quantization="none", dtype="float32"),
-        alpha=alpha,
-        **{
-            "adapters": AdapterConfig(reference=SFT, rank=4),
-            "sampling": SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0),
-            "optimizer": OptimizerConfig(lr=1e-3),
-            **parts,
-        },
-    )
-
-
-def data(prompts=4, **arguments) -> RLDataModule:
-    return RLDataModule(ArithmeticTask(train_size=16, test_size=8), prompts_per_step=prompts, eval_size=8, **arguments)
-
-
-def trainer(tmp_path, steps, **arguments) -> L.Trainer:
-    defaults = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": -1,
-        "max_steps": steps,
-        "logger": False,
-        "enable_checkpointing": any(isinstance(c, PolicyCheckpoint) for c in arguments.get("callbacks", ())),
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "val_check_interval": 1000,
-        "check_val_every_n_epoch": None,
-        "default_root_dir": tmp_path,
-    }
-    return L.Trainer(**{**defaults, **arguments})
-
-
-@pytest.fixture(scope="module")
-def step():
-    """A module with rollouts that hold live and dead groups, and their advantages."""
-    L.seed_everything(0)
-    m = module()
-    m.configure_model()
-    with torch.no_grad():
-        for name, p in m.policy.named_parameters():
-            if ".policy." in name:
-                p.normal_(std=0.05)
-    source = data()
-    source.tokenizer = m.tokenizer
-    source.setup("fit")
-    m.manual_backward = lambda loss: loss.backward()  # no trainer here
-    m.__dict__["_fabric"] = None
-    batch = source.sets["train"][:4]
-    rollouts = m.engine.generate([e.prompt_ids for e in batch], 48, m_draw(), samples=4, keep_frozen=True)
-    rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
-    return m, rollouts, group_advantages(rewards).flatten()
-
-
-def m_draw():
-    from lmix.rollout.engine import Draw
-
-    return Draw(seed=3)
-
-
-def gradients(m, rollouts, advantages, **changes):
-    m.objective = dataclasses.replace(ObjectiveConfig(), **changes)
-    m.policy.zero_grad()
-    before = BeforeUpdate()
-    stats = m.accumulate_gradient(rollouts, advantages, m.token_weights(rollouts), before)
-    return [p.grad.clone() for p in m.policy.policy_parameters()], stats, before.log_probs
+from tests.training.helpers import SFT, data, gradients, module, trainer
 
 
 def test_the_gradient_is_that_of_equation_6_by_autograd(step):
@@ -253,22 +179,31 @@ def test_inner_updates_use_the_log_probs_from_before_the_first(tmp_path):
     assert float(t.callback_metrics["train/clip_fraction"]) > 0
 
 
-def test_alpha_1_trains_nothing_and_alpha_0_is_the_policy_alone(tmp_path):
+def test_alpha_1_trains_nothing(tmp_path):
     m = module(alpha=1.0)
-    before = None
+    before = {}
 
     class Keep(L.Callback):
         def on_train_start(self, trainer, pl_module):
-            nonlocal before
-            before = {k: v.clone() for k, v in pl_module.policy.adapter_state().items()}
+            before.update({k: v.clone() for k, v in pl_module.policy.adapter_state().items()})
 
-    t = trainer(tmp_path, 1, callbacks=[Keep()])
-    t.fit(m, data())
-    assert before is not None
+    trainer(tmp_path, 1, callbacks=[Keep()]).fit(m, data())
+    assert before
     assert all(torch.equal(before[k], v) for k, v in m.policy.adapter_state().items())
-    t = trainer(tmp_path, 1)
-    t.fit(module(alpha=0.0), data())
-    assert float(t.callback_metrics["alpha"]) == 0.0
+
+
+def test_alpha_0_is_the_policy_alone(tmp_path):
+    """Rollouts and update are those of a run whose reference is another, and both differ from those of a mixture."""
+    drawn, trained = {}, {}
+    for name, alpha, reference in (("sft", 0.0, SFT), ("base", 0.0, None), ("mixed", 0.5, None)):
+        L.seed_everything(0)  # of LoRA's A
+        m = module(alpha=alpha, adapters=AdapterConfig(policy=SFT, reference=reference))
+        trainer(tmp_path / name, 1).fit(m, data(prompts=8))
+        drawn[name] = [row.completion for row in m.rows]
+        trained[name] = torch.cat([p.detach().flatten() for p in m.policy.policy_parameters()])
+    assert drawn["sft"] == drawn["base"] != drawn["mixed"]
+    assert torch.equal(trained["sft"], trained["base"])
+    assert not torch.equal(trained["sft"], trained["mixed"])
 
 
 def test_the_held_out_rates_are_those_of_the_mixed_policy_decoded_greedily(tmp_path):
@@ -301,12 +236,12 @@ def test_settings_win_over_the_checkpoint_s(tmp_path):
 
 def test_alpha_that_a_callback_moved_goes_on_with_one_and_is_left_without(tmp_path):
     m, keep = module(), PolicyCheckpoint()
-    callbacks = [AdaptiveAlpha(offset=0.5, scale=2.0), keep]
+    callbacks = [AdaptiveAlpha(offset=8.0, scale=33.0), keep]
     trainer(tmp_path, 1, callbacks=callbacks).fit(m, data(validation_size=6))
     moved = m.policy.alpha
     assert moved != 0.5
     seen = {}
-    for name, more in (("adaptive", [AdaptiveAlpha(offset=0.5, scale=2.0)]), ("fixed", [])):
+    for name, more in (("adaptive", [AdaptiveAlpha(offset=8.0, scale=33.0)]), ("fixed", [])):
         t = trainer(tmp_path, 2, callbacks=[PolicyCheckpoint(), *more])
         t.fit(module(), data(validation_size=6), ckpt_path=str(keep.saved[-1]))
         seen[name] = float(t.callback_metrics["alpha"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
-from tests.training.test_grpo import data, module, trainer
+from tests.training.helpers import data, module, trainer
 
 
 class Poison(L.Callback):

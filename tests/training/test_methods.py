@@ -8,10 +8,10 @@ from lmix.functional import group_token_weights, k3_kl
 from lmix.model.adapters import AdapterConfig
 from lmix.rollout.rollout import pack
 from lmix.training.config import ObjectiveConfig, SamplingConfig
-from tests.training.test_grpo import SFT, data, gradients, module, step, trainer  # noqa: F401
+from tests.training.helpers import SFT, data, gradients, module, trainer
 
 
-def test_the_kl_term_against_autograd_of_the_written_out_loss(step):  # noqa: F811
+def test_the_kl_term_against_autograd_of_the_written_out_loss(step):
     m, rollouts, advantages = step
     alpha, m.policy.alpha = m.policy.alpha, 0.0
     try:
@@ -125,7 +125,7 @@ def test_dead_groups_are_replaced_by_other_prompts(tmp_path, monkeypatch):
     assert [r.completion for r in again.rows] == [r.completion for r in m.rows]
 
 
-def test_dead_groups_have_a_gradient_where_there_is_a_kl(step):  # noqa: F811
+def test_dead_groups_have_a_gradient_where_there_is_a_kl(step):
     m, rollouts, advantages = step
     alpha, m.policy.alpha = m.policy.alpha, 0.0
     try:
@@ -135,7 +135,7 @@ def test_dead_groups_have_a_gradient_where_there_is_a_kl(step):  # noqa: F811
     assert sum(float(g.abs().sum()) for g in found) > 0
 
 
-def test_the_batch_s_normaliser_weighs_every_token_alike(step):  # noqa: F811
+def test_the_batch_s_normaliser_weighs_every_token_alike(step):
     m, rollouts, _ = step
     m.objective = ObjectiveConfig(normaliser="batch")
     tokens = sum(len(r.completion_ids) for r in rollouts)

@@ -1,0 +1,165 @@
+"""What a run's configuration says about its method: what it is called, and which runs are the same one."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "objective": {
+        "beta": 0.0,
+        "clip_radius_above": None,
+        "normaliser": "group",
+        "scale_by_std": True,
+        "inner_updates": 1,
+    },
+    "sampling": {"resample_dead": 0},
+}
+"""Options that are always part of a method's name where they are not at these defaults."""
+IGNORED = {"seed_everything", "seed", "ckpt_path", "default_root_dir", "logger"}
+"""Fields, at any depth, in which runs of one method may differ: seeds, output folders and the logger."""
+ADAPTERS = {"reference", "policy"}
+"""Fields in which null means the base."""
+BASE = (None, "base", "null", "None")
+"""How a configuration names the base as an adapter; see `AdapterConfig`."""
+PATHS = ADAPTERS | {"experts", "path", "source", "test_source"}
+"""Fields that hold paths: two runs agree where the last components do, wherever the files are."""
+ABSENT = "none"
+"""The value of a setting that a configuration does not have, or that is null."""
+LONGEST_VALUE = 30
+"""Characters of a setting's value in a label, unless more are needed to tell two apart."""
+
+
+def method_name(config: dict[str, Any]) -> str:
+    """The method that a configuration asks for: a family that has a colour, then its variant (`fixed, α=0.5`).
+
+    Two configurations with the same name need not be the same method: see `settings` and `differences`.
+
+    Raises:
+        KeyError: it names no model.
+    """
+    return ", ".join([base_method(config), *own_classes(config), *variants(config)])
+
+
+def base_method(config: dict[str, Any]) -> str:
+    """The method without its variants."""
+    arguments = model_arguments(config)
+    alpha = arguments.get("alpha", 0.5)
+    callbacks = [callback["class_path"] for callback in config["trainer"].get("callbacks") or []]
+    if config["model"]["class_path"].endswith("SFTModule"):
+        return "sft"
+    if weights := arguments.get("weights"):
+        return f"ensemble, {' '.join(f'{weight:g}' for weight in weights)}"
+    for ending, method in (("AdaptiveAlpha", "adaptive"), ("AlphaSchedule", "schedule")):
+        if any(name.endswith(ending) for name in callbacks):
+            return method
+    if alpha == 0:
+        return "kl_grpo" if (arguments.get("objective") or {}).get("beta", 0) > 0 else "grpo"
+    if arguments.get("mixture") == "probs":
+        return f"fixed_probs, {ALPHA}={alpha:g}"
+    anchored = arguments["adapters"].get("reference") not in BASE
+    return f"{'fixed' if anchored else 'fixed_base_anchor'}, {ALPHA}={alpha:g}"
+
+
+def own_classes(config: dict[str, Any]) -> list[str]:
+    """The user's own model and callbacks by name: they make another method."""
+    callbacks = config["trainer"].get("callbacks") or []
+    paths = [part["class_path"] for part in [config["model"], *callbacks]]
+    return [last_part(short_class(path), ".") for path in paths if "." in short_class(path)]
+
+
+def variants(config: dict[str, Any]) -> list[str]:
+    """The options of `VARIANTS` that are not at their defaults; `kl_grpo` implies beta, so its name leaves it out."""
+    implied = {"beta"} if base_method(config) == "kl_grpo" else set()
+    parts = []
+    for group, defaults in VARIANTS.items():
+        given = model_arguments(config).get(group) or {}
+        changed = [name for name, default in defaults.items() if given.get(name, default) != default]
+        parts += [f"{name}={given[name]}" for name in changed if name not in implied]
+    return parts
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same method: the whole configuration but `IGNORED`, by dotted name.
+
+    Of a class, its `init_args` are listed below the field that holds it; of a list of classes, below each class's name.
+    A path counts by its last component, and no reference is the same as `base`.
+    """
+    return dict(_flat(config, ""))
+
+
+def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """For each configuration, its values of the settings that are not the same in all of them, as parts of a label.
+
+    Two configurations have equal lists exactly where their `settings` are equal.
+    """
+    all_settings = [settings(config) for config in configs]
+    names = list(dict.fromkeys(name for one in all_settings for name in one))
+    columns = {
+        name: [json.dumps(one[name], default=str) if name in one else ABSENT for one in all_settings] for name in names
+    }
+    columns = {name: column for name, column in columns.items() if len(set(column)) > 1}
+    # where a class is not in all of them, its arguments go without saying, unless they are all that tells two apart
+    brief = {name: c for name, c in columns.items() if not any(name.startswith(f"{other}.") for other in columns)}
+    apart = len(set(zip(*brief.values(), strict=True))) == len(set(zip(*columns.values(), strict=True)))
+    chosen = brief if apart else columns
+    parts = [_parts(name, column, list(columns)) for name, column in chosen.items()]
+    return [list(row) for row in zip(*parts, strict=True)] if parts else [[] for _ in all_settings]
+
+
+def model_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """The model's `init_args`."""
+    return config["model"]["init_args"]
+
+
+def last_part(path: str, separators: str = "/:") -> str:
+    """What comes last in a path, hub id or name of an asset."""
+    return re.split(f"[{separators}]", path.rstrip("/"))[-1]
+
+
+def short_class(path: str) -> str:
+    """A class of lmix or Lightning by its name alone, which may be imported from several places; others in full."""
+    return last_part(path, ".") if path.split(".")[0] in ("lmix", "lightning", "pytorch_lightning") else path
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The leaves of a configuration by dotted name."""
+    if isinstance(value, dict) and "class_path" in value:
+        yield name, short_class(value["class_path"])
+        value = value.get("init_args") or {}
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in IGNORED:
+                yield from _flat(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and value and all(isinstance(item, dict) and "class_path" in item for item in value):
+        classes = [short_class(item["class_path"]) for item in value]
+        for place, (item, kind) in enumerate(zip(value, classes, strict=True)):
+            number = classes[:place].count(kind) + 1
+            yield from _flat(item, f"{name}.{kind.replace('.', '/')}" + (f"#{number}" if number > 1 else ""))
+    elif name.rpartition(".")[2] in ADAPTERS and value in BASE:
+        yield name, "base"
+    elif value not in (None, []):
+        yield name, _without_folders(value) if name.rpartition(".")[2] in PATHS else value
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return last_part(value) if isinstance(value, str) else value
+
+
+def _parts(name: str, column: Sequence[str], names: Sequence[str]) -> list[str]:
+    """One setting's part of each label: its shortest name that no other setting has, and the value."""
+    words = name.split(".")
+    endings = [".".join(words[-length:]) for length in range(1, len(words) + 1)]
+    short = next(e for e in endings if sum(f".{other}".endswith(f".{e}") for other in names) == 1 or e == name)
+    if name.startswith("trainer.callbacks.") and len(words) == 3:  # a callback, not its arguments
+        kind = dict.fromkeys(column, short) | {ABSENT: f"no {short}"}
+        if len(set(kind.values())) == len(set(column)):
+            return [kind[text] for text in column]
+    shown = {text: text.strip('"') for text in column}
+    cut = {text: v if len(v) <= LONGEST_VALUE else f"{v[: LONGEST_VALUE - 3]}..." for text, v in shown.items()}
+    if len(set(cut.values())) < len(cut):
+        cut = {text: text for text in column}
+    return [f"{short}={cut[text]}" for text in column]
