@@ -10,9 +10,9 @@ from typing import Any
 import lmix
 from lmix.data.module import RLDataModule
 from lmix.data.splits import shuffled
+from lmix.evaluation.rows import Who
 from lmix.model.adapters import CONFIG, WEIGHTS, AdapterConfig, read_adapter
 from lmix.model.backbone import BackboneConfig
-from lmix.evaluation.rows import Who
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, check_alpha, mixture_of
 from lmix.model.tokenizer import check_places, load_tokenizer, resolve
 from lmix.rollout.types import Prompt

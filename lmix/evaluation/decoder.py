@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmix.model.mixture import Mixture
 from lmix.rollout.sampler import Limits, Progress, Sampler
-from lmix.rollout.types import Draw, Group, Prompt, flatten
+from lmix.rollout.types import Draw, Group, Prompt, Rollout, flatten
 from lmix.tasks.task import Judgement, Task
 
 
@@ -31,9 +31,7 @@ class Decoder:
     ) -> list[Group]:
         """Draw G completions of each prompt and decode their texts; arguments as in `Sampler.generate`."""
         groups = self.sampler.generate(prompts, self.limits, draw, mixture, samples, keep_frozen, progress)
-        for rollout in flatten(groups):
-            ids = rollout.completion_ids
-            rollout.text = str(self.tokenizer.decode(ids[:-1] if rollout.ended else ids))
+        decode_texts(flatten(groups), self.tokenizer)
         return groups
 
     def judge(self, groups: Sequence[Group]) -> None:
@@ -45,3 +43,10 @@ class Decoder:
         judgement_of: dict[tuple[str | None, str], Judgement] = dict(zip(texts, judged, strict=True))
         for rollout, pair in zip(rollouts, pairs, strict=True):
             rollout.judgement = judgement_of[pair]
+
+
+def decode_texts(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fill in each rollout's text: the completion without its end-of-sequence token."""
+    for rollout in rollouts:
+        ids = rollout.completion_ids
+        rollout.text = str(tokenizer.decode(ids[:-1] if rollout.ended else ids))

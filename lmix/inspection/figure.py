@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from lmix.inspection.trace import MIXTURE, TokenTrace, disputed
-from lmix.model.streams import POLICY, REFERENCE
+from lmix.model.mixture import POLICY, REFERENCE
 from lmix.report.style import FONT, TEXT, dress, look, panels, percent
 
 COLOURS = {POLICY: look("grpo").colour, REFERENCE: look("sft").colour, MIXTURE: look("fixed").colour}

@@ -1,36 +1,22 @@
-"""Completions on the terminal: of one prompt, of a file's, or in a conversation; of all streams side by side."""
+"""The command `generate`: completions of one prompt, of a file's prompts, or in a conversation on the terminal."""
 
-import hashlib
-import json
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from rich.console import Console
 
 from lmix.evaluation.output import new_console
 from lmix.files import json_lines, write_lines
+from lmix.inspection.completer import Completer
 from lmix.inspection.config import MixedPolicyChoice
 from lmix.inspection.figure import candidates
 from lmix.inspection.page import write_page
-from lmix.inspection.trace import MIXTURE, TokenTrace, disputed, trace
-from lmix.model.causal_lm import MixedPolicyForCausalLM
-from lmix.model.streams import POLICY, REFERENCE
-from lmix.model.tokenizer import check_places, end_tokens, load_tokenizer
+from lmix.inspection.side_by_side import show
+from lmix.inspection.trace import trace
 from lmix.report.style import save
-from lmix.rollout.engine import Draw, RolloutEngine
-from lmix.rollout.rollout import Rollout, decode_texts
 from lmix.tasks.rows import read_json
-from lmix.tasks.task import chat_ids
-
-MOST_DISPUTED = 12
-"""Tokens that are listed below a side-by-side view."""
 
 
 def generate(
@@ -41,7 +27,7 @@ def generate(
     figure: str | None = None,
     side_by_side: bool = False,
     greedy: bool = False,
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     system: str | None = None,
     chat_template: bool = True,
     seed: int = 0,
@@ -58,7 +44,8 @@ def generate(
         side_by_side: show what policy, reference and mixture complete, each alone, and the tokens that they dispute.
         greedy: take the most probable token; otherwise draw at temperature 1. A draw depends on the seed, the prompt
             and how often it was asked before, so `prompt`, `file` and each column of `side_by_side` draw alike.
-        max_new_tokens: a completion that has not ended by then is cut.
+        max_new_tokens: a completion that has not ended by then is cut; null is what the backbone has room for after
+            the prompt, at most 512.
         system: the system message of a chat template.
         chat_template: put prompts into the tokenizer's chat template, where it has one.
         seed: of the draws.
@@ -67,7 +54,7 @@ def generate(
     Raises:
         ValueError: a setting, the backbone or an adapter is wrong, or settings that do not go together.
     """
-    if max_new_tokens < 1:
+    if max_new_tokens is not None and max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     if prompt is not None and file is not None:
         raise ValueError("prompt and file are both given: leave one of them out")
@@ -76,27 +63,39 @@ def generate(
     if (page or figure) and prompt is None:
         raise ValueError("page and figure show one completion: give its prompt")
     prompts = read_prompts(file) if file is not None else []
-    choice = MixedPolicyChoice(**kwargs)
-    model = choice.load()
-    speaker = Speaker(model, system, chat_template, greedy, max_new_tokens, seed)
+    model, console = MixedPolicyChoice(**kwargs).load(), new_console()
+    completer = Completer(model, system, chat_template, greedy, max_new_tokens, seed)
     if file is not None and out is not None:
-        complete_file(speaker, prompts, Path(out))
+        complete_file(completer, console, prompts, Path(out))
     elif prompt is None:
-        converse(speaker, side_by_side)
+        converse(completer, console, side_by_side)
     else:
-        ids = speaker.ids([{"role": "user", "content": prompt}])
-        completion = speaker.show(ids, side_by_side)
+        asked = completer.prompt([{"role": "user", "content": prompt}])
+        completion = show(completer, console, asked, side_by_side)
         if page or figure:
-            traces = trace(model.policy, speaker.tokenizer, ids, completion)
-        for path in filter(None, (figure, page)):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if figure is not None:
-            speaker.console.print(", ".join(map(str, save(candidates(traces), Path(figure)))))
-        if page is not None:
-            settings = {name: f"{weight:g}" for name, weight in model.policy.weights.items()}
-            settings |= {"mixture": model.policy.mixture, "drawn": "greedily" if greedy else f"at random, seed {seed}"}
-            write_page(Path(page), str(speaker.tokenizer.decode(ids)), traces, settings)
-            speaker.console.print(f"{page} shows each token")
+            show_tokens(completer, console, asked.ids, completion, page, figure)
+
+
+def show_tokens(
+    completer: Completer,
+    console: Console,
+    prompt_ids: Sequence[int],
+    completion_ids: Sequence[int],
+    page: str | None,
+    figure: str | None,
+) -> None:
+    """Write the page and the figure of one completion's tokens."""
+    traces = trace(completer.policy, completer.mixture, completer.tokenizer, prompt_ids, completion_ids)
+    for path in filter(None, (figure, page)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if figure is not None:
+        console.print(", ".join(map(str, save(candidates(traces), Path(figure)))))
+    if page is not None:
+        draw, mixture = completer.draw, completer.mixture
+        settings = {name: f"{weight:g}" for name, weight in mixture.by_name().items()}
+        settings |= {"mixture": mixture.kind, "drawn": "greedily" if draw.greedy else f"at random, seed {draw.seed}"}
+        write_page(Path(page), str(completer.tokenizer.decode(list(prompt_ids))), traces, settings)
+        console.print(f"{page} shows each token")
 
 
 def read_prompts(file: str) -> list[str]:
@@ -120,146 +119,27 @@ def read_prompts(file: str) -> list[str]:
     return lines
 
 
-class Speaker:
-    """A mixed policy that completes and shows."""
-
-    def __init__(
-        self,
-        model: MixedPolicyForCausalLM,
-        system: str | None,
-        chat: bool,
-        greedy: bool,
-        max_new_tokens: int,
-        seed: int,
-    ) -> None:
-        self.model, self.policy = model, model.policy
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model.config.backbone["path"])
-        self.chat = chat and bool(self.tokenizer.chat_template)
-        self.system, self.max_new_tokens = system, max_new_tokens
-        self.how = Draw(seed, greedy=greedy)
-        self.asked: Counter[tuple[int, ...]] = Counter()
-        self.console = new_console()
-        self.ends = end_tokens(self.policy, self.tokenizer)
-
-    def ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """A conversation as the model reads it; without a chat template, its last message."""
-        if not self.chat:
-            return self.checked(self.tokenizer(messages[-1]["content"])["input_ids"])  # pyright: ignore
-        return self.checked(chat_ids(self.tokenizer, messages, self.system or None))
-
-    def checked(self, ids: list[int]) -> list[int]:
-        """Raises ValueError where a prompt is empty, or too long for the backbone."""
-        if not ids:
-            raise ValueError("the prompt is empty")
-        check_places(self.model.config.backbone["path"], len(ids), self.max_new_tokens)
-        return ids
-
-    def text(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode([token for token in ids if token not in self.ends]))
-
-    def key(self, ids: Sequence[int]) -> int:
-        """What a prompt's random numbers depend on beside the seed: its tokens, and how often it was asked before."""
-        self.asked[tuple(ids)] += 1
-        return prompt_key(ids, self.asked[tuple(ids)])
-
-    def complete(self, prompts: Sequence[list[int]], keys: Sequence[int], streamer: Any = None) -> list[Rollout]:
-        """Draw a completion of each prompt at the policy's weights of the moment.
-
-        Args:
-            prompts: token ids.
-            keys: see `key`.
-            streamer: for a single prompt; gets each token as it is drawn, and then the end.
-        """
-        if streamer is None:
-            engine = RolloutEngine(self.policy, self.ends)
-        else:  # looks for the end after each token, so that none past it is shown
-            engine = RolloutEngine(self.policy, self.ends, check_every=1, on_tokens=lambda t: streamer.put(t.cpu()))
-        rollouts = engine.generate(prompts, self.max_new_tokens, self.how, prompt_ids=keys)
-        if streamer is not None:
-            streamer.end()
-        decode_texts(rollouts, self.tokenizer)
-        return rollouts
-
-    def show(self, ids: Sequence[int], side_by_side: bool) -> list[int]:
-        """Draw and show; gives the mixture's completion."""
-        if side_by_side:
-            return self.show_side_by_side(ids)
-        streamer = TextStreamer(self.tokenizer, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
-        (rollout,) = self.complete([ids], [self.key(ids)], streamer)
-        return rollout.completion_ids
-
-    def show_side_by_side(self, ids: Sequence[int]) -> list[int]:
-        """Policy and reference alone, and the mixture, in columns that fill as tokens are drawn.
-
-        All three use the same random numbers, those that each would use alone.
-        """
-        mixed = self.policy.weights
-        parts = {POLICY: {POLICY: 1.0}, REFERENCE: {REFERENCE: 1.0}, MIXTURE: mixed}
-        texts = dict.fromkeys(parts, "")
-        completion: list[int] = []
-        key = self.key(ids)
-        with Live(columns(texts), console=self.console, refresh_per_second=8) as live:
-            for name, weights in parts.items():
-                self.policy.weights = weights
-                try:
-                    (rollout,) = self.complete([ids], [key], Column(self, texts, name, live))
-                finally:
-                    self.policy.weights = mixed
-                completion = rollout.completion_ids
-        self.show_disputed(trace(self.policy, self.tokenizer, ids, completion))
-        return completion
-
-    def show_disputed(self, traces: Sequence[TokenTrace]) -> None:
-        """The mixture's tokens, those that the streams see most differently in a table."""
-        table = Table(title="tokens that the streams dispute most, in order: probability of the mixture's token")
-        names = list(traces[0].probabilities) if traces else []
-        for column in ("token", *names):
-            table.add_column(column, justify="left" if column == "token" else "right")
-        order = sorted(range(len(traces)), key=lambda place: -disputed(traces[place]))
-        for place in sorted(order[:MOST_DISPUTED]):
-            cells = [f"{traces[place].probabilities[name]:.3f}" for name in names]
-            table.add_row(Text(repr(traces[place].token)), *cells)
-        self.console.print(table)
-
-
-class Column:
-    """A streamer that writes into one column."""
-
-    def __init__(self, speaker: Speaker, texts: dict[str, str], name: str, live: Live) -> None:
-        self.speaker, self.texts, self.name, self.live = speaker, texts, name, live
-        self.tokens: list[int] = []
-
-    def put(self, value: Tensor) -> None:
-        self.tokens += value.flatten().tolist()
-        self.texts[self.name] = self.speaker.text(self.tokens)
-        self.live.update(columns(self.texts))
-
-    def end(self) -> None:
-        self.live.refresh()
-
-
-def columns(texts: dict[str, str]) -> Table:
-    table = Table(expand=True)
-    for name in texts:
-        table.add_column(name, ratio=1)
-    table.add_row(*map(Text, texts.values()))
-    return table
-
-
-def converse(speaker: Speaker, side_by_side: bool) -> None:
+def converse(completer: Completer, console: Console, side_by_side: bool) -> None:
     """Read lines from the terminal until it ends, and answer each."""
     messages: list[dict[str, str]] = []
-    speaker.console.print("A line is a message; /new starts anew; an empty line or Ctrl-D ends.")
-    for line in asked():
+    console.print("A line is a message; /new starts anew; an empty line or Ctrl-D ends.")
+    for line in lines_asked():
         if line == "/new":
             messages = []
             continue
         messages.append({"role": "user", "content": line})
-        completion = speaker.show(speaker.ids(messages), side_by_side)
-        messages.append({"role": "assistant", "content": speaker.text(completion)})
+        try:
+            prompt = completer.prompt(messages)
+        except ValueError as error:  # the conversation has outgrown the backbone
+            console.print(f"{error}; /new starts anew")
+            messages.pop()
+            continue
+        completion = show(completer, console, prompt, side_by_side)
+        messages.append({"role": "assistant", "content": completer.text(completion)})
 
 
-def asked() -> Iterator[str]:
+def lines_asked() -> Iterator[str]:
+    """Lines of the terminal, until one is empty."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -270,21 +150,9 @@ def asked() -> Iterator[str]:
         yield line
 
 
-def prompt_key(ids: Sequence[int], times: int) -> int:
-    """A prompt's number for `RolloutEngine.generate`, the same in every process: a hash as an int64.
-
-    Args:
-        ids: the prompt's tokens.
-        times: how often it has been asked, this time included; each time has other random numbers.
-    """
-    digest = hashlib.blake2b(json.dumps([list(ids), times]).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
-
-
-def complete_file(speaker: Speaker, prompts: Sequence[str], out: Path) -> None:
+def complete_file(completer: Completer, console: Console, prompts: Sequence[str], out: Path) -> None:
     """Complete many prompts in one go, and write them down."""
-    ids = [speaker.ids([{"role": "user", "content": prompt}]) for prompt in prompts]
-    rollouts = speaker.complete(ids, [speaker.key(prompt) for prompt in ids])
+    asked = [completer.prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
     rows = [
         {
             "prompt": prompt,
@@ -292,8 +160,8 @@ def complete_file(speaker: Speaker, prompts: Sequence[str], out: Path) -> None:
             "ended": rollout.ended,
             "log_prob": float(rollout.log_probs.sum()),
         }
-        for prompt, rollout in zip(prompts, rollouts, strict=True)
+        for prompt, rollout in zip(prompts, completer.complete(asked), strict=True)
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_lines(out, json_lines(rows))
-    speaker.console.print(f"{out}: {len(rows)} completions")
+    console.print(f"{out}: {len(rows)} completions")

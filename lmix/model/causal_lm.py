@@ -109,9 +109,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         self.eval()
 
     @classmethod
-    def from_policy(
-        cls, policy: MixedPolicy, mixture: Mixture, backbone: BackboneConfig
-    ) -> "MixedPolicyForCausalLM":
+    def from_policy(cls, policy: MixedPolicy, mixture: Mixture, backbone: BackboneConfig) -> "MixedPolicyForCausalLM":
         """Give a mixed policy transformers' interface.
 
         Args:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lmix.model.linear import add_low_rank
 from lmix.model.mixture import POLICY
 
+
 class StreamRouter:
     """Holds the streams of the pass that is under way; shared by all LoRA layers of one backbone."""
 

@@ -10,8 +10,8 @@ from transformers import PretrainedConfig
 
 from lmix.model.adapters import AdapterConfig, read_adapter
 from lmix.model.backbone import skeleton
-from lmix.rollout.scheduler import slots_taken
 from lmix.rollout.packing import WORTH_SHARING
+from lmix.rollout.scheduler import slots_taken
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A preallocated key-value cache for rows that start, grow and end at different times, in K stacked streams."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch

@@ -10,8 +10,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lmix.files import json_lines, write_lines
 from lmix.evaluation.rows import CompletionRow, completion_rows
+from lmix.files import json_lines, write_lines
 from lmix.training.run_folder import run_folder
 
 

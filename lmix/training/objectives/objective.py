@@ -57,7 +57,9 @@ class Objective:
     """Whether `terms` wants the log-probabilities under the reference alone, for a KL of the policy to it: then alpha
     must be 0, and dead groups are scored as well."""
 
-    def __init__(self, inner_updates: int = 1, micro_batch_tokens: int = 8192, sampler_weight_cap: float | None = None) -> None:
+    def __init__(
+        self, inner_updates: int = 1, micro_batch_tokens: int = 8192, sampler_weight_cap: float | None = None
+    ) -> None:
         for name, value in (("inner_updates", inner_updates), ("micro_batch_tokens", micro_batch_tokens)):
             if value < 1:
                 raise ValueError(f"objective.{name} must be at least 1, not {value}")

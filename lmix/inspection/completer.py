@@ -1,0 +1,117 @@
+"""Completions of free prompts by a mixed policy: of one as it is drawn, or of many at once."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lmix.evaluation.decoder import decode_texts
+from lmix.model.causal_lm import MixedPolicyForCausalLM
+from lmix.model.mixture import Mixture
+from lmix.model.tokenizer import check_places, end_tokens, load_tokenizer
+from lmix.rollout.engine import Engine
+from lmix.rollout.sampler import Limits, Sampler
+from lmix.rollout.types import Draw, Prompt, Rollout, flatten
+from lmix.tasks.task import Problem, chat_ids
+
+MOST_NEW_TOKENS = 512
+"""Of a completion where `max_new_tokens` is null and the backbone has room for more."""
+
+
+class Completer:
+    """Completes conversations.
+
+    A draw depends on the seed, the prompt's tokens and how often it was asked before, so that the same prompt is
+    completed alike by itself, among others, and by each stream beside the mixture.
+
+    Args:
+        model: the mixed policy, and its mixture.
+        system: the system message of a chat template; None leaves the template's own.
+        chat_template: put conversations into the tokenizer's chat template, where it has one.
+        greedy: take the most probable token.
+        max_new_tokens: a completion that has not ended by then is cut; None is what the backbone has room for after the
+            prompt, at most 512.
+        seed: of the draws.
+        sampler: by default lmix's engine.
+    """
+
+    def __init__(
+        self,
+        model: MixedPolicyForCausalLM,
+        system: str | None = None,
+        chat_template: bool = True,
+        greedy: bool = False,
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+        sampler: Sampler | None = None,
+    ) -> None:
+        self.model, self.policy, self.mixture = model, model.policy, model.mixture
+        self.backbone: str = model.config.backbone["path"]
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.backbone)
+        self.uses_chat = chat_template and bool(self.tokenizer.chat_template)
+        self.system, self.max_new_tokens = system, max_new_tokens
+        self.draw = Draw(seed, greedy=greedy)
+        self.sampler = sampler
+        self.end_ids = tuple(end_tokens(self.policy, self.tokenizer))
+        self._asked: Counter[tuple[int, ...]] = Counter()
+
+    def prompt(self, messages: Sequence[dict[str, str]]) -> Prompt:
+        """A conversation as the model reads it; without a chat template, its last message.
+
+        Raises:
+            ValueError: it is empty, or too long for the backbone.
+        """
+        if self.uses_chat:
+            ids = chat_ids(self.tokenizer, messages, self.system or None)
+        else:
+            ids = self.tokenizer(messages[-1]["content"])["input_ids"]
+        if not ids:
+            raise ValueError("the prompt is empty")
+        check_places(self.backbone, len(ids), self.max_new_tokens or 1)  # pyright: ignore[reportArgumentType]
+        self._asked[tuple(ids)] += 1
+        return Prompt(Problem(prompt_key(ids, self._asked[tuple(ids)]), messages[-1]["content"], ""), list(ids))
+
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        mixture: Mixture | None = None,
+        on_tokens: Callable[[Tensor], None] | None = None,
+    ) -> list[Rollout]:
+        """Draw a completion of each prompt.
+
+        Args:
+            prompts: what is completed.
+            mixture: by default the model's.
+            on_tokens: for a single prompt; called with each token as it is drawn.
+        """
+        # a look for the end after each token where it is shown, so that none past it is
+        engine = Engine(self.policy, check_every=1 if on_tokens else None, on_tokens=on_tokens)
+        limits = Limits(self.new_tokens(max(len(prompt.ids) for prompt in prompts)), self.end_ids)
+        rollouts = flatten((self.sampler or engine).generate(prompts, limits, self.draw, mixture or self.mixture))
+        decode_texts(rollouts, self.tokenizer)
+        return rollouts
+
+    def new_tokens(self, longest_prompt: int) -> int:
+        """How many tokens to draw at most after prompts of at most this many tokens."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        places = getattr(self.policy.backbone.config, "max_position_embeddings", None)
+        return MOST_NEW_TOKENS if places is None else min(MOST_NEW_TOKENS, places - longest_prompt)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Tokens as text, without those that end a completion."""
+        return str(self.tokenizer.decode([token for token in ids if token not in self.end_ids]))
+
+
+def prompt_key(ids: Sequence[int], times: int) -> int:
+    """A prompt's number that its random numbers depend on, the same in every process: a hash as an int64.
+
+    Args:
+        ids: the prompt's tokens.
+        times: how often it has been asked, this time included; each time has other random numbers.
+    """
+    digest = hashlib.blake2b(json.dumps([list(ids), times]).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
