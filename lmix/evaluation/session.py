@@ -55,7 +55,7 @@ class Session:
             sampler = Engine(policy, config.slots)
             ends = end_tokens(policy, tokenizer)
         else:
-            ends = [tokenizer.eos_token_id]
+            ends = [int(tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]
         limits = Limits(config.max_new_tokens, tuple(ends))
         self.decoder = Decoder(sampler, limits, tokenizer, config.task)
 

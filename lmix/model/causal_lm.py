@@ -167,7 +167,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
             AdapterConfig(folders[REFERENCE], folders[POLICY], [folders[name] or "base" for name in experts]),
             device or best_device(),
         )
-        mixture = Mixture(tuple(config.weights[name] for name in streams), config.mixture)
+        mixture = Mixture(tuple(config.weights[name] for name in streams), config.mixture)  # pyright: ignore[reportArgumentType]
         config._name_or_path = str(folder)
         model = cls(config, policy, mixture)
         model.generation_config.eos_token_id = config.eos_token_id  # as `ending_with` has left it

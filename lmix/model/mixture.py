@@ -109,7 +109,7 @@ def row_mixtures(mixtures: Sequence[Mixture], device: torch.device | str = "cpu"
     Raises:
         ValueError: mixtures of different kinds.
     """
-    kinds = {mixture.kind for mixture in mixtures}
+    kinds: set[MixtureKind] = {mixture.kind for mixture in mixtures}
     if len(kinds) != 1:
         raise ValueError(f"mixtures that are drawn together must be of one kind, not of {len(kinds)}")
     needed = {name for mixture in mixtures for name in mixture.streams}

@@ -22,11 +22,11 @@ class StreamRouter:
     def __init__(self) -> None:
         self.streams: tuple[str, ...] = (POLICY,)
         self._keeps = False
-        self._kept: dict[tuple[nn.Module, str, torch.dtype], tuple[Tensor, Tensor, float]] = {}
+        self._kept: dict[tuple[Any, str, torch.dtype], tuple[Tensor, Tensor, float]] = {}
 
     @contextmanager
     def stacked(self, streams: Sequence[str]) -> Iterator[None]:
-        """Inside, the rows of a batch are one block a stream, of equal size. Only `policy` alone may have a gradient."""
+        """Inside, a batch's rows are one block a stream, of equal size. Only `policy` alone may have a gradient."""
         before, self.streams = self.streams, tuple(streams)
         try:
             yield
@@ -40,8 +40,8 @@ class StreamRouter:
         The casts lie in buffers that stay from one rollout phase to the next, so that a recorded graph finds them.
         """
         for (layer, stream, _), (a, b, _) in self._kept.items():
-            a.copy_(layer.lora_A[stream].weight)  # pyright: ignore[reportCallIssue, reportIndexIssue]
-            b.copy_(layer.lora_B[stream].weight)  # pyright: ignore[reportCallIssue, reportIndexIssue]
+            a.copy_(layer.lora_A[stream].weight)
+            b.copy_(layer.lora_B[stream].weight)
         self._keeps = True
         try:
             yield

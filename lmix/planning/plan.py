@@ -7,8 +7,8 @@ from lmix.model.backbone import copy_fits
 from lmix.model.tokenizer import load_config
 from lmix.planning.estimates import host_bytes, largest, memory, peak, rollout_seconds, update_seconds
 from lmix.planning.shape import ModelShape, RunShape, model_shape
-from lmix.training.module import AdapterModule
 from lmix.training.grpo import GRPOModule
+from lmix.training.module import AdapterModule
 
 GB = 1e9
 
@@ -82,7 +82,7 @@ def run_shape(
 ) -> RunShape:
     """The sizes of a configured run."""
     backbone, sampling = module.backbone, module.sampling
-        return RunShape(
+    return RunShape(
         nf4=backbone.quantization == "nf4",
         double_quantization=backbone.double_quantization,
         width=4 if backbone.dtype == "float32" else 2,  # auto: of the GPUs that are planned for

@@ -7,8 +7,8 @@ from lmix.rollout.types import Group
 
 
 class Reward(Protocol):
-    """A callable on judged groups, which have all there is to know: problem, gold answer, completion texts and token ids,
-    whether a completion ended or was truncated, and its judgement."""
+    """A callable on judged groups. These have all there is to know: the problem with its gold answer, and each
+    completion's text, token ids, whether it ended or was truncated, and its judgement."""
 
     def __call__(self, groups: Sequence[Group]) -> Sequence[Sequence[float]]:
         """A number for each rollout of each group, finite."""

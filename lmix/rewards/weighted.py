@@ -65,17 +65,17 @@ def imported_reward(path: str) -> Reward:
     """The reward of an import path, see `RewardSum`. Raises ValueError where it is none."""
     module, _, name = path.rpartition(".")
     try:
-        value: Any = getattr(import_module(module), name) if module else None
+        value = getattr(import_module(module), name) if module else None
     except (ImportError, AttributeError) as error:
         raise ValueError(f"model.rewards names {path}, which can't be imported: {error}") from error
-    value = value() if inspect.isclass(value) else value
-    parameters = len(inspect.signature(value).parameters) if callable(value) else 0
+    reward: Any = value() if inspect.isclass(value) else value
+    parameters = len(inspect.signature(reward).parameters) if callable(reward) else 0
     if parameters not in (1, 2):
         raise ValueError(
             f"model.rewards names {path}: give verifier, or the import path of a function of (problem, completion) or "
             "of (groups)"
         )
-    return value if parameters == 1 else by_completion(value)
+    return reward if parameters == 1 else by_completion(reward)
 
 
 def by_completion(function: Callable[[Problem, str], float]) -> Reward:

@@ -135,7 +135,7 @@ class DecodeStep:
         return places.masked_fill(~ends, self.max_new_tokens).amin(dim=1).tolist()
 
     def read(self, slot: int, count: int) -> tuple[list[int], Tensor, Tensor | None]:
-        """A slot's first `count` tokens: their ids, log-probabilities `[count]`, frozen hidden states `[count, F, H]`."""
+        """A slot's first `count` tokens: ids, log-probabilities `[count]`, frozen hidden states `[count, F, H]`."""
         frozen = None if self.frozen is None else self.frozen[slot, :count].to("cpu", copy=True)
         return self.tokens[slot, :count].tolist(), self.log_probs[slot, :count].to("cpu", copy=True), frozen
 

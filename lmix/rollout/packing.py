@@ -85,7 +85,7 @@ def length_mask(rollouts: Sequence[Rollout]) -> Tensor:
 
 
 def counted_mask(rollouts: Sequence[Rollout]) -> Tensor:
-    """`[B, C]`, true for the tokens that count in the loss: those of the completion, unless `Rollout.mask` says less."""
+    """`[B, C]`, true for tokens that count in the loss: the completion's, unless `Rollout.mask` says less."""
     counted = length_mask(rollouts)
     for row, rollout in enumerate(rollouts):
         if rollout.mask is not None:

@@ -6,7 +6,7 @@ Legend: P prompts, G samples of a prompt.
 from collections.abc import Sequence
 
 import torch
-from jsonargparse import lazy_instance
+from jsonargparse.typing import lazy_instance
 
 from lmix.functional import dead_groups
 from lmix.model.adapters import AdapterConfig

@@ -1,6 +1,7 @@
 """The gradient of a step's loss over all its rollouts, a micro-batch at a time.
 
-Legend: P prompts, G samples of a prompt, B = P * G rollouts, b rows of a micro-batch, C tokens of the longest completion.
+Legend: P prompts, G samples of a prompt, B = P * G rollouts, b rows of a micro-batch, C tokens of the
+longest completion.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,8 @@ class UpdateStats:
     def add(self, scored: Scored, sampled_bC: Tensor, logged: Mapping[str, Tensor]) -> None:
         """Take a micro-batch in."""
         gap_bC = (scored.old - sampled_bC).abs().masked_fill(~scored.mask, 0.0)
-        k3_bC = k3_kl(sampled_bC, scored.old).masked_fill(~scored.mask, 0.0)
+        # in float64: a difference of rounding's size would be lost in exp(d) - d - 1
+        k3_bC = k3_kl(sampled_bC.double(), scored.old.double()).masked_fill(~scored.mask, 0.0)
         for name, values_bC in {**logged, "sampler_logprob_gap": gap_bC, "sampler_gap_k3": k3_bC}.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(values_bC.sum())
         self.tokens += float(scored.mask.sum())

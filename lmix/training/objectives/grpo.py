@@ -17,7 +17,7 @@ class GRPO(Objective):
         clip_radius: half-width of the interval around 1 that the ratio is clipped to.
         clip_radius_above: another half-width above 1 (DAPO's clip-higher, 0.28); null takes clip_radius.
         normaliser: group: each group's tokens, then the mean over groups (eq. 6). batch: all tokens of the step (DAPO,
-            arXiv 2503.14476). constant: the length limit times the completions of the step (Dr. GRPO, arXiv 2503.20783).
+            arXiv 2503.14476). constant: the length limit times the step's completions (Dr. GRPO, arXiv 2503.20783).
         scale_by_std: divide advantages by the group's standard deviation (eq. 4); false leaves that out (Dr. GRPO).
         beta: weight of the per-token KL to the reference (k3 estimate): the baseline KL-GRPO. The mixture needs none.
         kwargs: of `Objective`.

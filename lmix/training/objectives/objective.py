@@ -46,8 +46,9 @@ class Objective:
     Args:
         inner_updates: mu, optimiser steps on the same rollouts.
         micro_batch_tokens: padded tokens of one forward and backward pass; changes memory and speed, not the gradient.
-        sampler_weight_cap: multiply each token's term by min(p_old / p_sampler, cap), a truncated importance weight, for
-            a sampler that rounds differently from the trainer (train/sampler_gap_k3 says how much); null leaves it out.
+        sampler_weight_cap: multiply each token's term by min(p_old / p_sampler, cap), a truncated importance weight,
+            for a sampler that rounds differently from the trainer (train/sampler_gap_k3 says how much); null: no
+            weights.
 
     Raises:
         ValueError: a number outside its range.
