@@ -65,17 +65,20 @@ def imported_reward(path: str) -> Reward:
     """The reward of an import path, see `RewardSum`. Raises ValueError where it is none."""
     module, _, name = path.rpartition(".")
     try:
-        value = getattr(import_module(module), name) if module else None
-    except (ImportError, AttributeError) as error:
+        reward: Any = getattr(import_module(module), name) if module else None
+        if inspect.isclass(reward):
+            reward = reward()
+    except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"model.rewards names {path}, which can't be imported: {error}") from error
-    reward: Any = value() if inspect.isclass(value) else value
     parameters = len(inspect.signature(reward).parameters) if callable(reward) else 0
-    if parameters not in (1, 2):
-        raise ValueError(
-            f"model.rewards names {path}: give verifier, or the import path of a function of (problem, completion) or "
-            "of (groups)"
-        )
-    return reward if parameters == 1 else by_completion(reward)
+    if parameters == 1:
+        return reward  # pyright: ignore[reportReturnType]
+    if parameters == 2:
+        return by_completion(reward)  # pyright: ignore[reportArgumentType]
+    raise ValueError(
+        f"model.rewards names {path}: give verifier, or the import path of a function of (problem, completion) or of "
+        "(groups)"
+    )
 
 
 def by_completion(function: Callable[[Problem, str], float]) -> Reward:
