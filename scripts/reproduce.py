@@ -25,8 +25,8 @@ from reproduction.stages import estimate, stages
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    presets = ", ".join(preset_names())
-    parser.add_argument("--preset", required=True, help=f"a file of configs/presets by name ({presets}), or a YAML file")
+    names = ", ".join(preset_names())
+    parser.add_argument("--preset", required=True, help=f"one of configs/presets ({names}), or the path of a YAML file")
     parser.add_argument("--out", type=Path, help="folder for everything (default: runs/PRESET)")
     parser.add_argument("--methods", help="which of the preset's methods, separated by commas (default: all)")
     parser.add_argument("--seeds", help="which of the preset's seeds, separated by commas (default: all)")
@@ -43,7 +43,8 @@ def main() -> int:
         parser.error(str(error))
     plan = stages(preset, settings.out or Path("runs") / path.stem, methods, [int(seed) for seed in seeds], extra)
     waiting = [stage for stage in plan if not stage.done]
-    print(f"{len(plan) - len(waiting)} of {len(plan)} stages are done; {estimate(preset.estimate, waiting)}", flush=True)
+    done = len(plan) - len(waiting)
+    print(f"{done} of {len(plan)} stages are done; {estimate(preset.estimate, waiting)}", flush=True)
     return execute(waiting, settings.plan)
 
 

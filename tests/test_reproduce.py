@@ -1,6 +1,5 @@
 """Presets: their commands are what they were, every command parses, and finished stages are not run again."""
 
-import dataclasses
 import gzip
 import importlib
 import inspect
@@ -157,7 +156,10 @@ def test_mistakes_are_one_line():
     for arguments, message in (
         (["--set='"], "--set: No closing quotation"),
         (["--methods=ppo"], "--methods names 'ppo'"),
-        (["--preset=arithmetics"], "--preset 'arithmetics': no such file; use a YAML file or one of arithmetic, math-0.5b"),
+        (
+            ["--preset=arithmetics"],
+            "--preset 'arithmetics': no such file; use a YAML file or one of arithmetic, ",
+        ),
         (["--preset=no/such.yaml"], "--preset 'no/such.yaml': no such file"),
         (["--seeds=3,x"], "--seeds names 'x': use some of 3, 4, 5"),
         (["--set=--data.eval_size=10"], "--data.eval_size=10 would not reach the evaluations"),
@@ -171,12 +173,16 @@ def test_mistakes_are_one_line():
 
 
 def test_local_data_reach_training_and_evaluation(tmp_path):
-    data = "--data.task.source=a.jsonl --model.backbone.path=b"
-    lines = plan("--preset", "math-0.5b", "--out", str(tmp_path), "--set", data)
-    for line in (*lines[:-1], *plan("--preset", "mmlu-0.5b", "--out", str(tmp_path), "--set", data)[:-1]):
-        own = "--data.task.source=a.jsonl" if line[2] == "fit" else "--task.source=a.jsonl"
-        assert own in line
-        assert ("--model.backbone.path=b" if line[2] == "fit" else "--backbone.path=b") in line
+    """In both forms that a command line knows."""
+    for preset in ("math-0.5b", "mmlu-0.5b"):
+        for data in (
+            "--data.task.source=a.jsonl --model.backbone.path=b",
+            "--data.task.source a.jsonl --model.backbone.path b",
+        ):
+            for line in plan("--preset", preset, "--out", str(tmp_path), "--set", data)[:-1]:
+                settings, fit = parse(line), line[2] == "fit"
+                assert settings["data.task.source" if fit else "task.source"] == "a.jsonl"
+                assert settings["model.backbone.path" if fit else "backbone.path"] == "b"
 
 
 def write_preset(path: Path, **changes) -> Path:
@@ -237,17 +243,20 @@ TRAINING = {"steps": 5, "prompts_per_step": 4, "eval_size": 20}
         ({"tasks": ["maths"]}, "tasks: 'maths' is unknown; use some of arithmetic, cn_k12, math, mmlu"),
         ({"models": []}, "models: is empty; name at least one"),
         ({"seeds": [3, 3]}, "seeds: [3, 3] has a value twice"),
-        ({"seeds": ["three"]}, "seeds"),
-        ({"seeds": ["three"]}, "three"),
+        ({"seeds": ["three"]}, "seeds\": Expected a <class 'int'>. Got value: three"),
         ({"methods": {"ppo": {}}}, "methods: 'ppo' is unknown; use some of adaptive, ensemble, fixed"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0 is not positive"),
         ({"training": {**TRAINING, "steps": -1}}, "training.steps: -1 is not positive"),
         ({"training": {**TRAINING, "steps": "many"}}, "training.steps"),
-        ({"training": {**TRAINING, "stepz": 1}}, "training.stepz"),
+        ({"training": {**TRAINING, "stepz": 1}}, "there is no field 'training.stepz'"),
         ({"training": None}, "training"),
-        ({"training": {**TRAINING, "settings": {"data.eval_size": 3}}}, "training.settings: 'data.eval_size' would not"),
-        ({"sft": {"settings": {"data.task.seed": 3}}}, "sft.settings: 'data.task.seed' would not reach"),
-        ({"methods": {"fixed": {"data.seed": 1}}}, "methods.fixed: 'data.seed' would not reach the evaluations"),
+        (
+            {"training": {**TRAINING, "settings": {"data.eval_size": 3}}},
+            "training.settings: 'data.eval_size' can't be set here",
+        ),
+        ({"sft": {"settings": {"data.task.seed": 3}}}, "sft.settings: 'data.task.seed' can't be set here"),
+        ({"methods": {"fixed": {"data.seed": 1}}}, "methods.fixed: 'data.seed' can't be set here"),
+        ({"training": {**TRAINING, "settings": {"trainer.max_steps": 3}}}, "'trainer.max_steps' can't be set here"),
         ({"methods": {"fixed": {"model": {"alpha": 0.3}}}}, "methods"),
         ({"evaluation": {"sweep": ["best"]}}, "evaluation.sweep"),
         ({"evaluation": {"sweep": ["best"]}}, "best"),
@@ -268,11 +277,11 @@ def test_a_mistake_in_a_preset_is_one_line_with_file_field_and_value(changes, me
     assert not out
 
 
-@pytest.mark.parametrize(("text", "message"), [("- a", "['a'] is no mapping"), ("a: [", "line 1, column"), ("", "None")])
+@pytest.mark.parametrize(("text", "message"), [("- a", "['a'] is no"), ("a: [", "line 1, column"), ("", "None")])
 def test_a_file_that_is_no_preset_is_one_line(text, message, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match="mine.yaml") as error:
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
         read_preset(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -282,8 +291,7 @@ def test_every_preset_of_configs_is_read_and_planned():
     assert set(COUNTS) == set(preset_names())
     for name in preset_names():
         preset = read_preset(preset_path(name))
-        assert set(preset.methods) == set(METHODS)
-        assert dataclasses.replace(preset) == preset
+        assert set(preset.methods) <= set(METHODS)
 
 
 def test_settings_are_written_as_arguments_and_read_again():
@@ -307,6 +315,7 @@ def test_task_configs_restate_defaults_only():
     for path in sorted((ROOT / "configs" / "tasks").glob("*.yaml")):
         task = yaml.safe_load(path.read_text())["data"]["task"]
         module, _, name = task["class_path"].rpartition(".")
-        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        classes = reversed(inspect.getmro(getattr(importlib.import_module(module), name)))
+        parameters = {k: v for cls in classes for k, v in inspect.signature(cls.__init__).parameters.items()}
         for argument, value in task.get("init_args", {}).items():
             assert parameters[argument].default == value, (path.name, argument)

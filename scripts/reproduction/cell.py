@@ -130,12 +130,13 @@ class Cell:
 
 def method_adapters(method: str, sft: str) -> Settings:
     """Where a method's streams come from."""
-    return {
+    adapters: dict[str, Settings] = {
         "kl_grpo": {"model.adapters.policy": sft, "model.adapters.reference": sft},
         "grpo": {"model.adapters.policy": sft},
         "fixed_base_anchor": {"model.adapters.reference": "base"},
         "ensemble": {"model.adapters.reference": sft, "model.adapters.experts": "[base]"},
-    }.get(method, {"model.adapters.reference": sft})
+    }
+    return adapters.get(method, {"model.adapters.reference": sft})
 
 
 def read_config(kind: str, name: str) -> dict[str, Any]:

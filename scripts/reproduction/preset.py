@@ -1,6 +1,6 @@
 """A preset: the experiment that `scripts/reproduce.py` runs, as a YAML file. Those in configs/presets go by name."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,14 +13,17 @@ METHODS = ("fixed", "adaptive", "kl_grpo", "grpo", "fixed_probs", "fixed_base_an
 """Files in configs/methods whose adapters `stages.method_adapters` can name."""
 
 SHARED = ("data.seed", "data.eval_size", "data.validation_size", "data.max_prompt_tokens")
-"""Settings of a training run that its evaluations depend on: a preset has fields for them."""
+"""Settings that training and evaluation must share."""
+
+OWN = (*SHARED, "data.task.", "data.prompts_per_step", "seed_everything", "trainer.max_steps", "trainer.logger.")
+"""Prefixes of settings that a preset has fields for, or that decide where a stage writes."""
 
 Setting = str | int | float | bool | list | None
 Settings = dict[str, Setting]
 """Values of `lmix fit` by their dotted names, as on its command line: `model.optimizer.lr: 1e-4`."""
 
 Policy = Literal["base", "trained"]
-"""The policy beside the SFT reference: the base model, or the policy that `fixed` trained with the first seed."""
+"""The policy beside the SFT reference: the base model, or the one of `fixed` and the first seed, if that is run."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,6 @@ def read_preset(path: Path) -> Preset:
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from lmix.cli import one_line
-
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--preset", type=Preset)
     try:
@@ -130,7 +131,11 @@ def read_preset(path: Path) -> Preset:
         preset = parser.instantiate(parser.parse_object({"preset": content})).preset
         check(preset)
     except (ValueError, ArgumentError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {one_line(str(error)).replace('preset.', '')}") from None
+        from lmix.cli import one_line  # imports Lightning's command line, which takes seconds
+
+        message = str(error).replace("preset.", "").replace("Parser key ", "")
+        message = message.replace("Group 'preset' does not accept option", "there is no field")
+        raise ValueError(f"{path}: {one_line(message)}") from None
     return preset
 
 
@@ -155,19 +160,19 @@ def check(preset: Preset) -> None:
         check_settings(f"methods.{method}", settings)
 
 
-def check_names(name: str, values: Collection[object], known: Iterable[str] | None = None) -> None:
-    """At least one value, none of them twice, all of them known."""
+def check_names(name: str, values: Collection[str | int], known: Collection[str | int] = ()) -> None:
+    """At least one value, none of them twice, all of them among `known` if there are such."""
     if not values:
         raise ValueError(f"{name}: is empty; name at least one")
     for value in values:
-        if known is not None and value not in known:
-            raise ValueError(f"{name}: {value!r} is unknown; use some of {', '.join(sorted(known))}")
+        if known and value not in known:
+            raise ValueError(f"{name}: {value!r} is unknown; use some of {', '.join(sorted(map(str, known)))}")
     if len(set(values)) < len(values):
         raise ValueError(f"{name}: {list(values)} has a value twice")
 
 
 def check_settings(name: str, settings: Settings) -> None:
-    """Evaluations must see the same problems, so what selects them has fields of its own."""
+    """What other stages depend on can't be set for one of them."""
     for setting in settings:
-        if setting in SHARED or setting.startswith("data.task."):
-            raise ValueError(f"{name}: {setting!r} would not reach the evaluations; use the preset's own field")
+        if setting.startswith(OWN):
+            raise ValueError(f"{name}: {setting!r} can't be set here; use the preset's fields, such as task_settings")
