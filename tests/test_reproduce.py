@@ -257,7 +257,7 @@ TRAINING = {"steps": 5, "prompts_per_step": 4, "eval_size": 20}
         ({"sft": {"settings": {"data.task.seed": 3}}}, "sft.settings: 'data.task.seed' can't be set here"),
         ({"methods": {"fixed": {"data.seed": 1}}}, "methods.fixed: 'data.seed' can't be set here"),
         ({"training": {**TRAINING, "settings": {"trainer.max_steps": 3}}}, "'trainer.max_steps' can't be set here"),
-        ({"methods": {"fixed": {"model": {"alpha": 0.3}}}}, "methods"),
+        ({"methods": {"fixed": {"model": {"alpha": 0.3}}}}, "methods: Expected a <class 'str'>, not {'alpha': 0.3}"),
         ({"evaluation": {"sweep": ["best"]}}, "evaluation.sweep"),
         ({"evaluation": {"sweep": ["best"]}}, "best"),
         ({"estimate": {"mean_completion_length": 1, "tokens_per_second": "fast"}}, "fast"),

@@ -133,9 +133,9 @@ def read_preset(path: Path) -> Preset:
     except (ValueError, ArgumentError, yaml.YAMLError) as error:
         from lmix.cli import one_line  # imports Lightning's command line, which takes seconds
 
-        message = str(error).replace("preset.", "").replace("Parser key ", "")
+        message = one_line(str(error)).replace("preset.", "").replace("Parser key ", "")
         message = message.replace("Group 'preset' does not accept option", "there is no field")
-        raise ValueError(f"{path}: {one_line(message)}") from None
+        raise ValueError(f"{path}: {message}") from None
     return preset
 
 
