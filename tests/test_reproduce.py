@@ -1,5 +1,8 @@
-"""The presets' plans: every line parses, and what is done is not planned again."""
+"""Presets: their commands are what they were, every command parses, and finished stages are not run again."""
 
+import gzip
+import importlib
+import inspect
 import json
 import shlex
 import subprocess
@@ -9,11 +12,15 @@ from pathlib import Path
 import pytest
 import reproduce
 import yaml
+from reproduction.arguments import flags, parse
+from reproduction.execution import run
+from reproduction.preset import METHODS, preset_names, preset_path, read_preset
 
 from lmix import cli
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "reproduce.py"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def plan(*arguments: str) -> list[list[str]]:
@@ -24,6 +31,36 @@ def plan(*arguments: str) -> list[list[str]]:
 
 def flag_is(line: list[str], ending: str) -> bool:
     return any(flag.endswith(ending) for flag in line)
+
+
+def read_plan(text: str) -> list[tuple[str, list[str], dict]]:
+    """Of each stage its title, what precedes the flags together with the config files, and the flags' last values."""
+    stages = []
+    for block in text.strip().split("\n\n")[1:]:
+        title, line = block.split("\n")
+        words = shlex.split(line)
+        configs = ["configs/" + word.rpartition("/configs/")[2] for word in words if word.startswith("--config=")]
+        plain = [word for word in words if not word.startswith("--")]
+        rest = parse(word for word in words if word.startswith("--") and not word.startswith("--config="))
+        stages.append((title, plain + configs, rest))
+    return stages
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "math-0.5b", "mmlu-0.5b", "paper"])
+def test_commands_are_those_of_the_presets_in_python(name, monkeypatch, capsys):
+    """The files are `reproduce.py --preset NAME --plan --out OUT` of commit 0028862, whose presets were Python.
+
+    The order of flags does not count, and of a flag that is given twice the last value does. Where a preset is changed
+    on purpose, write its file again: that output with the checkout's path left out, through `gzip -9n`.
+    """
+    golden = gzip.decompress((GOLDEN / f"{name}.txt.gz").read_bytes()).decode()
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--preset", name, "--plan", "--out", "OUT"])
+    assert reproduce.main() == 0
+    text = capsys.readouterr().out
+    assert text.split("\n")[0] == golden.split("\n")[0]  # how many stages, how many tokens, how many hours
+    expected = read_plan(golden.replace("--config=configs", "--config=/configs"))
+    assert len(expected) > 10
+    assert read_plan(text) == expected
 
 
 COUNTS = {
@@ -90,25 +127,25 @@ def test_seeds_can_be_shared_out(tmp_path):
     )
 
 
-def test_a_stage_that_writes_no_checkpoint_is_not_done(tmp_path):
+def test_a_stage_that_writes_no_checkpoint_is_not_done(tmp_path, monkeypatch, capsys):
     """A user's flags must not end a run early and have it count."""
     arguments = ["--preset", "arithmetic", "--out", str(tmp_path), "--methods", "fixed", "--set=--trainer.max_steps=1"]
-    (tmp_path / "arithmetic-tiny" / "sweep").mkdir(parents=True)  # where the first stage's results would be
-    fake = tmp_path / "fake.py"  # stands for python: every command ends well and writes nothing
+    (tmp_path / "arithmetic-tiny" / "sweep").mkdir(parents=True)  # the output folder of the first stage
+    fake = tmp_path / "fake.py"  # in place of python: every command succeeds and writes nothing
     fake.write_text("#!/bin/sh\nexit 0\n")
     fake.chmod(0o755)
-    code = f"import sys, runpy; sys.argv[1:] = {arguments!r}; sys.executable = {str(fake)!r}; "
-    code += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "ended without" in done.stdout
+    monkeypatch.setattr(sys, "executable", str(fake))
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+    assert reproduce.main() == 1
+    assert "ended without" in capsys.readouterr().out
+    assert (tmp_path / "arithmetic-tiny" / "sweep" / ".done").exists()
     assert not (tmp_path / "arithmetic-tiny" / "fixed").exists()
 
 
 def test_what_a_stage_used_is_written_down_each_time(tmp_path):
     for size, status in ((400, 0), (100, 3)):
         line = [sys.executable, "-c", f"x = bytes([1]) * {size} * 10**6; raise SystemExit({status})"]
-        assert reproduce.run(line, tmp_path) == status
+        assert run(line, tmp_path) == status
     first, second = map(json.loads, (tmp_path / "used.jsonl").read_text().splitlines())
     assert (first["status"], second["status"]) == (0, 3)
     assert first["peak_gb"] > 0.4
@@ -119,6 +156,11 @@ def test_mistakes_are_one_line():
     for arguments, message in (
         (["--set='"], "--set: No closing quotation"),
         (["--methods=ppo"], "--methods names 'ppo'"),
+        (
+            ["--preset=arithmetics"],
+            "--preset 'arithmetics': no such file; use a YAML file or one of arithmetic, ",
+        ),
+        (["--preset=no/such.yaml"], "--preset 'no/such.yaml': no such file"),
         (["--seeds=3,x"], "--seeds names 'x': use some of 3, 4, 5"),
         (["--set=--data.eval_size=10"], "--data.eval_size=10 would not reach the evaluations"),
     ):
@@ -131,9 +173,149 @@ def test_mistakes_are_one_line():
 
 
 def test_local_data_reach_training_and_evaluation(tmp_path):
-    data = "--data.task.source=a.jsonl --model.backbone.path=b"
-    lines = plan("--preset", "math-0.5b", "--out", str(tmp_path), "--set", data)
-    for line in (*lines[:-1], *plan("--preset", "mmlu-0.5b", "--out", str(tmp_path), "--set", data)[:-1]):
-        own = "--data.task.source=a.jsonl" if line[2] == "fit" else "--task.source=a.jsonl"
-        assert own in line
-        assert ("--model.backbone.path=b" if line[2] == "fit" else "--backbone.path=b") in line
+    """In both forms that a command line knows."""
+    for preset in ("math-0.5b", "mmlu-0.5b"):
+        for data in (
+            "--data.task.source=a.jsonl --model.backbone.path=b",
+            "--data.task.source a.jsonl --model.backbone.path b",
+        ):
+            for line in plan("--preset", preset, "--out", str(tmp_path), "--set", data)[:-1]:
+                settings, fit = parse(line), line[2] == "fit"
+                assert settings["data.task.source" if fit else "task.source"] == "a.jsonl"
+                assert settings["model.backbone.path" if fit else "backbone.path"] == "b"
+
+
+def write_preset(path: Path, **changes) -> Path:
+    """A small preset with some fields changed; None leaves a field out."""
+    preset = {
+        "tasks": ["arithmetic"],
+        "models": ["tiny"],
+        "seeds": [7, 8],
+        "max_new_tokens": 32,
+        "training": {"steps": 5, "prompts_per_step": 4, "eval_size": 20},
+        "methods": {"fixed": {}, "grpo": {"model.optimizer.lr": 0.5}},
+        "estimate": {"mean_completion_length": 10},
+    }
+    preset = {name: value for name, value in {**preset, **changes}.items() if value is not None}
+    path.write_text(yaml.safe_dump(preset))
+    return path
+
+
+def test_a_preset_of_one_s_own_is_given_by_path(tmp_path):
+    """Its methods and seeds are those that are run; SFT is trained where there is no adapter."""
+    path = write_preset(
+        tmp_path / "mine.yaml",
+        task_settings={"system": "a: b"},
+        sft={"steps": 3, "settings": {"model.optimizer.lr": 0.25}},
+        training={"steps": 5, "prompts_per_step": 4, "eval_size": 20, "settings": {"model.backbone.dtype": "bfloat16"}},
+        evaluation={"problems": 6, "sweep": [], "compare": ["base", "trained"]},
+    )
+    lines = plan("--preset", str(path))
+    assert [line[2] for line in lines] == ["fit", "compare", "fit", "fit", "fit", "fit", "compare", "report"]
+    sft, base, fixed, grpo, _, _, trained, report = map(parse, lines)
+    folder = "runs/mine/arithmetic-tiny"  # of the file's name, where no --out is given
+    assert report["title"] == "mine"
+    assert sft["trainer.max_steps"] == "3"
+    assert sft["model.optimizer.lr"] == "0.25"
+    assert "model.backbone.dtype" not in sft
+    assert fixed["model.adapters.reference"] == f"{folder}/sft/seed0/checkpoints/step=0003"
+    assert fixed["seed_everything"] == "7"
+    assert "model.optimizer.lr" not in fixed
+    assert grpo["model.optimizer.lr"] == "0.5"
+    assert {line["data.task.system"] for line in (sft, fixed, grpo)} == {"a: b"}
+    for line in (base, trained):
+        assert line["task.system"] == "a: b"
+        assert line["backbone.dtype"] == "bfloat16"
+        assert line["problems"] == "6"
+    assert "adapters.policy" not in base
+    assert trained["adapters.policy"] == f"{folder}/fixed/seed7/checkpoints/step=0005"
+    assert [line[2] for line in plan("--preset", str(path), "--methods=grpo", "--seeds=7,7")] == [
+        *("fit", "compare", "fit", "report")
+    ]
+
+
+TRAINING = {"steps": 5, "prompts_per_step": 4, "eval_size": 20}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ["maths"]}, "tasks: 'maths' is unknown; use some of arithmetic, cn_k12, math, mmlu"),
+        ({"models": []}, "models: is empty; name at least one"),
+        ({"seeds": [3, 3]}, "seeds: [3, 3] has a value twice"),
+        ({"seeds": ["three"]}, "seeds\": Expected a <class 'int'>. Got value: three"),
+        ({"methods": {"ppo": {}}}, "methods: 'ppo' is unknown; use some of adaptive, ensemble, fixed"),
+        ({"max_new_tokens": 0}, "max_new_tokens: 0 is not positive"),
+        ({"training": {**TRAINING, "steps": -1}}, "training.steps: -1 is not positive"),
+        ({"training": {**TRAINING, "steps": "many"}}, "training.steps"),
+        ({"training": {**TRAINING, "stepz": 1}}, "there is no field 'training.stepz'"),
+        ({"training": None}, "training"),
+        (
+            {"training": {**TRAINING, "settings": {"data.eval_size": 3}}},
+            "training.settings: 'data.eval_size' can't be set here",
+        ),
+        ({"sft": {"settings": {"data.task.seed": 3}}}, "sft.settings: 'data.task.seed' can't be set here"),
+        ({"methods": {"fixed": {"data.seed": 1}}}, "methods.fixed: 'data.seed' can't be set here"),
+        ({"training": {**TRAINING, "settings": {"trainer.max_steps": 3}}}, "'trainer.max_steps' can't be set here"),
+        ({"methods": {"fixed": {"model": {"alpha": 0.3}}}}, "methods: Expected a <class 'str'>, not {'alpha': 0.3}"),
+        ({"evaluation": {"sweep": ["best"]}}, "evaluation.sweep"),
+        ({"evaluation": {"sweep": ["best"]}}, "best"),
+        ({"estimate": {"mean_completion_length": 1, "tokens_per_second": "fast"}}, "fast"),
+    ],
+)
+def test_a_mistake_in_a_preset_is_one_line_with_file_field_and_value(changes, message, tmp_path, monkeypatch, capsys):
+    path = write_preset(tmp_path / "mine.yaml", **changes)
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--plan", "--preset", str(path)])
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main()
+    assert stop.value.code == 2
+    out, error = capsys.readouterr()
+    *_, last = error.splitlines()
+    assert last.startswith(f"reproduce.py: error: {path}: ")
+    assert message in last
+    assert "Traceback" not in error
+    assert not out
+
+
+@pytest.mark.parametrize(("text", "message"), [("- a", "['a'] is no"), ("a: [", "line 1, column"), ("", "None")])
+def test_a_file_that_is_no_preset_is_one_line(text, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        read_preset(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_preset_of_configs_is_read_and_planned():
+    assert set(COUNTS) == set(preset_names())
+    for name in preset_names():
+        preset = read_preset(preset_path(name))
+        assert set(preset.methods) <= set(METHODS)
+
+
+def test_settings_are_written_as_arguments_and_read_again():
+    """Text stays as it is, also where YAML would read another type."""
+    settings = {"a.lr": "1e-4", "text": "x: {problem}", "levels": [1, 2], "none": None, "on": True, "rate": 0.5}
+    written = flags(settings, "data.")
+    assert written == [
+        "--data.a.lr=1e-4",
+        "--data.text=x: {problem}",
+        "--data.levels=[1,2]",
+        "--data.none=null",
+        "--data.on=true",
+        "--data.rate=0.5",
+    ]
+    assert parse(written)["data.text"] == "x: {problem}"
+    assert parse(["--a", "1", "--b=2", "--a=3", "--c", "-4"]) == {"a": "3", "b": "2", "c": "-4"}
+
+
+def test_task_configs_restate_defaults_only():
+    """Evaluations name the task's class and the preset's settings, so another value in configs/tasks would be lost."""
+    for path in sorted((ROOT / "configs" / "tasks").glob("*.yaml")):
+        task = yaml.safe_load(path.read_text())["data"]["task"]
+        module, _, name = task["class_path"].rpartition(".")
+        classes = reversed(inspect.getmro(getattr(importlib.import_module(module), name)))
+        parameters = {k: v for cls in classes for k, v in inspect.signature(cls.__init__).parameters.items()}
+        for argument, value in task.get("init_args", {}).items():
+            assert parameters[argument].default == value, (path.name, argument)

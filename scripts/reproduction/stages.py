@@ -1,0 +1,39 @@
+"""All stages of a preset in order, and how long they may take."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .arguments import flags
+from .cell import Cell
+from .preset import Estimate, Preset
+from .stage import Stage
+
+
+def stages(preset: Preset, out: Path, methods: Sequence[str], seeds: Sequence[int], extra: list[str]) -> list[Stage]:
+    """All stages in order, of the preset's runs those of `methods` and `seeds`."""
+    planned: list[Stage] = []
+    for cell in (Cell(preset, task, model, out, extra) for model in preset.models for task in preset.tasks):
+        if preset.sft.adapter is None:
+            planned.append(cell.sft())
+        planned += cell.evaluations("base")
+        planned += [cell.run(method, seed) for seed in seeds for method in methods]
+        if "fixed" in methods and preset.seeds[0] in seeds:
+            planned += cell.evaluations("trained")
+    return [*planned, report(planned, out)]
+
+
+def report(planned: Sequence[Stage], out: Path) -> Stage:
+    """Tables and figures of all results but those of SFT."""
+    results = [str(stage.folder) for stage in planned if stage.folder.parent.name != "sft"]
+    line = ["python", "-m", "lmix", "report", *results, *flags({"out": str(out / "report"), "title": out.name})]
+    return Stage("report", line, out / "report", always=True)
+
+
+def estimate(assumed: Estimate, waiting: Sequence[Stage]) -> str:
+    """How long stages may take: their completions times the mean length, at the measured rate."""
+    tokens = sum(stage.completions for stage in waiting) * assumed.mean_completion_length
+    text = f"{len(waiting)} stages, about {tokens / 1e6:,.1f} million tokens"
+    if assumed.tokens_per_second is None:
+        return f"{text}; no rate was measured on such a machine, so there is no estimate of time"
+    hours = tokens / assumed.tokens_per_second / 3600
+    return f"{text}: {hours:.1f} hours at {assumed.tokens_per_second:g} tokens/s (measured on 2 CPU cores)"
