@@ -24,7 +24,10 @@ from transformers import (
 from lmix.model.adapters import AdapterConfig, add_adapters, save_adapter
 from lmix.model.backbone import BackboneConfig, attention_for
 from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import Mixture
 from lmix.model.streams import StreamRouter
+from lmix.rollout.types import Prompt
+from lmix.tasks import Problem
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -64,6 +67,8 @@ ARCHITECTURES = {
 }
 EXACT = ["qwen2", "llama", "gemma3", "gemma2"]
 ALL = [*EXACT, "qwen2-nf4", "llama-nf4"]
+MIXED, PROBS = Mixture.at(0.3), Mixture.at(0.3, "probs")
+MIXTURES = {"logits": MIXED, "probs": PROBS}
 
 
 def tiny_model(architecture: str, **changes: Any) -> PreTrainedModel:
@@ -103,7 +108,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(params=ALL)
 def policy(request, folders) -> MixedPolicy:
-    """A mixed policy of each architecture, and of NF4 backbones; alpha 0.3, both streams away from the base."""
+    """A mixed policy of each architecture, and of NF4 backbones; both streams away from the base."""
     return make_policy(request.param, folders)
 
 
@@ -111,12 +116,17 @@ def make_policy(name: str, folders: dict[str, Path], dtype: str = "float32", **a
     architecture, _, quantization = name.partition("-")
     backbone = BackboneConfig(str(folders[architecture]), quantization or "none", dtype=dtype)  # pyright: ignore
     adapters = AdapterConfig(reference=str(folders[f"{architecture}-sft"]), rank=4)
-    return randomise_adapters(MixedPolicy.from_pretrained(backbone, adapters, **{"alpha": 0.3, **arguments}))
+    return randomise_adapters(MixedPolicy.from_pretrained(backbone, adapters, **arguments))
 
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     """Random token ids, none of them the pad token."""
     return torch.randint(4, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def prompts(*rows: list[int]) -> list[Prompt]:
+    """Token ids as prompts, numbered from 0."""
+    return [Prompt(Problem(i, "", ""), ids) for i, ids in enumerate(rows)]
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> bool:

@@ -4,11 +4,11 @@ import json
 
 import pytest
 from jsonargparse import auto_cli
+from lmix.evaluation.decoding import Decoded
 
 from lmix.data.module import RLDataModule
 from lmix.evaluation.compare import compare
 from lmix.evaluation.config import EvaluationConfig
-from lmix.evaluation.decoding import Decoded, judge_once
 from lmix.evaluation.evaluate import evaluate, summary
 from lmix.evaluation.rows import EvaluationRow, read_rows
 from lmix.evaluation.statistics import interval, wilson_interval

@@ -6,17 +6,19 @@ import re
 
 import pytest
 import torch
+from rich.console import Console
 
 from lmix import cli
+from lmix.inspection.completer import Completer
 from lmix.inspection.config import MixedPolicyChoice
-from lmix.inspection.generate import Speaker
 from lmix.inspection.page import write_page
+from lmix.inspection.side_by_side import show
 from lmix.inspection.trace import MIXTURE, TokenTrace, trace
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.causal_lm import MixedPolicyForCausalLM
-from lmix.model.tokenizer import end_tokens, load_tokenizer
-from lmix.rollout.engine import Draw, RolloutEngine
+from lmix.model.mixture import Mixture
+from lmix.model.tokenizer import load_tokenizer
 
 TINY = ["--backbone.quantization=none", "--backbone.dtype=float32", "--adapters.reference=lmix:tiny-arithmetic-sft"]
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have now?\n"
@@ -32,19 +34,18 @@ def model() -> MixedPolicyForCausalLM:
 
 def test_a_trace_is_what_the_streams_say(model):
     tokenizer = load_tokenizer("lmix:tiny-arithmetic")
-    ids = tokenizer(QUESTION)["input_ids"]
-    (rollout,) = RolloutEngine(model.policy, end_tokens(model.policy, tokenizer)).generate([ids], 40, Draw(greedy=True))
-    found = trace(model.policy, tokenizer, ids, rollout.completion_ids, top=3)
+    completer = Completer(model, greedy=True, max_new_tokens=40)
+    prompt = completer.prompt([{"role": "user", "content": QUESTION}])
+    (rollout,) = completer.complete([prompt])
+    ids = prompt.ids
+    found = trace(model.policy, model.mixture, tokenizer, ids, rollout.completion_ids, top=3)
     assert "".join(t.token for t in found) == tokenizer.decode(rollout.completion_ids)
     chosen = torch.tensor([t.probabilities[MIXTURE] for t in found])
     assert torch.allclose(chosen.log(), rollout.log_probs, atol=1e-4)
     whole = torch.tensor([[*ids, *rollout.completion_ids]])
-    weights = model.policy.weights
-    for stream in weights:
-        model.policy.weights = {stream: 1.0}
+    for stream in model.mixture.streams:
         with torch.no_grad():
-            probabilities = model.policy(whole)[0, len(ids) - 1 : -1].softmax(-1)
-        model.policy.weights = weights
+            probabilities = model.policy(whole, Mixture.alone(stream))[0, len(ids) - 1 : -1].softmax(-1)
         for place, t in enumerate(found):
             assert t.probabilities[stream] == pytest.approx(
                 float(probabilities[place, rollout.completion_ids[place]]), abs=1e-5
@@ -52,7 +53,7 @@ def test_a_trace_is_what_the_streams_say(model):
             best = probabilities[place].topk(3)
             assert [text for text, _ in t.tops[stream]] == [tokenizer.decode([i]) for i in best.indices.tolist()]
     assert all(t.tops[MIXTURE][0][0] == t.token for t in found)  # decoded greedily
-    assert trace(model.policy, tokenizer, ids, []) == []
+    assert trace(model.policy, model.mixture, tokenizer, ids, []) == []
 
 
 def test_a_page_holds_its_data_and_nothing_gets_out_of_it(tmp_path):
@@ -135,30 +136,32 @@ def test_a_prompt_that_is_asked_again_is_drawn_anew_and_so_is_another_seed(tmp_p
     assert asked_from_a_file(tmp_path, [QUESTION], "--seed=1") not in ([first], [second])
 
 
+CONSOLE = Console(file=io.StringIO())
+
+
 def drawn_side_by_side(model, monkeypatch, seed: int, prompt: str, max_new_tokens: int = 24) -> list[list[int]]:
     """What the three columns show, as tokens."""
-    speaker = Speaker(model, None, True, False, max_new_tokens, seed)
+    completer = Completer(model, max_new_tokens=max_new_tokens, seed=seed)
     drawn = []
-    complete = speaker.complete
-    monkeypatch.setattr(speaker, "complete", lambda *arguments: (drawn.append(complete(*arguments)[0]), [drawn[-1]])[1])
-    speaker.show(speaker.ids([{"role": "user", "content": prompt}]), side_by_side=True)
+    complete = completer.complete
+    monkeypatch.setattr(
+        completer, "complete", lambda *arguments: (drawn.append(complete(*arguments)[0]), [drawn[-1]])[1]
+    )
+    show(completer, CONSOLE, completer.prompt([{"role": "user", "content": prompt}]), side_by_side=True)
     return [rollout.completion_ids for rollout in drawn]
 
 
-def drawn_alone(model, seed: int, prompt: str, weights: dict[str, float], max_new_tokens: int = 24) -> list[int]:
-    before, model.policy.weights = model.policy.weights, weights
-    speaker = Speaker(model, None, True, False, max_new_tokens, seed)
-    try:
-        return speaker.show(speaker.ids([{"role": "user", "content": prompt}]), side_by_side=False)
-    finally:
-        model.policy.weights = before
+def drawn_alone(model, seed: int, prompt: str, mixture: Mixture, max_new_tokens: int = 24) -> list[int]:
+    completer = Completer(model, max_new_tokens=max_new_tokens, seed=seed)
+    completer.mixture = mixture
+    return show(completer, CONSOLE, completer.prompt([{"role": "user", "content": prompt}]), side_by_side=False)
 
 
 @pytest.mark.parametrize(("seed", "prompt"), [(0, QUESTION), (3, QUESTION), (0, OTHERS[0]), (5, OTHERS[1])])
 def test_each_column_draws_as_it_would_alone(model, monkeypatch, seed, prompt):
-    parts = [{"policy": 1.0}, {"reference": 1.0}, model.policy.weights]
+    parts = [Mixture.alone("policy"), Mixture.alone("reference"), model.mixture]
     columns = drawn_side_by_side(model, monkeypatch, seed, prompt)
-    assert columns == [drawn_alone(model, seed, prompt, weights) for weights in parts]
+    assert columns == [drawn_alone(model, seed, prompt, mixture) for mixture in parts]
     assert columns[0] != columns[1]
 
 
@@ -173,23 +176,16 @@ def test_each_column_draws_as_it_would_alone_on_a_gpu(monkeypatch):
 
 
 def test_a_completion_is_shown_token_by_token_and_nothing_past_its_end(model):
-    class Shown:
-        def __init__(self):
-            self.tokens, self.ended = [], False
+    shown: list[int] = []
 
-        def put(self, tokens):
-            assert tokens.shape == (1,)
-            self.tokens += tokens.tolist()
+    def put(tokens):
+        assert tokens.shape == (1,)
+        shown.extend(tokens.tolist())
 
-        def end(self):
-            self.ended = True
-
-    speaker, shown = Speaker(model, None, True, True, 60, 0), Shown()
-    ids = speaker.ids([{"role": "user", "content": QUESTION}])
-    (rollout,) = speaker.complete([ids], [0], shown)
+    completer = Completer(model, greedy=True, max_new_tokens=60)
+    (rollout,) = completer.complete([completer.prompt([{"role": "user", "content": QUESTION}])], on_tokens=put)
     assert rollout.ended
-    assert shown.tokens == rollout.completion_ids
-    assert shown.ended
+    assert shown == rollout.completion_ids
 
 
 @pytest.mark.parametrize(

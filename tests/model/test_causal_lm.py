@@ -8,15 +8,18 @@ from transformers.generation.streamers import BaseStreamer
 from lmix.model.backbone import BackboneConfig
 from lmix.model.causal_lm import MixedPolicyForCausalLM
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.rollout.engine import Draw, RolloutEngine
-from tests.conftest import close, make_policy, tokens
+from lmix.model.mixture import Mixture
+from lmix.rollout.engine import Engine
+from lmix.rollout.sampler import Limits
+from lmix.rollout.types import Draw
+from tests.conftest import MIXED, close, make_policy, prompts, tokens
 
 PROMPTS = [tokens(9, seed=1).tolist(), tokens(4, seed=2).tolist(), tokens(6, seed=3).tolist()]
 NEW = 12
 
 
 def wrapped(policy: MixedPolicy) -> MixedPolicyForCausalLM:
-    model = MixedPolicyForCausalLM.from_policy(policy, BackboneConfig("somewhere", "none"))
+    model = MixedPolicyForCausalLM.from_policy(policy, MIXED, BackboneConfig("somewhere", "none"))
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model
@@ -35,15 +38,16 @@ def test_logits_are_those_of_the_mixed_policy_padded_on_either_side(policy):
     left = model(ids, attention_mask=mask, position_ids=positions).logits
     for row, prompt in enumerate(PROMPTS):
         with torch.no_grad():
-            expected = policy(torch.tensor([prompt]))[0]
+            expected = policy(torch.tensor([prompt]), MIXED)[0]
         assert close(left[row, -len(prompt) :], expected, 1e-4)
     right = torch.tensor([p + [0] * (ids.shape[1] - len(p)) for p in PROMPTS])
     with torch.no_grad():
-        assert close(model(right).logits, policy(right), 1e-5)
-        assert close(model(right, logits_to_keep=1).logits, policy(right)[:, -1:], 1e-5)
+        assert close(model(right).logits, policy(right, MIXED), 1e-5)
+        assert close(model(right, logits_to_keep=1).logits, policy(right, MIXED)[:, -1:], 1e-5)
     loss = model(right, labels=right.masked_fill(right == 0, -100)).loss
     chosen = [
-        policy(torch.tensor([p])).log_softmax(-1)[0, :-1].gather(1, torch.tensor(p[1:])[:, None]) for p in PROMPTS
+        policy(torch.tensor([p]), MIXED).log_softmax(-1)[0, :-1].gather(1, torch.tensor(p[1:])[:, None])
+        for p in PROMPTS
     ]
     assert float(loss) == pytest.approx(-float(torch.cat(chosen).mean().detach()), rel=1e-4)
 
@@ -53,9 +57,10 @@ def test_greedy_generation_of_left_padded_rows_is_the_engine_s(policy):
     found = wrapped(policy).generate(
         ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, output_scores=True, return_dict_in_generate=True
     )
-    rollouts = RolloutEngine(policy, eos_ids=()).generate(PROMPTS, NEW, Draw(greedy=True))
+    groups = Engine(policy).generate(prompts(*PROMPTS), Limits(NEW, ()), Draw(greedy=True), MIXED)
     log_probs = torch.stack(found.scores, dim=1).log_softmax(-1)
-    for row, rollout in enumerate(rollouts):
+    for row, group in enumerate(groups):
+        (rollout,) = group.rollouts
         assert found.sequences[row, ids.shape[1] :].tolist() == rollout.completion_ids
         chosen = log_probs[row].gather(1, torch.tensor(rollout.completion_ids)[:, None])[:, 0]
         assert close(chosen, rollout.log_probs, 1e-3)
@@ -101,8 +106,8 @@ def test_streamers_and_stopping_criteria(folders):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_saved_and_loaded_it_is_the_same(folders, tmp_path, alpha):
-    policy = make_policy("qwen2", folders, alpha=alpha)
-    model = MixedPolicyForCausalLM.from_policy(policy, BackboneConfig(str(folders["qwen2"]), "none", dtype="float32"))
+    policy, backbone = make_policy("qwen2", folders), BackboneConfig(str(folders["qwen2"]), "none", dtype="float32")
+    model = MixedPolicyForCausalLM.from_policy(policy, Mixture.at(alpha), backbone)
     model.save_pretrained(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "policy", "reference"}
     ids = tokens(2, 7)
@@ -112,7 +117,7 @@ def test_saved_and_loaded_it_is_the_same(folders, tmp_path, alpha):
         MixedPolicyForCausalLM.from_pretrained(tmp_path, backbone=str(folders["qwen2"])),
     ):
         assert type(again) is MixedPolicyForCausalLM
-        assert again.policy.alpha == alpha
+        assert again.mixture == Mixture.at(alpha)
         assert torch.equal(again(ids).logits, model(ids).logits)
         assert again.config.vocab_size == policy.backbone.config.vocab_size
 
@@ -122,13 +127,11 @@ def test_an_ensemble_with_the_base_in_it_is_saved_and_loaded(folders, tmp_path):
 
     backbone = BackboneConfig(str(folders["qwen2"]), "none", dtype="float32")
     sft = str(folders["qwen2-sft"])
-    policy = MixedPolicy.from_pretrained(
-        backbone, AdapterConfig(None, sft, [sft, "base"]), weights=[1, -0.5, 0.25, 0.25]
-    )
-    model = MixedPolicyForCausalLM.from_policy(policy, backbone)
+    policy = MixedPolicy.from_pretrained(backbone, AdapterConfig(None, sft, [sft, "base"]))
+    model = MixedPolicyForCausalLM.from_policy(policy, Mixture((1, -0.5, 0.25, 0.25)), backbone)
     model.save_pretrained(tmp_path)
     again = MixedPolicyForCausalLM.from_pretrained(tmp_path)
-    assert again.policy.weights == policy.weights
+    assert again.mixture == model.mixture
     ids = tokens(2, 7)
     assert torch.equal(again(ids).logits, model(ids).logits)
 

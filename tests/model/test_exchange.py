@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from lmix.model.adapters import AdapterConfig, check_adapter
 from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import Mixture
 from tests.conftest import ALL, make_policy, tiny_model, tokens
 
 
@@ -33,14 +34,14 @@ def plain_backbone(folders: dict[str, Path], name: str) -> PreTrainedModel:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ALL)
 def test_a_saved_policy_has_the_same_logits_in_plain_peft(name, folders, tmp_path):
-    policy = make_policy(name, folders, alpha=0.0)
+    policy = make_policy(name, folders)
     policy.save_policy(tmp_path / "policy")
     base = plain_backbone(folders, name)
     ids = tokens(2, 6)
     bare = base(input_ids=ids).logits
     plain = PeftModel.from_pretrained(base, str(tmp_path / "policy"))
     logits = plain(input_ids=ids).logits.float()
-    assert torch.allclose(policy(ids), logits, atol=1e-5)
+    assert torch.allclose(policy(ids, Mixture.at(0.0)), logits, atol=1e-5)
     assert (logits - bare).abs().max() > 1e-2
 
 
@@ -79,5 +80,5 @@ def test_an_adapter_trained_in_plain_peft_is_a_reference_and_a_policy(kind, fold
         expected = plain.eval()(input_ids=ids).logits
         assert (expected - tiny_model("qwen2")(input_ids=ids).logits).abs().max() > 1e-2
         for alpha, adapters in ((1.0, AdapterConfig(reference=theirs)), (0.0, AdapterConfig(policy=theirs))):
-            found = MixedPolicy(tiny_model("qwen2"), adapters, alpha=alpha)(ids)
+            found = MixedPolicy(tiny_model("qwen2"), adapters)(ids, Mixture.at(alpha))
             assert torch.allclose(found, expected, atol=1e-5)

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from lmix.model import backbone as backbone_module
 from lmix.model.adapters import AdapterConfig, check_adapter, read_adapter
 from lmix.model.backbone import BackboneConfig, fingerprint, load_backbone
-from lmix.model.mixed_policy import MixedPolicy, check_weights
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import mixture_of
 from lmix.model.tokenizer import load_config, load_tokenizer, resolve
 
 
@@ -128,7 +129,7 @@ def test_a_fingerprint_is_of_the_model_and_not_of_its_precision(folders):
 )
 def test_weights_that_do_not_fit(weights, mixture, message):
     with pytest.raises(ValueError, match=message):
-        check_weights(weights, AdapterConfig(experts=["somewhere"]), mixture)
+        mixture_of(0.5, mixture, weights, AdapterConfig(experts=["somewhere"]).streams)
 
 
 def test_dropout_on_the_policy_is_refused_and_a_loaded_adapter_s_is_set_to_0(copy_of):

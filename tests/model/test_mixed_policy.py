@@ -3,10 +3,13 @@ import torch
 
 from lmix.functional import mix_log_probs, mix_logits, token_log_probs
 from lmix.model.adapters import AdapterConfig
+from lmix.model.head import MixingHead
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.streams import POLICY, REFERENCE
-from lmix.rollout.engine import Draw, RolloutEngine
-from tests.conftest import SHAPE, close, make_policy, randomise_adapters, tiny_model, tokens
+from lmix.model.mixture import POLICY, REFERENCE, Mixture, row_mixtures
+from lmix.rollout.engine import Engine
+from lmix.rollout.sampler import Limits
+from lmix.rollout.types import Draw
+from tests.conftest import MIXED, PROBS, SHAPE, close, make_policy, prompts, randomise_adapters, tiny_model, tokens
 
 
 def separate_logits(policy, ids):
@@ -32,52 +35,54 @@ def test_the_stacked_pass_equals_two_separate_passes(policy):
 def test_mixed_logits_equal_the_mixture_of_both_streams_logits(policy):
     ids = tokens(3, 9)
     expected = mix_logits(*separate_logits(policy, ids), 0.3)
-    assert torch.allclose(policy(ids), expected, atol=1e-5)
+    assert torch.allclose(policy(ids, MIXED), expected, atol=1e-5)
 
 
 @torch.no_grad()
 def test_hidden_state_mixing_equals_logit_mixing(policy, monkeypatch):
     ids = tokens(2, 7)
-    fast = policy(ids)
-    monkeypatch.setattr(MixedPolicy, "mixes_hidden", False)
-    assert torch.allclose(policy(ids), fast, atol=1e-5)
+    fast = policy(ids, MIXED)
+    monkeypatch.setattr(MixingHead, "mixes_hidden", lambda *_: False)
+    assert torch.allclose(policy(ids, MIXED), fast, atol=1e-5)
 
 
 def test_hidden_states_are_not_mixed_where_that_is_not_exact(folders):
-    assert make_policy("qwen2", folders).mixes_hidden
-    assert not make_policy("gemma2", folders).mixes_hidden  # soft-capped
-    assert not make_policy("qwen2", folders, mixture="probs").mixes_hidden
+    assert make_policy("qwen2", folders).head.mixes_hidden(MIXED)
+    assert not make_policy("gemma2", folders).head.mixes_hidden(MIXED)  # soft-capped
+    assert not make_policy("qwen2", folders).head.mixes_hidden(PROBS)
     adapters = AdapterConfig(rank=2, target_modules=["q_proj", "lm_head"])
-    assert not MixedPolicy(tiny_model("qwen2"), adapters).mixes_hidden
+    assert not MixedPolicy(tiny_model("qwen2"), adapters).head.mixes_hidden(MIXED)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("alpha", "stream"), [(0.0, POLICY), (1.0, REFERENCE)])
 def test_alpha_0_and_1_run_one_stream_and_are_that_stream_bit_for_bit(policy, alpha, stream):
     ids = tokens(2, 8)
-    policy.alpha = alpha
-    assert policy.streams == (stream,)
-    assert torch.equal(policy(ids), policy.logits(policy.hidden(ids, (stream,))[0], stream).float())
+    for kind in ("logits", "probs"):
+        mixture = Mixture.at(alpha, kind)
+        assert mixture.streams == (stream,)
+        alone = policy.head.logits(policy.hidden(ids, (stream,))[0], stream).float()
+        assert torch.equal(policy(ids, mixture), alone)
 
 
 @torch.no_grad()
 def test_probability_mixture(folders):
     for name in ("qwen2", "gemma2"):
-        policy = make_policy(name, folders, mixture="probs")
+        policy = make_policy(name, folders)
         ids = tokens(2, 6)
         policy_logits, reference_logits = separate_logits(policy, ids)
         expected = mix_log_probs(policy_logits.log_softmax(-1), reference_logits.log_softmax(-1), 0.3)
-        assert torch.allclose(policy(ids), expected, atol=1e-5)
+        assert torch.allclose(policy(ids, PROBS), expected, atol=1e-5)
 
 
 def test_log_probs_equal_the_full_softmax_in_value_and_gradient(policy):
     ids, targets = tokens(3, 8), tokens(24, seed=5)
-    hidden = [policy.stream_hidden(ids, stream).flatten(0, 1) for stream in policy.streams]
-    fast = policy.log_probs(hidden, targets, chunk=7)
+    hidden = [policy.stream_hidden(ids, stream).flatten(0, 1) for stream in MIXED.streams]
+    fast = policy.log_probs(hidden, targets, MIXED, chunk=7)
     upstream = torch.randn(24, generator=torch.Generator().manual_seed(0))
     found = torch.autograd.grad((fast * upstream).sum(), policy.policy_parameters())
 
-    slow = token_log_probs(policy(ids).flatten(0, 1), targets)
+    slow = token_log_probs(policy(ids, MIXED).flatten(0, 1), targets)
     expected = torch.autograd.grad((slow * upstream).sum(), policy.policy_parameters())
     assert torch.allclose(fast, slow, atol=1e-5)
     for a, b in zip(found, expected, strict=True):
@@ -86,13 +91,14 @@ def test_log_probs_equal_the_full_softmax_in_value_and_gradient(policy):
 
 def test_log_probs_with_a_lora_on_the_head_train_it(folders):
     adapters = AdapterConfig(rank=2, target_modules=["q_proj", "lm_head"])
-    policy = randomise_adapters(MixedPolicy(tiny_model("qwen2"), adapters, alpha=0.4))
+    policy = randomise_adapters(MixedPolicy(tiny_model("qwen2"), adapters))
+    mixture = Mixture.at(0.4)
     ids, targets = tokens(2, 5), tokens(10, seed=1)
-    hidden = [policy.stream_hidden(ids, stream).flatten(0, 1) for stream in policy.streams]
-    policy.log_probs(hidden, targets, chunk=3).sum().backward()
+    hidden = [policy.stream_hidden(ids, stream).flatten(0, 1) for stream in mixture.streams]
+    policy.log_probs(hidden, targets, mixture, chunk=3).sum().backward()
     found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
-    token_log_probs(policy(ids).flatten(0, 1), targets).sum().backward()
+    token_log_probs(policy(ids, mixture).flatten(0, 1), targets).sum().backward()
     assert any("lm_head" in name for name in found)
     for name, parameter in policy.named_parameters():
         if parameter.grad is not None:
@@ -100,7 +106,7 @@ def test_log_probs_with_a_lora_on_the_head_train_it(folders):
 
 
 def test_only_the_policy_gets_a_gradient(policy):
-    policy(tokens(2, 6)).square().sum().backward()
+    policy(tokens(2, 6), MIXED).square().sum().backward()
     got = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert got
     assert all(f".{POLICY}." in name for name in got)
@@ -115,15 +121,15 @@ def test_gradients_are_the_same_before_and_after_generating(folders, name):
     ids = tokens(2, 6)
 
     def gradients():
-        return torch.autograd.grad(policy(ids).logsumexp(-1).sum(), policy.policy_parameters())
+        return torch.autograd.grad(policy(ids, MIXED).logsumexp(-1).sum(), policy.policy_parameters())
 
     before = gradients()
     for dense in (True, False):
         policy.dense_rollouts = dense
-        rollouts = RolloutEngine(policy, [1]).generate([[4, 5, 6], [7]], 4, Draw(seed=1), samples=2)
-        assert all(r.completion_ids for r in rollouts)
+        groups = Engine(policy).generate(prompts([4, 5, 6], [7]), Limits(4, (1,)), Draw(seed=1), MIXED, samples=2)
+        assert all(r.completion_ids for group in groups for r in group.rollouts)
     with torch.no_grad():
-        policy(tokens(1, 1))  # one row, for which bitsandbytes has other kernels
+        policy(tokens(1, 1), MIXED)  # one row, for which bitsandbytes has other kernels
     for a, b in zip(before, gradients(), strict=True):
         assert torch.equal(a, b)
         assert a.abs().sum() > 0
@@ -137,7 +143,6 @@ def test_activation_checkpointing_changes_no_gradient_and_leaves_the_cache_alone
         MixedPolicy(
             tiny_model("qwen2"),
             AdapterConfig(reference=str(folders["qwen2-sft"]), rank=4),
-            0.3,
             activation_checkpointing=True,
         )
     )
@@ -147,36 +152,39 @@ def test_activation_checkpointing_changes_no_gradient_and_leaves_the_cache_alone
     grads = []
     for policy in (plain, checkpointed):
         policy.train()
-        loss = policy(ids).logsumexp(-1).sum()
+        loss = policy(ids, MIXED).logsumexp(-1).sum()
         with torch.no_grad():
             policy.hidden(ids, (POLICY, REFERENCE))  # a stacked pass before the backward pass must change nothing
         grads.append(torch.autograd.grad(loss, policy.policy_parameters()))
     for a, b in zip(*grads, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
     drawn = [
-        RolloutEngine(p, [1]).generate([[4, 5, 6]], 8, Draw(seed=1), samples=3)[2].completion_ids
+        Engine(p)
+        .generate(prompts([4, 5, 6]), Limits(8, (1,)), Draw(seed=1), MIXED, samples=3)[0]
+        .rollouts[2]
+        .completion_ids
         for p in (plain, checkpointed)
     ]
     assert drawn[0] == drawn[1]
 
 
 def test_without_a_reference_the_anchor_is_the_base(folders):
-    policy = randomise_adapters(MixedPolicy(tiny_model("llama"), AdapterConfig(rank=4), alpha=1.0))
+    policy = randomise_adapters(MixedPolicy(tiny_model("llama"), AdapterConfig(rank=4)))
     ids = tokens(2, 5)
     with torch.no_grad():
-        assert torch.allclose(policy(ids), tiny_model("llama")(ids).logits, atol=1e-6)
+        assert torch.allclose(policy(ids, Mixture.at(1.0)), tiny_model("llama")(ids).logits, atol=1e-6)
 
 
 def test_a_fresh_policy_is_the_base(folders):
-    policy = MixedPolicy(tiny_model("llama"), AdapterConfig(rank=4), alpha=0.0)
+    policy = MixedPolicy(tiny_model("llama"), AdapterConfig(rank=4))
     ids = tokens(2, 5)
     with torch.no_grad():
-        assert torch.allclose(policy(ids), tiny_model("llama")(ids).logits, atol=1e-6)
+        assert torch.allclose(policy(ids, Mixture.at(0.0)), tiny_model("llama")(ids).logits, atol=1e-6)
 
 
 def test_a_policy_that_starts_from_an_adapter_is_that_adapter(folders):
     sft = str(folders["qwen2-sft"])
-    policy = MixedPolicy(tiny_model("qwen2"), AdapterConfig(reference=sft, policy=sft), alpha=0.5)
+    policy = MixedPolicy(tiny_model("qwen2"), AdapterConfig(reference=sft, policy=sft))
     ids = tokens(2, 5)
     with torch.no_grad():
         hidden = policy.hidden(ids, (POLICY, REFERENCE))
@@ -188,19 +196,13 @@ def test_trainer_modes_change_nothing(folders):
     """Lightning's train() and eval() reach no layer: a backbone with dropout computes alike in both, as evaluated."""
     model = tiny_model("qwen2", attention_dropout=0.5)
     sft = str(folders["qwen2-sft"])
-    policy = MixedPolicy(model, AdapterConfig(reference=sft, rank=4), alpha=0.3)
-    expected = MixedPolicy(tiny_model("qwen2"), AdapterConfig(reference=sft, rank=4), alpha=0.3)
+    policy = MixedPolicy(model, AdapterConfig(reference=sft, rank=4))
+    expected = MixedPolicy(tiny_model("qwen2"), AdapterConfig(reference=sft, rank=4))
     ids = tokens(2, 8)
     with torch.no_grad():
         for mode in (True, False, True):
             torch.nn.Sequential(policy).train(mode)  # as a LightningModule does it
-            assert torch.equal(policy(ids), expected(ids))
-
-
-@pytest.mark.parametrize("alpha", [-0.01, 1.5, float("nan")])
-def test_alpha_outside_the_unit_interval(folders, alpha):
-    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\]"):
-        make_policy("qwen2", folders, alpha=alpha)
+            assert torch.equal(policy(ids, MIXED), expected(ids, MIXED))
 
 
 def test_a_model_that_scales_its_logits_is_refused(monkeypatch):
@@ -225,16 +227,16 @@ def test_a_head_with_a_bias_in_an_ensemble_whose_weights_do_not_sum_to_1(folders
     model = PhiForCausalLM(PhiConfig(**SHAPE)).eval()
     torch.nn.init.normal_(model.lm_head.bias)
     adapters = AdapterConfig(reference="base", experts=["base"], rank=4)
-    policy = randomise_adapters(MixedPolicy(model, adapters, weights=[1.0, 1.0, 1.0]))
-    assert not policy.mixes_hidden
+    policy = randomise_adapters(MixedPolicy(model, adapters))
+    mixture = Mixture((1.0, 1.0, 1.0))
+    assert not policy.head.mixes_hidden(mixture)
     ids = tokens(2, 7)
     with torch.no_grad():
-        expected = sum(policy.logits(policy.stream_hidden(ids, s), s) for s in policy.streams)
-        assert close(policy(ids), expected)
-        policy.weights = {"policy": 0.25, "reference": 0.75}
-        assert policy.mixes_hidden
-        streams = [policy.logits(policy.stream_hidden(ids, s), s) for s in policy.streams]
-        assert close(policy(ids), 0.25 * streams[0] + 0.75 * streams[1])
+        streams = [policy.head.logits(policy.stream_hidden(ids, s), s) for s in mixture.streams]
+        assert close(policy(ids, mixture), streams[0] + streams[1] + streams[2])
+        two = Mixture((0.25, 0.75, 0.0))
+        assert policy.head.mixes_hidden(two)
+        assert close(policy(ids, two), 0.25 * streams[0] + 0.75 * streams[1])
 
 
 @torch.no_grad()
@@ -243,11 +245,12 @@ def test_a_head_with_a_bias_in_an_ensemble_whose_weights_do_not_sum_to_1(folders
 @pytest.mark.parametrize("alpha", [0.25, 0.5, 0.75])
 def test_in_bfloat16_a_scalar_alpha_and_one_for_each_row_give_the_same_logits(name, mixture, alpha, folders):
     """Training draws at the scalar; the alpha rule and the sweep at one for each row."""
-    policy = make_policy(name, folders, dtype="bfloat16", mixture=mixture, alpha=alpha)
+    policy, of_all = make_policy(name, folders, dtype="bfloat16"), Mixture.at(alpha, mixture)
     hidden_K = list(policy.hidden(tokens(3, 8), (POLICY, REFERENCE)))
     assert hidden_K[0].dtype == torch.bfloat16
-    scalar = policy.mixed_logits(hidden_K)
-    by_row = policy.mixed_logits(hidden_K, torch.full((3, 8), alpha))
+    hidden_K = [hidden.flatten(0, 1) for hidden in hidden_K]
+    scalar = policy.mixed_logits(hidden_K, of_all)
+    by_row = policy.mixed_logits(hidden_K, row_mixtures([of_all] * 24))
     assert scalar.dtype == by_row.dtype == torch.float32
     assert torch.equal(scalar, by_row) if mixture == "logits" else close(scalar, by_row, 1e-6)
 
@@ -259,5 +262,5 @@ def test_in_bfloat16_one_pass_s_log_probs_are_those_of_its_mixed_logits(name, fo
     policy = make_policy(name, folders, dtype="bfloat16")
     targets = tokens(24, seed=5)
     hidden_K = [h.flatten(0, 1) for h in policy.hidden(tokens(3, 8), (POLICY, REFERENCE))]
-    sampled = token_log_probs(policy.mixed_logits(hidden_K), targets)
-    assert close(policy.log_probs(hidden_K, targets), sampled, 1e-5)
+    sampled = token_log_probs(policy.mixed_logits(hidden_K, MIXED), targets)
+    assert close(policy.log_probs(hidden_K, targets, MIXED), sampled, 1e-5)

@@ -9,6 +9,7 @@ import yaml
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import Mixture, mixture_of
 from tests.conftest import close, randomise_adapters, tokens
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "methods"
@@ -31,16 +32,12 @@ def test_a_configuration_is_its_paper_s_formula(name, architecture, folders):
     policy = MixedPolicy.from_pretrained(
         BackboneConfig(str(folders[architecture]), "none", dtype="float32"),
         adapters,
-        mixture=settings["mixture"],
-        weights=settings["weights"],
     )
     randomise_adapters(policy, scale=0.05)
-    ids, weights = tokens(2, 7), policy.weights
+    mixture = mixture_of(0.5, settings["mixture"], settings["weights"], adapters.streams)
+    ids, streams = tokens(2, 7), len(mixture.weights)
     with torch.no_grad():
-        mixed = policy(ids).log_softmax(-1)
-        alone = []
-        for stream in weights:
-            policy.weights = {stream: 1.0}
-            alone.append(policy(ids))
+        mixed = policy(ids, mixture).log_softmax(-1)
+        alone = [policy(ids, Mixture(tuple(float(k == j) for j in range(streams)))) for k in range(streams)]
     assert close(mixed, FORMULAS[name](*alone).log_softmax(-1), 1e-4)
     assert not close(mixed, alone[0].log_softmax(-1), 1e-2)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lmix.rollout.rollout import Rollout, micro_batches, pack, shared_tokens
-from tests.conftest import close, make_policy, tokens
+from lmix.rollout.packing import micro_batches, pack, shared_tokens
+from lmix.rollout.types import Rollout
+from tests.conftest import close, make_policy, prompts, tokens
 
 NAMES = ["qwen2", "llama", "gemma3", "mistral", "gemma2", "qwen2-nf4", "llama-nf4"]
 
@@ -12,9 +13,10 @@ NAMES = ["qwen2", "llama", "gemma3", "mistral", "gemma2", "qwen2-nf4", "llama-nf
 def some_rollouts() -> list[Rollout]:
     """Three prompts with one to three completions, of all kinds of length, longer than the tiny models' windows."""
     shapes = [(0, 9, 12), (0, 9, 3), (0, 9, 1), (2, 3, 8), (2, 3, 2), (5, 14, 5)]
+    asked = {prompt: prompts(tokens(p, seed=prompt).tolist())[0] for prompt, p, _ in shapes}
     return [
-        Rollout(prompt, sample, tokens(p, seed=prompt).tolist(), tokens(c, seed=10 + sample + prompt).tolist())
-        for sample, (prompt, p, c) in enumerate(shapes)
+        Rollout(asked[prompt], sample, tokens(c, seed=10 + sample + prompt).tolist())
+        for sample, (prompt, _, c) in enumerate(shapes)
     ]
 
 
@@ -44,7 +46,8 @@ def test_shared_prompts_give_the_same_values_and_gradients(folders, name):
 
 def test_completions_of_one_token_need_no_second_pass(folders):
     policy = make_policy("qwen2", folders)
-    rollouts = [Rollout(0, g, [5, 6, 7], [8 + g]) for g in range(3)]
+    (prompt,) = prompts([5, 6, 7])
+    rollouts = [Rollout(prompt, g, [8 + g]) for g in range(3)]
     slow, _ = hidden_and_gradients(policy, pack(rollouts))
     fast, _ = hidden_and_gradients(policy, pack(rollouts, share_prompts=True))
     assert close(fast, slow)
@@ -52,7 +55,8 @@ def test_completions_of_one_token_need_no_second_pass(folders):
 
 @pytest.mark.parametrize("budget", [1, 40, 60, 120, 10**6])
 def test_the_cheaper_plan_is_taken_and_holds_every_row_once(budget):
-    rollouts = [Rollout(p, g, [5] * 30, [6] * (3 + 2 * g + p)) for p in range(3) for g in range(4)]
+    asked = prompts(*[[5] * 30] * 3)
+    rollouts = [Rollout(asked[p], g, [6] * (3 + 2 * g + p)) for p in range(3) for g in range(4)]
     passes, share = micro_batches(rollouts, budget)
     assert sorted(row for rows in passes for row in rows) == list(range(12))
     assert share == (budget > 40)  # below, two completions do not fit beside their prompt
@@ -63,5 +67,5 @@ def test_the_cheaper_plan_is_taken_and_holds_every_row_once(budget):
 
 
 def test_nothing_is_shared_where_every_prompt_has_one_completion():
-    assert micro_batches([Rollout(p, 0, [5] * 9, [6] * 9) for p in range(4)], 10**6)[1] is False
+    assert micro_batches([Rollout(p, 0, [6] * 9) for p in prompts(*[[5] * 9] * 4)], 10**6)[1] is False
     assert micro_batches([], 10) == ([], False)

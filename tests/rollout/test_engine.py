@@ -6,25 +6,44 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from lmix.rollout.engine import Draw, RolloutEngine
-from lmix.rollout.rollout import pack
-from tests.conftest import ARCHITECTURES, make_policy, tokens
+from lmix.model.mixture import Mixture
+from lmix.rollout.engine import Engine
+from lmix.rollout.packing import pack
+from lmix.rollout.sampler import Limits
+from lmix.rollout.types import Draw, Prompt, flatten
+from lmix.tasks import Problem
+from tests.conftest import ARCHITECTURES, MIXED, MIXTURES, make_policy, tokens
 
 PROMPTS = [tokens(n, seed=n).tolist() for n in (9, 2, 5, 14, 3)]
 ENDS = [1, 2, 3, 4, 5]
 
 
-def generate(policy, prompts=PROMPTS, limit=16, draw=None, samples=4, ends=ENDS, slots=8, check_every=1, **arguments):
-    engine = RolloutEngine(policy, ends, slots, check_every=check_every)
-    return engine.generate(prompts, limit, draw or Draw(seed=0), samples, **arguments)
+def generate(
+    policy,
+    prompts=PROMPTS,
+    limit=16,
+    draw=None,
+    samples=4,
+    ends=ENDS,
+    slots=8,
+    check_every=1,
+    mixture=MIXED,
+    numbers=None,
+    **arguments,
+):
+    """Rollouts of prompts that are numbered from 0, or by `numbers`."""
+    engine = Engine(policy, slots, check_every=check_every)
+    asked = [Prompt(Problem(i, "", ""), ids) for i, ids in zip(numbers or range(len(prompts)), prompts, strict=True)]
+    limits = Limits(limit, tuple(ends))
+    return flatten(engine.generate(asked, limits, draw or Draw(seed=0), mixture, samples, **arguments))
 
 
 @torch.no_grad()
-def naive(policy, prompt, limit, ends):
+def naive(policy, prompt, limit, ends, mixture=MIXED):
     """Greedy decoding by whole passes without a cache: the slow twin."""
     ids = list(prompt)
     while len(ids) - len(prompt) < limit:
-        ids.append(int(policy(torch.tensor([ids]))[0, -1].argmax()))
+        ids.append(int(policy(torch.tensor([ids]), mixture)[0, -1].argmax()))
         if ids[-1] in ends:
             break
     return ids[len(prompt) :]
@@ -47,13 +66,13 @@ def test_windows_without_a_list_of_layers(folders):
 @pytest.mark.parametrize("mixture", ["logits", "probs"])
 def test_the_sampler_s_log_probs_equal_teacher_forced_ones(policy, mixture):
     """With padding, with rows that end at different times, and with rows that come into slots of others."""
-    policy.mixture = mixture
-    rollouts = generate(policy, keep_frozen=True)
+    mixture = MIXTURES[mixture]
+    rollouts = generate(policy, mixture=mixture, keep_frozen=True)
     assert len({len(r.completion_ids) for r in rollouts}) > 3
     packed = pack(rollouts)
     with torch.no_grad():
-        hidden = [policy.stream_hidden(packed.input_ids, s).flatten(0, 1)[packed.predicts] for s in policy.streams]
-        forced = policy.log_probs(hidden, packed.targets)
+        hidden = [policy.stream_hidden(packed.input_ids, s).flatten(0, 1)[packed.predicts] for s in mixture.streams]
+        forced = policy.log_probs(hidden, packed.targets, mixture)
     assert torch.allclose(forced, torch.cat([r.log_probs for r in rollouts]), atol=1e-4)
     # the reference's hidden states, kept from decoding, are those of a whole pass
     assert packed.frozen_hidden is not None
@@ -66,11 +85,11 @@ def test_the_sampler_s_log_probs_equal_teacher_forced_ones(policy, mixture):
 )
 def test_in_bfloat16_the_sampler_s_gap_is_bounded(name, mixture, folders):
     """One token a pass against whole rows: layers round differently, and nothing else may differ."""
-    policy = make_policy(name, folders, dtype="bfloat16", mixture=mixture)
-    packed = pack(rollouts := generate(policy, keep_frozen=True))
+    policy, mixture = make_policy(name, folders, dtype="bfloat16"), MIXTURES[mixture]
+    packed = pack(rollouts := generate(policy, mixture=mixture, keep_frozen=True))
     with torch.no_grad():
-        hidden = [policy.stream_hidden(packed.input_ids, s).flatten(0, 1)[packed.predicts] for s in policy.streams]
-        gap = policy.log_probs(hidden, packed.targets) - torch.cat([r.log_probs for r in rollouts])
+        hidden = [policy.stream_hidden(packed.input_ids, s).flatten(0, 1)[packed.predicts] for s in mixture.streams]
+        gap = policy.log_probs(hidden, packed.targets, mixture) - torch.cat([r.log_probs for r in rollouts])
     assert gap.abs().mean() < 0.01  # measured: 0.0020 to 0.0035, and at most 0.025
     assert gap.abs().max() < 0.1
 
@@ -79,9 +98,9 @@ def test_in_bfloat16_the_sampler_s_gap_is_bounded(name, mixture, folders):
 @pytest.mark.parametrize("alpha", [0.25, 0.5])
 def test_in_bfloat16_an_alpha_for_each_sample_decodes_what_the_scalar_does(name, alpha, folders):
     """The alpha rule's and the sweep's path against training's."""
-    policy = make_policy(name, folders, dtype="bfloat16", alpha=alpha)
-    scalar = generate(policy, draw=Draw(greedy=True), samples=1)
-    by_row = generate(policy, draw=Draw(greedy=True), samples=1, alphas=[alpha])
+    policy, mixture = make_policy(name, folders, dtype="bfloat16"), Mixture.at(alpha)
+    scalar = generate(policy, draw=Draw(greedy=True), samples=1, mixture=mixture)
+    by_row = generate(policy, draw=Draw(greedy=True), samples=1, mixture=[mixture])
     assert [r.completion_ids for r in scalar] == [r.completion_ids for r in by_row]
     for a, b in zip(scalar, by_row, strict=True):
         assert torch.equal(a.log_probs, b.log_probs)
@@ -107,8 +126,8 @@ def test_batch_layout_and_retirement_change_no_token(policy, slots, check_every)
 
 def test_a_rollout_can_be_drawn_again_alone(folders):
     policy = make_policy("llama", folders)
-    together = generate(policy, prompt_ids=[100, 101, 102, 103, 104])
-    alone = generate(policy, prompts=[PROMPTS[3]], prompt_ids=[103])
+    together = generate(policy, numbers=[100, 101, 102, 103, 104])
+    alone = generate(policy, prompts=[PROMPTS[3]], numbers=[103])
     assert [r.completion_ids for r in together[12:16]] == [r.completion_ids for r in alone]
 
 
@@ -133,13 +152,13 @@ def test_sampled_first_tokens_follow_the_mixed_distribution(folders):
     """Chi-square at a fixed state, fixed seed."""
     from scipy.stats import chisquare
 
-    for mixture in ("logits", "probs"):
-        policy = make_policy("qwen2", folders, mixture=mixture)
+    for mixture in MIXTURES.values():
+        policy = make_policy("qwen2", folders)
         count = 4000
-        rollouts = generate(policy, prompts=[PROMPTS[0]], limit=1, samples=count, ends=[], slots=count)
+        rollouts = generate(policy, [PROMPTS[0]], limit=1, samples=count, ends=[], slots=count, mixture=mixture)
         drawn = torch.tensor([r.completion_ids[0] for r in rollouts])
         with torch.no_grad():
-            expected = policy(torch.tensor([PROMPTS[0]]))[0, -1].double().softmax(-1) * count
+            expected = policy(torch.tensor([PROMPTS[0]]), mixture)[0, -1].double().softmax(-1) * count
         seen = torch.bincount(drawn, minlength=len(expected)).double()
         common = expected >= 5
         observed, wanted = seen[common], expected[common]
@@ -152,9 +171,9 @@ def test_sampled_first_tokens_follow_the_mixed_distribution(folders):
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_one_stream_at_the_borders(policy, alpha):
-    policy.alpha = alpha
-    rollouts = generate(policy, draw=Draw(greedy=True), samples=1, keep_frozen=True)
-    assert rollouts[0].completion_ids == naive(policy, PROMPTS[0], 16, ENDS)
+    mixture = Mixture.at(alpha)
+    rollouts = generate(policy, draw=Draw(greedy=True), samples=1, keep_frozen=True, mixture=mixture)
+    assert rollouts[0].completion_ids == naive(policy, PROMPTS[0], 16, ENDS, mixture)
     assert (rollouts[0].frozen_hidden is None) == (alpha == 0.0)
 
 
@@ -175,50 +194,50 @@ def test_nothing_to_do(folders):
 @pytest.mark.parametrize("mixture", ["logits", "probs"])
 @pytest.mark.parametrize("alphas", [[0.0, 0.3, 0.8, 1.0], [1.0, 0.5, 0.0, 0.0], [0.0, 1.0], [0.0], [1.0]])
 def test_several_alphas_in_one_pass_equal_a_pass_for_each(policy, mixture, alphas):
-    policy.mixture = mixture
-    together = generate(policy, draw=Draw(greedy=True), alphas=alphas, samples=len(alphas))
-    for g, alpha in enumerate(alphas):
-        policy.alpha = alpha
-        alone = generate(policy, draw=Draw(greedy=True), samples=1)
+    mixtures = [Mixture.at(alpha, mixture) for alpha in alphas]
+    together = generate(policy, draw=Draw(greedy=True), mixture=mixtures, samples=len(alphas))
+    for g, of_row in enumerate(mixtures):
+        alone = generate(policy, draw=Draw(greedy=True), samples=1, mixture=of_row)
         assert [r.completion_ids for r in together[g :: len(alphas)]] == [r.completion_ids for r in alone]
 
 
-def test_a_stream_of_weight_zero_runs_no_row(folders, monkeypatch):
+def test_streams_that_no_sample_needs_are_not_run(folders, monkeypatch):
     policy = make_policy("qwen2", folders)
-    fed = []
-    whole = policy.hidden_of
+    run = []
+    whole = policy.hidden
 
-    def counted(ids, rows, **arguments):
-        fed.append({stream: part.stop - part.start for stream, part in rows.items()})
-        return whole(ids, rows, **arguments)
+    def counted(ids, streams, **arguments):
+        run.append(streams)
+        return whole(ids, streams, **arguments)
 
-    monkeypatch.setattr(policy, "hidden_of", counted)
-    generate(policy, alphas=[0.5, 0.0, 1.0, 0.0], slots=8)
-    assert fed[0] == {"policy": 6, "reference": 4}
-    fed.clear()
-    generate(policy, alphas=[0.0, 0.0, 0.0, 0.0], slots=8)
-    assert fed[0] == {"policy": 8}
-    assert {stream for rows in fed for stream in rows} == {"policy"}
+    monkeypatch.setattr(policy, "hidden", counted)
+    generate(policy, mixture=[Mixture.at(alpha) for alpha in (0.5, 0.0, 1.0, 0.0)])
+    assert set(run) == {("policy", "reference")}
+    run.clear()
+    generate(policy, mixture=[Mixture.at(0.0)] * 4)
+    assert set(run) == {("policy",)}
+
+
+def test_mixtures_of_two_kinds_are_not_drawn_together(folders):
+    with pytest.raises(ValueError, match="must be of one kind, not of 2"):
+        generate(make_policy("qwen2", folders), samples=2, mixture=list(MIXTURES.values()))
 
 
 class SumModel:
     """Its next token is the sum of all before, modulo 97, which it reads from the engine's cache alone."""
 
-    device, streams, draws_in_step, rollouts = torch.device("cpu"), ("policy",), False, nullcontext
+    device, draws_in_step, rollouts = torch.device("cpu"), False, nullcontext
     backbone = SimpleNamespace(config=ARCHITECTURES["qwen2"][1], dtype=torch.float32)
 
-    def hidden(self, ids, streams, past_key_values, use_cache):
-        keys = ids.float()[:, None, :, None]
-        past_key_values.update(keys, keys, 0)
-        return keys.cumsum(2).transpose(0, 1)
-
-    def hidden_of(self, ids, rows, position_ids, attention_mask, past_key_values, use_cache):
+    def hidden(self, ids, streams, past_key_values, use_cache, position_ids=None, attention_mask=None):
         keys = ids.float()[:, None, :, None]
         seen, _ = past_key_values.update(keys, keys, 0)
+        if position_ids is None:  # a prompt
+            return keys.cumsum(2).transpose(0, 1)
         visible = torch.arange(seen.shape[2]) <= position_ids
-        return [(seen[:, 0, :, 0] * visible).sum(1)[:, None, None]]
+        return (seen[:, 0, :, 0] * visible).sum(1)[None, :, None, None]
 
-    def mixed_logits(self, hidden_K, alphas=None):
+    def mixed_logits(self, hidden_K, mixture):
         return 100.0 * one_hot(hidden_K[0][..., 0].long() % 97, 97).float()
 
 
@@ -226,11 +245,12 @@ class SumModel:
 def test_a_mock_model_gets_each_row_s_own_tokens_and_nothing_else(slots, check_every, greedy):
     model: Any = SumModel()
     ends = [*range(0, 97, 7)]
-    engine = RolloutEngine(model, ends, slots, check_every=check_every)
     for limit in (1, 2, 12):
-        for rollout in engine.generate(PROMPTS, limit, Draw(greedy=greedy), samples=2):
+        draw = Draw(greedy=greedy)
+        arguments = {"ends": ends, "slots": slots, "check_every": check_every, "mixture": Mixture.at(0.0)}
+        for rollout in generate(model, limit=limit, draw=draw, samples=2, **arguments):
             expected: list[int] = []
             while len(expected) < limit and not (expected and expected[-1] in ends):
-                expected.append((sum(rollout.prompt_ids) + sum(expected)) % 97)
+                expected.append((sum(rollout.prompt.ids) + sum(expected)) % 97)
             assert rollout.completion_ids == expected
             assert rollout.ended == (expected[-1] in ends)
