@@ -9,7 +9,7 @@ import torch
 
 from lmix import cli
 from lmix.inspection.config import MixedPolicyChoice
-from lmix.inspection.generate import Speaker
+from lmix.inspection.generate import Speaker, complete_file
 from lmix.inspection.page import write_page
 from lmix.inspection.trace import MIXTURE, TokenTrace, trace
 from lmix.model.adapters import AdapterConfig
@@ -109,35 +109,48 @@ def test_a_file_of_prompts_and_an_exported_folder(tmp_path, capsys):
 OTHERS = ["Ann has 5 pens and loses 2. How many pens are left?\n", "What is 12 + 9?\n"]
 
 
-def asked_alone(capsys, prompt: str, *arguments: str) -> str:
-    assert cli.main(["generate", f"--prompt={prompt}", "--max_new_tokens=24", *arguments, *TINY]) == 0
-    return capsys.readouterr().out.strip()
+def drawn_alone(model, prompt: str, seed: int = 0, greedy: bool = False) -> list[int]:
+    """The tokens that are shown for one prompt, at the policy's weights."""
+    speaker = Speaker(model, None, True, greedy, 24, seed)
+    return speaker.show(speaker.ids([{"role": "user", "content": prompt}]), side_by_side=False)
 
 
-def asked_from_a_file(tmp_path, prompts: list[str], *arguments: str) -> list[str]:
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    files = [f"--file={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl"]
-    assert cli.main(["generate", *files, "--max_new_tokens=24", *arguments, *TINY]) == 0
-    return [json.loads(line)["completion"].strip() for line in (tmp_path / "out.jsonl").open()]
+def drawn_from_a_file(model, tmp_path, prompts: list[str], seed: int = 0, greedy: bool = False) -> list[str]:
+    complete_file(Speaker(model, None, True, greedy, 24, seed), prompts, tmp_path / "out.jsonl")
+    return [json.loads(line)["completion"] for line in (tmp_path / "out.jsonl").open()]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--seed=7"], ["--alpha=0.9", "--seed=1"], ["--greedy=true"]])
-def test_a_prompt_draws_the_same_alone_and_from_a_file(tmp_path, capsys, arguments):
-    alone = [asked_alone(capsys, prompt, *arguments) for prompt in (QUESTION, *OTHERS)]
-    assert asked_from_a_file(tmp_path, [QUESTION, *OTHERS], *arguments) == alone
-    assert asked_from_a_file(tmp_path, [OTHERS[1], QUESTION], *arguments) == [alone[2], alone[0]]
+@pytest.mark.parametrize(("seed", "greedy"), [(0, False), (7, False), (2**40, False), (0, True)])
+def test_a_prompt_draws_the_same_alone_and_from_a_file(model, tmp_path, seed, greedy):
+    speaker = Speaker(model, None, True, greedy, 24, seed)
+    alone = [speaker.text(drawn_alone(model, prompt, seed, greedy)) for prompt in (QUESTION, *OTHERS)]
+    assert drawn_from_a_file(model, tmp_path, [QUESTION, *OTHERS], seed, greedy) == alone
+    assert drawn_from_a_file(model, tmp_path, [OTHERS[1], QUESTION], seed, greedy) == [alone[2], alone[0]]
     assert all(alone)
 
 
-def test_a_prompt_that_is_asked_again_is_drawn_anew_and_so_is_another_seed(tmp_path, capsys):
-    first, second = asked_from_a_file(tmp_path, [QUESTION, QUESTION])
-    assert first == asked_alone(capsys, QUESTION) != second
-    assert asked_from_a_file(tmp_path, [QUESTION], "--seed=1") not in ([first], [second])
+def test_the_command_draws_the_same_for_prompt_and_file(tmp_path, capsys):
+    arguments = ["--max_new_tokens=24", "--seed=3", *TINY]
+    assert cli.main(["generate", f"--prompt={QUESTION}", *arguments]) == 0
+    alone = capsys.readouterr().out.strip()
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in (OTHERS[0], QUESTION))
+    )
+    files = [f"--file={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl"]
+    assert cli.main(["generate", *files, *arguments]) == 0
+    _, row = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+    assert row["completion"].strip() == alone != ""
 
 
-def drawn_side_by_side(model, monkeypatch, seed: int, prompt: str, max_new_tokens: int = 24) -> list[list[int]]:
-    """What the three columns show, as tokens."""
-    speaker = Speaker(model, None, True, False, max_new_tokens, seed)
+def test_a_prompt_that_is_asked_again_is_drawn_anew_and_so_is_another_seed(model, tmp_path):
+    first, second = drawn_from_a_file(model, tmp_path, [QUESTION, QUESTION])
+    assert first != second
+    assert drawn_from_a_file(model, tmp_path, [QUESTION], seed=1) not in ([first], [second])
+
+
+def drawn_side_by_side(model, monkeypatch, prompt: str, seed: int) -> list[list[int]]:
+    """The tokens of the three columns."""
+    speaker = Speaker(model, None, True, False, 24, seed)
     drawn = []
     complete = speaker.complete
     monkeypatch.setattr(speaker, "complete", lambda *arguments: (drawn.append(complete(*arguments)[0]), [drawn[-1]])[1])
@@ -145,20 +158,14 @@ def drawn_side_by_side(model, monkeypatch, seed: int, prompt: str, max_new_token
     return [rollout.completion_ids for rollout in drawn]
 
 
-def drawn_alone(model, seed: int, prompt: str, weights: dict[str, float], max_new_tokens: int = 24) -> list[int]:
-    before, model.policy.weights = model.policy.weights, weights
-    speaker = Speaker(model, None, True, False, max_new_tokens, seed)
-    try:
-        return speaker.show(speaker.ids([{"role": "user", "content": prompt}]), side_by_side=False)
-    finally:
-        model.policy.weights = before
-
-
-@pytest.mark.parametrize(("seed", "prompt"), [(0, QUESTION), (3, QUESTION), (0, OTHERS[0]), (5, OTHERS[1])])
-def test_each_column_draws_as_it_would_alone(model, monkeypatch, seed, prompt):
-    parts = [{"policy": 1.0}, {"reference": 1.0}, model.policy.weights]
-    columns = drawn_side_by_side(model, monkeypatch, seed, prompt)
-    assert columns == [drawn_alone(model, seed, prompt, weights) for weights in parts]
+@pytest.mark.parametrize(("prompt", "seed"), [(QUESTION, 0), (QUESTION, 3), (OTHERS[0], 0), (OTHERS[1], 5)])
+def test_each_column_draws_as_it_would_alone(model, monkeypatch, prompt, seed):
+    mixed = model.policy.weights
+    columns = drawn_side_by_side(model, monkeypatch, prompt, seed)
+    assert model.policy.weights == mixed
+    for column, weights in zip(columns, ({"policy": 1.0}, {"reference": 1.0}, mixed), strict=True):
+        monkeypatch.setattr(model.policy, "_weights", {"policy": 0.0, "reference": 0.0, **weights})
+        assert column == drawn_alone(model, prompt, seed)
     assert columns[0] != columns[1]
 
 
@@ -169,7 +176,7 @@ def test_each_column_draws_as_it_would_alone_on_a_gpu(monkeypatch):
         adapters=AdapterConfig(reference="lmix:tiny-arithmetic-sft"),
     ).load()
     assert on_gpu.policy.device.type == "cuda"
-    test_each_column_draws_as_it_would_alone(on_gpu, monkeypatch, 0, QUESTION)
+    test_each_column_draws_as_it_would_alone(on_gpu, monkeypatch, QUESTION, 0)
 
 
 def test_a_completion_is_shown_token_by_token_and_nothing_past_its_end(model):
