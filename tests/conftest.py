@@ -1,9 +1,7 @@
 """Tiny random models of four architectures, and mixed policies made of them."""
 
-import copy
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -71,12 +69,9 @@ MIXED, PROBS = Mixture.at(0.3), Mixture.at(0.3, "probs")
 MIXTURES = {"logits": MIXED, "probs": PROBS}
 
 
-def tiny_model(architecture: str, **changes: Any) -> PreTrainedModel:
-    """A random model, the same for the same name, with changes to its configuration."""
+def tiny_model(architecture: str) -> PreTrainedModel:
+    """A random model, the same for the same name."""
     model_class, config = ARCHITECTURES[architecture]
-    config = copy.deepcopy(config)
-    for name, value in changes.items():
-        setattr(config, name, value)
     torch.manual_seed(1)
     return model_class._from_config(config, attn_implementation=attention_for(config)).eval()
 

@@ -55,7 +55,7 @@ def base_method(config: dict[str, Any]) -> str:
         if any(name.endswith(ending) for name in callbacks):
             return method
     if alpha == 0:
-        return "kl_grpo" if (arguments.get("objective") or {}).get("beta", 0) > 0 else "grpo"
+        return "kl_grpo" if options(config, "objective").get("beta", 0) > 0 else "grpo"
     if arguments.get("mixture") == "probs":
         return f"fixed_probs, {ALPHA}={alpha:g}"
     anchored = arguments["adapters"].get("reference") not in BASE
@@ -74,7 +74,7 @@ def variants(config: dict[str, Any]) -> list[str]:
     implied = {"beta"} if base_method(config) == "kl_grpo" else set()
     parts = []
     for group, defaults in VARIANTS.items():
-        given = model_arguments(config).get(group) or {}
+        given = options(config, group)
         changed = [name for name, default in defaults.items() if given.get(name, default) != default]
         parts += [f"{name}={given[name]}" for name in changed if name not in implied]
     return parts
@@ -111,6 +111,12 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
 def model_arguments(config: dict[str, Any]) -> dict[str, Any]:
     """The model's `init_args`."""
     return config["model"]["init_args"]
+
+
+def options(config: dict[str, Any], group: str) -> dict[str, Any]:
+    """The model's options of a group; an objective is a class with `init_args`, and was a plain group in older runs."""
+    given = model_arguments(config).get(group) or {}
+    return given.get("init_args") or {} if "class_path" in given else given
 
 
 def last_part(path: str, separators: str = "/:") -> str:

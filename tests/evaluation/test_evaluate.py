@@ -4,13 +4,13 @@ import json
 
 import pytest
 from jsonargparse import auto_cli
-from lmix.evaluation.decoding import Decoded
 
 from lmix.data.module import RLDataModule
 from lmix.evaluation.compare import compare
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.evaluate import evaluate, summary
 from lmix.evaluation.rows import EvaluationRow, read_rows
+from lmix.evaluation.session import Measured
 from lmix.evaluation.statistics import interval, wilson_interval
 from lmix.evaluation.sweep import sweep
 from lmix.model.adapters import AdapterConfig
@@ -62,7 +62,7 @@ def test_a_right_answer_that_the_limit_cut_is_answered_and_not_solved():
         return EvaluationRow("mixed", "logits", 0.5, problem, 0, "", "4", "4", True, correct, ended, 3)
 
     flags = [(True, True), (True, True), (True, False), (True, True), (True, False), (False, True)]
-    rates = summary(Decoded([row(i // 2, *flag) for i, flag in enumerate(flags)], 1.0), samples=2)
+    rates = summary(Measured([row(i // 2, *flag) for i, flag in enumerate(flags)], 1.0), samples=2)
     assert (rates["answered"], rates["solved"], rates["ended"], rates["format"]) == (5, 3, 4, 6)
     assert (rates["answer_rate"], rates["solve_rate"]) == (5 / 6, 0.5)
     assert rates["pass_at_k"] == {"1": 0.5, "2": pytest.approx(2 / 3)}  # the third problem is never solved

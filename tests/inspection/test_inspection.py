@@ -11,6 +11,7 @@ from rich.console import Console
 from lmix import cli
 from lmix.inspection.completer import Completer
 from lmix.inspection.config import MixedPolicyChoice
+from lmix.inspection.generate import complete_file
 from lmix.inspection.page import write_page
 from lmix.inspection.side_by_side import show
 from lmix.inspection.trace import MIXTURE, TokenTrace, trace
@@ -19,6 +20,7 @@ from lmix.model.backbone import BackboneConfig
 from lmix.model.causal_lm import MixedPolicyForCausalLM
 from lmix.model.mixture import Mixture
 from lmix.model.tokenizer import load_tokenizer
+from lmix.rollout.types import Prompt
 
 TINY = ["--backbone.quantization=none", "--backbone.dtype=float32", "--adapters.reference=lmix:tiny-arithmetic-sft"]
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have now?\n"
@@ -110,58 +112,74 @@ def test_a_file_of_prompts_and_an_exported_folder(tmp_path, capsys):
 OTHERS = ["Ann has 5 pens and loses 2. How many pens are left?\n", "What is 12 + 9?\n"]
 
 
-def asked_alone(capsys, prompt: str, *arguments: str) -> str:
-    assert cli.main(["generate", f"--prompt={prompt}", "--max_new_tokens=24", *arguments, *TINY]) == 0
-    return capsys.readouterr().out.strip()
-
-
-def asked_from_a_file(tmp_path, prompts: list[str], *arguments: str) -> list[str]:
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    files = [f"--file={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl"]
-    assert cli.main(["generate", *files, "--max_new_tokens=24", *arguments, *TINY]) == 0
-    return [json.loads(line)["completion"].strip() for line in (tmp_path / "out.jsonl").open()]
-
-
-@pytest.mark.parametrize("arguments", [[], ["--seed=7"], ["--alpha=0.9", "--seed=1"], ["--greedy=true"]])
-def test_a_prompt_draws_the_same_alone_and_from_a_file(tmp_path, capsys, arguments):
-    alone = [asked_alone(capsys, prompt, *arguments) for prompt in (QUESTION, *OTHERS)]
-    assert asked_from_a_file(tmp_path, [QUESTION, *OTHERS], *arguments) == alone
-    assert asked_from_a_file(tmp_path, [OTHERS[1], QUESTION], *arguments) == [alone[2], alone[0]]
-    assert all(alone)
-
-
-def test_a_prompt_that_is_asked_again_is_drawn_anew_and_so_is_another_seed(tmp_path, capsys):
-    first, second = asked_from_a_file(tmp_path, [QUESTION, QUESTION])
-    assert first == asked_alone(capsys, QUESTION) != second
-    assert asked_from_a_file(tmp_path, [QUESTION], "--seed=1") not in ([first], [second])
-
-
 CONSOLE = Console(file=io.StringIO())
 
 
-def drawn_side_by_side(model, monkeypatch, seed: int, prompt: str, max_new_tokens: int = 24) -> list[list[int]]:
-    """What the three columns show, as tokens."""
-    completer = Completer(model, max_new_tokens=max_new_tokens, seed=seed)
+def completer_of(model, seed: int = 0, greedy: bool = False) -> Completer:
+    return Completer(model, greedy=greedy, max_new_tokens=24, seed=seed)
+
+
+def asked(completer: Completer, prompt: str) -> Prompt:
+    return completer.prompt([{"role": "user", "content": prompt}])
+
+
+def drawn_alone(model, prompt: str, seed: int = 0, greedy: bool = False, mixture: Mixture | None = None) -> list[int]:
+    """The tokens that are shown for one prompt."""
+    completer = completer_of(model, seed, greedy)
+    completer.mixture = mixture or model.mixture
+    return show(completer, CONSOLE, asked(completer, prompt), side_by_side=False)
+
+
+def drawn_from_a_file(model, tmp_path, prompts: list[str], seed: int = 0, greedy: bool = False) -> list[str]:
+    complete_file(completer_of(model, seed, greedy), CONSOLE, prompts, tmp_path / "out.jsonl")
+    return [json.loads(line)["completion"] for line in (tmp_path / "out.jsonl").open()]
+
+
+@pytest.mark.parametrize(("seed", "greedy"), [(0, False), (7, False), (2**40, False), (0, True)])
+def test_a_prompt_draws_the_same_alone_and_from_a_file(model, tmp_path, seed, greedy):
+    completer = completer_of(model, seed, greedy)
+    alone = [completer.text(drawn_alone(model, prompt, seed, greedy)) for prompt in (QUESTION, *OTHERS)]
+    assert drawn_from_a_file(model, tmp_path, [QUESTION, *OTHERS], seed, greedy) == alone
+    assert drawn_from_a_file(model, tmp_path, [OTHERS[1], QUESTION], seed, greedy) == [alone[2], alone[0]]
+    assert all(alone)
+
+
+def test_the_command_draws_the_same_for_prompt_and_file(tmp_path, capsys):
+    arguments = ["--max_new_tokens=24", "--seed=3", *TINY]
+    assert cli.main(["generate", f"--prompt={QUESTION}", *arguments]) == 0
+    alone = capsys.readouterr().out.strip()
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in (OTHERS[0], QUESTION))
+    )
+    files = [f"--file={tmp_path}/in.jsonl", f"--out={tmp_path}/out.jsonl"]
+    assert cli.main(["generate", *files, *arguments]) == 0
+    _, row = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+    assert row["completion"].strip() == alone != ""
+
+
+def test_a_prompt_that_is_asked_again_is_drawn_anew_and_so_is_another_seed(model, tmp_path):
+    first, second = drawn_from_a_file(model, tmp_path, [QUESTION, QUESTION])
+    assert first != second
+    assert drawn_from_a_file(model, tmp_path, [QUESTION], seed=1) not in ([first], [second])
+
+
+def drawn_side_by_side(model, monkeypatch, prompt: str, seed: int) -> list[list[int]]:
+    """The tokens of the three columns."""
+    completer = completer_of(model, seed)
     drawn = []
     complete = completer.complete
     monkeypatch.setattr(
         completer, "complete", lambda *arguments: (drawn.append(complete(*arguments)[0]), [drawn[-1]])[1]
     )
-    show(completer, CONSOLE, completer.prompt([{"role": "user", "content": prompt}]), side_by_side=True)
+    show(completer, CONSOLE, asked(completer, prompt), side_by_side=True)
     return [rollout.completion_ids for rollout in drawn]
 
 
-def drawn_alone(model, seed: int, prompt: str, mixture: Mixture, max_new_tokens: int = 24) -> list[int]:
-    completer = Completer(model, max_new_tokens=max_new_tokens, seed=seed)
-    completer.mixture = mixture
-    return show(completer, CONSOLE, completer.prompt([{"role": "user", "content": prompt}]), side_by_side=False)
-
-
-@pytest.mark.parametrize(("seed", "prompt"), [(0, QUESTION), (3, QUESTION), (0, OTHERS[0]), (5, OTHERS[1])])
-def test_each_column_draws_as_it_would_alone(model, monkeypatch, seed, prompt):
-    parts = [Mixture.alone("policy"), Mixture.alone("reference"), model.mixture]
-    columns = drawn_side_by_side(model, monkeypatch, seed, prompt)
-    assert columns == [drawn_alone(model, seed, prompt, mixture) for mixture in parts]
+@pytest.mark.parametrize(("prompt", "seed"), [(QUESTION, 0), (QUESTION, 3), (OTHERS[0], 0), (OTHERS[1], 5)])
+def test_each_column_draws_as_it_would_alone(model, monkeypatch, prompt, seed):
+    mixtures = [Mixture.alone("policy"), Mixture.alone("reference"), model.mixture]
+    columns = drawn_side_by_side(model, monkeypatch, prompt, seed)
+    assert columns == [drawn_alone(model, prompt, seed, mixture=mixture) for mixture in mixtures]
     assert columns[0] != columns[1]
 
 
@@ -172,7 +190,7 @@ def test_each_column_draws_as_it_would_alone_on_a_gpu(monkeypatch):
         adapters=AdapterConfig(reference="lmix:tiny-arithmetic-sft"),
     ).load()
     assert on_gpu.policy.device.type == "cuda"
-    test_each_column_draws_as_it_would_alone(on_gpu, monkeypatch, 0, QUESTION)
+    test_each_column_draws_as_it_would_alone(on_gpu, monkeypatch, QUESTION, 0)
 
 
 def test_a_completion_is_shown_token_by_token_and_nothing_past_its_end(model):

@@ -133,7 +133,9 @@ def test_gradients_are_the_same_before_and_after_generating(folders, name):
     for a, b in zip(before, gradients(), strict=True):
         assert torch.equal(a, b)
         assert a.abs().sum() > 0
-    for layer in policy.modules():  # this machine need not have the kernel that gives no gradient
+    for layer in policy.modules():
+        assert getattr(layer, "dense", None) is None  # the rollouts' copy is freed
+        # this machine need not have the kernel that gives no gradient
         assert not getattr(layer, "support_avx512bf16_for_cpu", False)
 
 
@@ -192,17 +194,23 @@ def test_a_policy_that_starts_from_an_adapter_is_that_adapter(folders):
         assert (hidden[0] - tiny_model("qwen2").get_decoder()(ids).last_hidden_state).abs().max() > 1e-2
 
 
-def test_trainer_modes_change_nothing(folders):
-    """Lightning's train() and eval() reach no layer: a backbone with dropout computes alike in both, as evaluated."""
-    model = tiny_model("qwen2", attention_dropout=0.5)
-    sft = str(folders["qwen2-sft"])
-    policy = MixedPolicy(model, AdapterConfig(reference=sft, rank=4))
-    expected = MixedPolicy(tiny_model("qwen2"), AdapterConfig(reference=sft, rank=4))
-    ids = tokens(2, 8)
+def test_trainer_modes_change_nothing():
+    """Of a backbone with dropout, whose layers a mode of the trainer does not reach."""
+    from transformers import PhiConfig, PhiForCausalLM
+
+    def policy(dropout: float) -> MixedPolicy:
+        torch.manual_seed(4)
+        model = PhiForCausalLM(PhiConfig(**SHAPE, resid_pdrop=dropout, embd_pdrop=dropout, attention_dropout=dropout))
+        return randomise_adapters(MixedPolicy(model.train(), AdapterConfig(rank=4)))
+
+    ids, dropping = tokens(2, 8), policy(0.5)
+    modes = [module.training for module in dropping.modules()]
     with torch.no_grad():
-        for mode in (True, False, True):
-            torch.nn.Sequential(policy).train(mode)  # as a LightningModule does it
-            assert torch.equal(policy(ids, MIXED), expected(ids, MIXED))
+        expected = policy(0.0)(ids, MIXED)
+        for mode in (True, False):
+            torch.nn.Sequential(dropping).train(mode)  # as a LightningModule does it
+            assert torch.equal(dropping(ids, MIXED), expected)
+            assert [module.training for module in dropping.modules()] == modes
 
 
 def test_a_model_that_scales_its_logits_is_refused(monkeypatch):

@@ -17,8 +17,10 @@ from lmix.planning.estimates import (
     update_seconds,
 )
 from lmix.planning.shape import RunShape, model_shape
-from lmix.rollout.cache import StreamCache
-from tests.conftest import make_policy, tiny_model, tokens
+from lmix.rollout.kv_cache import StreamCache
+from lmix.rollout.packing import pack
+from lmix.rollout.types import Rollout
+from tests.conftest import make_policy, prompts, tiny_model, tokens
 
 RUN = RunShape(
     nf4=False,
@@ -71,11 +73,11 @@ def test_keys_and_values_are_the_cache_s(folders):
     from transformers import DynamicCache
 
     policy = make_policy("qwen2", folders)
-    cache = StreamCache(policy.backbone.config, [slice(0, RUN.active)] * 2, RUN.prompt_tokens + RUN.tokens)
+    cache = StreamCache(policy.backbone.config, 2, RUN.active, RUN.prompt_tokens + RUN.tokens)
     prefill = DynamicCache()
     with torch.no_grad():
         policy.hidden(tokens(1, 3), ("policy", "reference"), past_key_values=prefill, use_cache=True)
-    cache.insert(prefill, [0], [0])
+    cache.insert(prefill, torch.tensor([0]), torch.tensor([0]))
     found = sum(t.numel() * t.element_size() for layer in cache.layers for t in layer)
     assert memory(shape(), RUN)["rollout: keys and values"] == found
 
@@ -84,8 +86,6 @@ def test_keys_and_values_are_the_cache_s(folders):
 @pytest.mark.parametrize("share", [True, False])
 def test_activations_are_what_autograd_keeps(folders, name, share):
     """Tensors that the forward pass saves, each storage once, without weights."""
-    from lmix.rollout.rollout import Rollout, pack
-
     policy = make_policy(name, folders)
     weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
     saved: dict[int, int] = {}
@@ -97,7 +97,8 @@ def test_activations_are_what_autograd_keeps(folders, name, share):
         return tensor
 
     run = dataclasses.replace(RUN, prompt_tokens=80, tokens=40, samples=8, sharded=not share, pass_tokens=10**4)
-    rollouts = [Rollout(0, g, tokens(80, seed=1).tolist(), tokens(40, seed=g).tolist()) for g in range(8)]
+    (prompt,) = prompts(tokens(80, seed=1).tolist())
+    rollouts = [Rollout(prompt, g, tokens(40, seed=g).tolist()) for g in range(8)]
     packed = pack(rollouts, share_prompts=share)
     passed = 80 + 8 * 40 if share else 8 * 120
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
