@@ -63,9 +63,10 @@ def base_method(config: dict[str, Any]) -> str:
 
 
 def own_classes(config: dict[str, Any]) -> list[str]:
-    """The user's own model and callbacks by name: they make another method."""
+    """The user's own model, objective and callbacks by name: they make another method."""
     callbacks = config["trainer"].get("callbacks") or []
-    paths = [part["class_path"] for part in [config["model"], *callbacks]]
+    objective = model_arguments(config).get("objective") or {}
+    paths = [part["class_path"] for part in [config["model"], objective, *callbacks] if "class_path" in part]
     return [last_part(short_class(path), ".") for path in paths if "." in short_class(path)]
 
 

@@ -8,6 +8,7 @@ from jsonargparse import auto_cli
 from lmix.data.module import RLDataModule
 from lmix.evaluation.compare import compare
 from lmix.evaluation.config import EvaluationConfig
+from lmix.evaluation.decoder import Decoder
 from lmix.evaluation.evaluate import evaluate, summary
 from lmix.evaluation.rows import EvaluationRow, read_rows
 from lmix.evaluation.session import Measured

@@ -3,7 +3,6 @@ import torch
 
 from lmix.functional import (
     clipped_surrogate_loss,
-    constant_token_weights,
     group_token_weights,
     k3_kl,
     sampler_weights,
@@ -107,33 +106,30 @@ def test_an_asymmetric_radius():
 
 
 def test_the_normaliser_is_the_group_s_tokens_and_the_mean_is_over_groups():
-    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]]).bool()
-    assert torch.allclose(group_token_weights(mask, torch.tensor([5, 5, 2])), torch.tensor([1 / 8, 1 / 8, 1 / 4]))
+    weights = group_token_weights(torch.tensor([3, 1, 2]), torch.tensor([5, 5, 2]))
+    assert torch.allclose(weights, torch.tensor([1 / 8, 1 / 8, 1 / 4]))
+
+
+def test_a_group_without_a_token_counts_as_a_group():
+    weights = group_token_weights(torch.tensor([0, 0, 2]), torch.tensor([0, 0, 1]))
+    assert weights[2] == 1 / 4
+    assert torch.isfinite(weights).all()
 
 
 def test_weights_are_float64_where_what_they_weigh_is():
-    mask, group = torch.ones(3, 1, dtype=torch.bool), torch.arange(3)
-    assert group_token_weights(mask, group, torch.float64)[0].item() == 1 / 3  # to the last bit
-    assert group_token_weights(mask.double(), group).dtype == torch.float64
-    assert group_token_weights(mask, group).dtype == torch.float32
-    assert group_token_weights(mask.long(), group).dtype == torch.float32
-    assert constant_token_weights(mask, 7, torch.float64)[0].item() == 1 / 21
+    tokens, group = torch.ones(3, dtype=torch.long), torch.arange(3)
+    assert group_token_weights(tokens, group, torch.float64)[0].item() == 1 / 3  # to the last bit
+    assert group_token_weights(tokens, group).dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_tokens_are_counted_exactly_in_half_precision(dtype):
     """bfloat16 can't count past 256, and float16 not past 2048."""
-    mask = torch.ones(2, 4099, dtype=dtype)
-    weights = group_token_weights(mask, torch.zeros(2, dtype=torch.long))
-    assert weights.dtype == torch.float32
-    assert weights[0].item() == pytest.approx(1 / 8198, rel=1e-7)
-
-
-def test_a_constant_normaliser_by_hand():
-    """Three rows of at most 10 tokens: 1/30 a token, however long its row is."""
-    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]]).bool()
-    assert torch.allclose(constant_token_weights(mask, 10), torch.full((3,), 1 / 30))
-    assert constant_token_weights(mask[:0], 10).shape == (0,)
+    log_probs = torch.zeros(2, 4099, dtype=dtype, requires_grad=True)
+    mask, group = torch.ones(2, 4099, dtype=dtype), torch.zeros(2, dtype=torch.long)
+    loss, _ = clipped_surrogate_loss(log_probs, log_probs.detach(), torch.ones(2), mask, group)
+    (gradient,) = torch.autograd.grad(loss, log_probs)
+    assert gradient[0, 0].item() == pytest.approx(-1 / 8198, rel=1e-2)
 
 
 def test_sampler_weights_by_hand():
