@@ -18,26 +18,38 @@ class StepLoader:
         prompts: prompts of one outer step, over all ranks.
         seed: of the order.
         rank, world_size: whose share this is.
+        repeat: batches that each epoch consists of, the same in each (`Trainer.overfit_batches`); null for all examples
+            in a new order each epoch.
     """
 
     def __init__(
-        self, examples: Sequence[Example], prompts: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        examples: Sequence[Example],
+        prompts: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeat: int | None = None,
     ) -> None:
         self.examples, self.prompts, self.seed = examples, prompts, seed
         self.rank, self.world_size = rank, world_size
+        self.repeat = repeat
         self.epoch, self.consumed = 0, 0
 
     def __len__(self) -> int:
-        """Outer steps an epoch."""
+        """Outer steps an epoch; those of all examples under `repeat` too, as Lightning counts the batches itself."""
         return -(-len(self.examples) // self.prompts)
 
     def __iter__(self) -> Iterator[list[Example]]:
-        if self.consumed >= len(self.examples):  # Lightning stops asking after the last list: the epoch ends here
+        end = len(self.examples)
+        if self.repeat is not None:
+            end = min(end, self.repeat * self.prompts)
+        if self.consumed >= end:  # Lightning stops asking after the last list: the epoch ends here
             self.epoch, self.consumed = self.epoch + 1, 0
         # a stride, so that the second epoch of one seed is not the first of the next
-        order = shuffled(self.examples, self.seed + 1_000_003 * self.epoch)
-        while self.consumed < len(order):
-            step = order[self.consumed : self.consumed + self.prompts]
+        order = shuffled(self.examples, self.seed + 1_000_003 * (self.epoch if self.repeat is None else 0))
+        while self.consumed < end:
+            step = order[self.consumed : min(self.consumed + self.prompts, end)]
             self.consumed += len(step)
             yield step[self.rank :: self.world_size]
 
