@@ -23,7 +23,7 @@ from lmix.model.tokenizer import check_places, end_tokens, load_tokenizer
 from lmix.report.style import save
 from lmix.rollout.engine import Draw, RolloutEngine
 from lmix.rollout.rollout import decode_texts
-from lmix.tasks.cells import cell_text
+from lmix.tasks.cells import read_cell
 from lmix.tasks.rows import file_kind, read_file
 from lmix.tasks.task import chat_ids
 
@@ -106,7 +106,7 @@ def read_prompts(file: str) -> list[str]:
         if file_kind(path) is not None:
             columns, rows = read_file(path)
             column = next((name for name in ("prompt", "problem") if name in columns), None)
-            lines = [cell_text(row[column]) for row in rows] if column is not None else [""]
+            lines = [read_cell(number, row, column) for number, row in enumerate(rows)] if column else [""]
             if not all(line.strip() for line in lines):
                 raise ValueError("it needs `prompt` or `problem` in each row")
         else:

@@ -8,7 +8,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -111,6 +111,17 @@ def cell_messages(value: Any) -> list[Message] | None:
     if messages[-1][0] != "user":
         raise ValueError(f"the last chat message has the role {messages[-1][0]!r}: a prompt must end with the user's")
     return messages
+
+
+def read_cell(
+    number: int, row: Mapping[str, Any], column: str, read: Callable[[Any], Any] = cell_text, source: str = ""
+) -> Any:
+    """A cell of a row, read. Raises ValueError with row, column and, where given, the source."""
+    try:
+        return read(cell_at(row, column))
+    except ValueError as error:
+        place = f"row {number} of {source!r}" if source else f"row {number}"
+        raise ValueError(f"{place}, column {column!r}: {error}") from error
 
 
 def same_value(cell: Any, wanted: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lmix.tasks.cells import read_cell
 from lmix.tasks.dataset import DatasetTask
 from lmix.tasks.task import Problem
 
@@ -42,7 +43,7 @@ class CnK12Task(DatasetTask):
 
     def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
         solution, answer = (
-            self.cell(number, row, source, column) if column else None
+            read_cell(number, row, column, source=source) if column else None
             for column in (self.solution_column, self.answer_column)
         )
         if (solution or "").count("\\boxed") > 1 or (answer is not None and answer.strip().lower() in UNVERIFIABLE):

@@ -1,10 +1,10 @@
 """A task whose problems are rows of a data set: on the hub, in a folder of the hub's layout, or in a file."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from lmix.tasks.cells import cell_at, cell_messages, cell_text, same_value
+from lmix.tasks.cells import cell_at, cell_messages, cell_text, read_cell, same_value
 from lmix.tasks.rows import is_file, load_rows
 from lmix.tasks.task import Problem, Split, Task
 from lmix.tasks.templates import answer_template
@@ -124,32 +124,23 @@ class DatasetTask(Task):
         Raises:
             ValueError: a cell is empty, or can't be read as text; with file, row, column and value.
         """
-        messages = self.cell(number, row, source, self.problem_column, cell_messages)
-        problem = messages[-1][1] if messages else self.cell(number, row, source, self.problem_column)
+        messages = read_cell(number, row, self.problem_column, cell_messages, source=source)
+        problem = messages[-1][1] if messages else read_cell(number, row, self.problem_column, source=source)
         history = tuple(messages[:-1]) if messages else ()
         if self.system is not None and any(role == "system" for role, _ in history):
             raise ValueError(
                 f"row {number} of {source!r}, column {self.problem_column!r} has a system message of its own: "
                 f"set task.system to null, not {self.system!r}"
             )
-        solution = self.cell(number, row, source, self.solution_column) if self.solution_column else ""
+        solution = read_cell(number, row, self.solution_column, source=source) if self.solution_column else ""
         if self.answer_column is not None:
-            answer = self.cell(number, row, source, self.answer_column, answer_text)
+            answer = read_cell(number, row, self.answer_column, answer_text, source=source)
         elif (answer := self.template.extract(solution) or answer_template("boxed").extract(solution)) is None:
             return None
         for column, value in ((self.problem_column, problem), (self.answer_column, answer)):
             if not value.strip():
                 raise ValueError(f"row {number} of {source!r} has nothing in column {column!r}: fill or remove it")
         return Problem(number, problem, answer, solution, history)
-
-    def cell(
-        self, number: int, row: dict[str, Any], source: str, column: str, read: Callable[[Any], Any] = cell_text
-    ) -> Any:
-        """A cell of a row, read; an error says where it is."""
-        try:
-            return read(cell_at(row, column))
-        except ValueError as error:
-            raise ValueError(f"row {number} of {source!r}, column {column!r}: {error}") from error
 
     def verify(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[bool]:
         if self._verifier is None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lmix.tasks.cells import cell_text
+from lmix.tasks.cells import cell_text, read_cell
 from lmix.tasks.dataset import DatasetTask
 from lmix.tasks.task import Problem, TemplateName
 
@@ -59,14 +59,17 @@ class MMLUTask(DatasetTask):
     def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
         """The question with its lettered choices; the answer is a letter. Raises ValueError where they do not fit."""
         assert self.answer_column is not None
-        question = self.cell(number, row, source, self.problem_column)
-        choices, answer = row.get("choices"), self.cell(number, row, source, self.answer_column, lambda cell: cell)
+        question = read_cell(number, row, self.problem_column, source=source)
+        choices, answer = (
+            row.get("choices"),
+            read_cell(number, row, self.answer_column, lambda cell: cell, source=source),
+        )
         if not isinstance(choices, list) or type(answer) is not int or not 0 <= answer < len(choices) <= len(LETTERS):
             raise ValueError(
                 f"row {number} of {source!r}: choices must be a list of at most {len(LETTERS)}, and answer the "
                 f"index of one of them, not {choices!r} and {answer!r}"
             )
-        texts = self.cell(number, row, source, "choices", lambda cells: [cell_text(cell) for cell in cells])
+        texts = read_cell(number, row, "choices", lambda cells: [cell_text(cell) for cell in cells], source=source)
         if not question.strip() or not all(text.strip() for text in texts):
             raise ValueError(f"row {number} of {source!r} has nothing in its question or in one of its choices")
         lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]

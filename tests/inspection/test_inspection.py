@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmix import cli
+from lmix.inspection.generate import read_prompts
 from lmix.inspection.page import write_page
 from lmix.inspection.trace import MIXTURE, TokenTrace, trace
 from lmix.model.causal_lm import MixedPolicyForCausalLM
@@ -104,6 +105,43 @@ def test_a_file_of_prompts_and_an_exported_folder(tmp_path, capsys):
     assert len(first.splitlines()) == 3
     names = {p.name for p in (tmp_path / "model").iterdir()}
     assert {"config.json", "reference", "policy", "tokenizer.json"} <= names
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "prompts"),
+    [
+        ("a.txt", "\ufeffFirst\n\n second \n", ["First", " second "]),
+        ("a.txt", "\ufeffFirst\r\nsecond", ["First", "second"]),
+        ("a", "\ufeff\nFirst", ["First"]),
+        ("a.jsonl", '\ufeff{"prompt": "First"}\r\n{"prompt": 12345678901234567890}', ["First", "12345678901234567890"]),
+        ("a.JSON", '[{"problem": ["First"]}, {"problem": 1e-5}]', ["First", "1e-5"]),
+        ("a.csv", '\ufeffprompt,x\n"First, ""this""",1\n007,2\n', ['First, "this"', "007"]),
+        ("a.jsonl", '{"prompt": [{"role": "user", "content": "First"}]}', ["First"]),
+    ],
+)  # fmt: skip
+def test_prompts_are_what_the_file_says(name, content, prompts, tmp_path):
+    (tmp_path / name).write_bytes(content.encode())
+    assert read_prompts(str(tmp_path / name)) == prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"\xff\xfeF\x00", "can't be read: 'utf-8' codec can't decode"),
+        ("a.txt", b"\xef\xbb\xbf\n \n", "holds no prompt"),
+        ("a.jsonl", b'{"prompt": ["a", "b"]}', "row 0, column 'prompt': ['a', 'b'] is a list of 2, not one text"),
+        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": null}', "it needs `prompt` or `problem` in each row"),
+        ("a.jsonl", b'{"question": "a"}', "it needs `prompt` or `problem` in each row"),
+        ("a.tsv", b"prompt\tx\na\n", "line 2 has 1 cells, but the header has 2"),
+    ],
+)
+def test_prompts_that_cannot_be_read(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r".") as error:
+        read_prompts(str(tmp_path / name))
+    assert message in str(error.value)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
