@@ -11,7 +11,8 @@ LETTERS = "ABCDEFGHIJ"
 
 
 class MMLUTask(DatasetTask):
-    """MMLU, from the hub (`cais/mmlu`) or local files with columns question, choices, answer (an index) and subject.
+    """MMLU, from the hub (`cais/mmlu`) or local files with columns question, choices, answer (an index or
+    a letter) and subject.
 
     There are no worked solutions: a demonstration for SFT is the answer in its template and nothing else.
 
@@ -21,7 +22,7 @@ class MMLUTask(DatasetTask):
         train_split: the hub's auxiliary_train has no subjects: to choose some, name `validation` or `dev` here.
         subjects: subjects to keep, such as [abstract_algebra]; null keeps all.
         problem_column: column with the question.
-        answer_column: column with the index of the right choice.
+        answer_column: column with the index of the right choice, from 0, or its letter.
         template: the form that the letter must have.
         kwargs: see `DatasetTask`.
 
@@ -64,10 +65,12 @@ class MMLUTask(DatasetTask):
             row.get("choices"),
             read_cell(number, row, self.answer_column, lambda cell: cell, source=source),
         )
+        if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
+            answer = LETTERS.index(answer)
         if not isinstance(choices, list) or type(answer) is not int or not 0 <= answer < len(choices) <= len(LETTERS):
             raise ValueError(
                 f"row {number} of {source!r}: choices must be a list of at most {len(LETTERS)}, and answer the "
-                f"index of one of them, not {choices!r} and {answer!r}"
+                f"index or letter of one of them, not {choices!r} and {answer!r}"
             )
         texts = read_cell(number, row, "choices", lambda cells: [cell_text(cell) for cell in cells], source=source)
         if not question.strip() or not all(text.strip() for text in texts):

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
-from datasets import Dataset, Value, load_dataset
+from datasets import ClassLabel, Dataset, Value, load_dataset
 
 from lmix.tasks.cells import JsonNumber
 
@@ -62,12 +62,17 @@ def load_rows(source: str, split: str, config_name: str | None = None) -> tuple[
 
 
 def unpacked(rows: Any) -> tuple[list[str], Rows]:
-    """Columns and rows of a `datasets` table."""
+    """Columns and rows of a `datasets` table, with the names of its class labels."""
     assert isinstance(rows, Dataset)
     for name, feature in rows.features.items():
         if isinstance(feature, Value) and feature.dtype in ("float16", "float32"):
             rows = rows.cast_column(name, Value("string"))  # as a Python float, 0.1 would be 0.10000000149011612
-    return rows.column_names, list(rows)  # pyright: ignore[reportReturnType]
+    table: Rows = list(rows)  # pyright: ignore[reportAssignmentType]
+    for name, feature in rows.features.items():
+        if isinstance(feature, ClassLabel):  # stored as numbers; -1 is a label that is kept secret
+            for row in table:
+                row[name] = None if row[name] in (None, -1) else feature.int2str(row[name])
+    return rows.column_names, table
 
 
 def read_file(path: Path) -> tuple[list[str], Rows]:

@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from datasets import Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -402,11 +402,36 @@ def test_mmlu_s_cells_are_text(tmp_path):
         ({"choices": ["1", None]}, "has nothing in its question or in one of its choices"),
         ({"choices": ["1", {"text": "2"}]}, "column 'choices': .* is a record"),
         ({"choices": "['1', '2']"}, "choices must be a list of at most 10"),
-        ({"answer": True}, "index of one of them, not .* and True"),
-        ({"answer": "B"}, "index of one of them, not .* and 'B'"),
+        ({"answer": True}, "index or letter of one of them, not .* and True"),
+        ({"answer": "E"}, "index or letter of one of them, not .* and 4"),
+        ({"answer": "1"}, "index or letter of one of them, not .* and '1'"),
+        ({"answer": ""}, "index or letter of one of them, not .* and ''"),
+        ({"answer": 1.0}, "index or letter of one of them, not .* and 1.0"),
     ],
 )
 def test_mmlu_rows_that_are_refused(change, message, tmp_path):
     path = file_of(tmp_path / "a.jsonl", json.dumps(MMLU_ROW), json.dumps({**MMLU_ROW, **change}))
     with pytest.raises(ValueError, match=f"row 1 of '.*a.jsonl'.*{message}"):
         MMLUTask(path).problems("train")
+
+
+@pytest.mark.parametrize(("labels", "answer"), [([1, 3], "B"), ([0, 0], "A"), ([3, 1], "D")])
+def test_class_labels_are_their_names(labels, answer, tmp_path):
+    """`cais/mmlu` stores its answers as class labels."""
+    rows = {"question": ["p", "q"], "choices": [list("wxyz")] * 2, "answer": labels}
+    table = Dataset.from_dict(rows).cast_column("answer", ClassLabel(names=list("ABCD")))
+    table.to_parquet(str(tmp_path / "a.parquet"))
+    path = str(tmp_path / "a.parquet")
+    assert MMLUTask(path).problems("train")[0].answer == answer
+    assert DatasetTask(path, problem_column="question").problems("train")[0].answer == answer
+    assert len(DatasetTask(path, problem_column="question", where={"answer": answer}).problems("train")) >= 1
+    assert MMLUTask(file_of(tmp_path / "a.jsonl", json.dumps({**MMLU_ROW, "answer": answer}))).problems("train")
+
+
+def test_a_label_that_is_kept_secret_is_no_answer(tmp_path):
+    features = Features({"problem": Value("string"), "answer": ClassLabel(names=["A", "B"])})
+    Dataset.from_dict({"problem": ["p", "q"], "answer": [1, -1]}, features=features).to_parquet(
+        str(tmp_path / "a.parquet")
+    )
+    with pytest.raises(ValueError, match=r"row 1 of .* has nothing in column 'answer'"):
+        DatasetTask(str(tmp_path / "a.parquet")).problems("train")

@@ -211,7 +211,7 @@ def test_mmlu(tmp_path):
 
 def test_mmlu_rows_that_do_not_fit(tmp_path):
     path = write(tmp_path / "a.jsonl", [{**MMLU_ROW, "answer": 4}])
-    with pytest.raises(ValueError, match="answer the index of one of them"):
+    with pytest.raises(ValueError, match="answer the index or letter of one of them"):
         MMLUTask(path, test_source=path).problems("train")
 
 
