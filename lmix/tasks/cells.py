@@ -81,7 +81,7 @@ def cell_text(value: Any) -> str:
             return _message(value)[1]
         case Mapping():
             names = ", ".join(map(repr, value))
-            raise ValueError(f"{_shown(value)} is a record: name one of its fields (COLUMN.FIELD, with {names})")
+            raise ValueError(f"{_shown(value)} is a record: add one of its fields to the column, after a dot: {names}")
         case list() | tuple():
             raise ValueError(f"{_shown(value)} is a list of {len(value)}, not one text")
     raise ValueError(f"{_shown(value)} is neither text nor a number")

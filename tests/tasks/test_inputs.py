@@ -74,7 +74,10 @@ def test_an_answer_is_what_its_cell_says(cell, answer, tmp_path):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ('{"ground_truth": "34", "style": "rule"}', r"record: name one of its fields.*'ground_truth', 'style'"),
+        (
+            '{"ground_truth": "34", "style": "rule"}',
+            "is a record: add one of its fields to the column, after a dot: 'ground_truth', 'style'",
+        ),
         ('["3", "4"]', r"\['3', '4'\] is a list of 2, not one text"),
         ("NaN", "nan is no number: fill or remove it"),
         ("[NaN]", "nan is no number"),
