@@ -18,26 +18,38 @@ class StepLoader:
         prompts_per_step: prompts of one outer step, over all ranks.
         seed: of the order.
         rank, world_size: whose share this is.
+        repeat: batches that each epoch consists of, the same in each (`Trainer.overfit_batches`); null for all prompts
+            in a new order each epoch.
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], prompts_per_step: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        prompts: Sequence[Prompt],
+        prompts_per_step: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeat: int | None = None,
     ) -> None:
         self.prompts, self.prompts_per_step, self.seed = prompts, prompts_per_step, seed
         self.rank, self.world_size = rank, world_size
+        self.repeat = repeat
         self.epoch, self.consumed = 0, 0
 
     def __len__(self) -> int:
-        """Outer steps an epoch."""
+        """Outer steps an epoch; those of all prompts under `repeat` too, as Lightning counts the batches itself."""
         return -(-len(self.prompts) // self.prompts_per_step)
 
     def __iter__(self) -> Iterator[list[Prompt]]:
-        if self.consumed >= len(self.prompts):  # Lightning stops asking after the last list: the epoch ends here
+        end = len(self.prompts)
+        if self.repeat is not None:
+            end = min(end, self.repeat * self.prompts_per_step)
+        if self.consumed >= end:  # Lightning stops asking after the last list: the epoch ends here
             self.epoch, self.consumed = self.epoch + 1, 0
         # a stride, so that the second epoch of one seed is not the first of the next
-        order = shuffled(self.prompts, self.seed + 1_000_003 * self.epoch)
-        while self.consumed < len(order):
-            step = order[self.consumed : self.consumed + self.prompts_per_step]
+        order = shuffled(self.prompts, self.seed + 1_000_003 * (self.epoch if self.repeat is None else 0))
+        while self.consumed < end:
+            step = order[self.consumed : min(self.consumed + self.prompts_per_step, end)]
             self.consumed += len(step)
             yield step[self.rank :: self.world_size]
 

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -28,7 +28,8 @@ class RLDataModule(L.LightningDataModule):
         validation_size: problems that adaptive alpha is decided on (the paper: 100); 0 where it is not used.
         max_prompt_tokens: longest prompt.
         long_prompts: what to do with a longer one: stop with an error, or drop the problem (before any is chosen, so
-            that sizes are what they say) and tell how many.
+            that sizes are what they say) and tell how many. SFT does the same with a training problem whose prompt and
+            demonstration are longer than the backbone's context.
         seed: of the choice of held-out and validation problems; the order of training problems follows seed_everything.
         tokenizer: the backbone's tokenizer; by default the LightningModule's.
 
@@ -103,9 +104,39 @@ class RLDataModule(L.LightningDataModule):
                 f"{worst.problem.id} has {len(worst.ids)} tokens: raise it, or set data.long_prompts to drop"
             )
 
+    def limit_training(self, length: Callable[[Prompt], int], limit: int) -> None:
+        """Drop the training problems that are longer than the backbone's context, or stop, as `long_prompts` says.
+
+        After the sets have been chosen, so that held-out problems are those of a run without this limit.
+
+        Args:
+            length: tokens that a training problem takes in all, such as its prompt and its demonstration.
+            limit: most of them.
+
+        Raises:
+            ValueError: a problem is longer and `long_prompts` is `error`, or all are.
+        """
+        lengths = [length(prompt) for prompt in self.sets["train"]]
+        kept = [prompt for prompt, tokens in zip(self.sets["train"], lengths, strict=True) if tokens <= limit]
+        if len(kept) == len(lengths):
+            return
+        worst = max(range(len(lengths)), key=lengths.__getitem__)
+        told = (
+            f"training problem {self.sets['train'][worst].problem.id} has {lengths[worst]} tokens with its "
+            f"demonstration, more than the {limit} of the backbone's context"
+        )
+        if self.long_prompts == "error" or not kept:
+            raise ValueError(
+                f"{told}: {'all are longer' if not kept else 'shorten it, or set data.long_prompts to drop'}"
+            )
+        log.warning("%d of %d training problems dropped: the longest, %s", len(lengths) - len(kept), len(lengths), told)
+        self.sets["train"] = kept
+
     def train_dataloader(self) -> StepLoader:
         rank, world_size = self._rank()
-        return StepLoader(self.sets["train"], self.prompts_per_step, run_seed(), rank, world_size)
+        loader = StepLoader(self.sets["train"], self.prompts_per_step, run_seed(), rank, world_size)
+        loader.repeat = self._repeated(len(loader))
+        return loader
 
     def val_dataloader(self) -> OneBatch:
         """All held-out problems of this rank in one batch, so that the engine can keep its slots full."""
@@ -120,7 +151,12 @@ class RLDataModule(L.LightningDataModule):
         return self.sets["validation"][rank::world_size]
 
     def spare_prompts(self, count: int, step: int, attempt: int, exclude: set[int]) -> list[Prompt]:
-        """Up to `count` training prompts, none of `exclude` (problem ids), by (seed, step, attempt). For one rank."""
+        """Up to `count` training prompts, none of `exclude` (problem ids), by (seed, step, attempt). For one rank.
+
+        None under `Trainer.overfit_batches`, where each step has the problems of its batch and no others.
+        """
+        if self._repeated(1) is not None:
+            return []
         order = list(self.sets["train"])
         random.Random(f"spare {run_seed()} {step} {attempt}").shuffle(order)
         return [p for p in order if p.problem.id not in exclude][:count]
@@ -133,3 +169,8 @@ class RLDataModule(L.LightningDataModule):
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _repeated(self, batches: int) -> int | None:
+        """How many of an epoch's batches `Trainer.overfit_batches` repeats (a number, or a share); None for no such."""
+        wanted: Any = getattr(self.trainer, "overfit_batches", 0)
+        return (wanted if isinstance(wanted, int) else max(1, int(wanted * batches))) if wanted else None

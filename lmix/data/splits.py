@@ -25,6 +25,7 @@ def split_problems(
 
     Validation and held-out problems come from the task's own splits where it has them, and are taken out of its
     training problems otherwise. A training problem that is also a validation or held-out one, by its text, is left out.
+    One that the data have several times is held out once; with different answers, it is reported.
 
     Args:
         splits: which are wanted.
@@ -41,23 +42,35 @@ def split_problems(
     chosen: dict[Split, list[Problem]] = {}
     wanted: list[Split] = [split for split in held_out if sizes[split] and (split in splits or "train" in splits)]
     carved: list[Split] = [split for split in wanted if split not in task.splits]
-    if "train" in splits or carved:
-        pool = [p for p in shuffled(task.problems("train"), seed) if fits(p)]
-        # from the two ends, so that each is the same whatever the size of the other
-        if "test" in carved:
-            chosen["test"], pool = pool[:eval_size], pool[eval_size:]
-        if "validation" in carved:
-            start = max(0, len(pool) - validation_size)
-            chosen["validation"], pool = pool[start:], pool[:start]
     for split in wanted:
         if split not in carved:
-            usable: Iterable[Problem] = filter(fits, shuffled(task.problems(split), seed))
+            problems = task.problems(split)
+            report_repeated(problems, split)
+            usable: Iterable[Problem] = filter(fits, shuffled(problems, seed))
             chosen[split] = list(islice(usable, sizes[split]))
+    if "train" in splits or carved:
+        problems = task.problems("train")
+        report_repeated(problems, "train")
+        pool = [p for p in shuffled(problems, seed) if fits(p)]
+        elsewhere = {as_text(p) for held in chosen.values() for p in held}
+        first: dict[str, Problem] = {}
+        for problem in pool:
+            first.setdefault(as_text(problem), problem)
+        unique = list(first.values())
+        # from the two ends, so that each is the same whatever the size of the other
+        if "test" in carved:
+            chosen["test"], unique = unique[:eval_size], unique[eval_size:]
+        if "validation" in carved:
+            unique = [p for p in unique if as_text(p) not in elsewhere]
+            chosen["validation"] = unique[max(0, len(unique) - validation_size) :]
     if "train" in splits:
         held = {as_text(p) for split in wanted for p in chosen[split]}
         train = [p for p in pool if as_text(p) not in held]
-        if len(train) < len(pool):
-            log.warning("%d training problems left out: validation or test has them too", len(pool) - len(train))
+        taken = sum(len(chosen[split]) for split in carved)
+        if len(train) < len(pool) - taken:
+            log.warning(
+                "%d training problems left out: validation or test has them too", len(pool) - taken - len(train)
+            )
         chosen["train"] = train
     if empty := [split for split in splits if split in chosen and not chosen[split]]:
         raise ValueError(
@@ -73,6 +86,18 @@ def shuffled(items: Sequence[T], seed: int) -> list[T]:
     return [items[i] for i in order.tolist()]
 
 
+def report_repeated(problems: Sequence[Problem], split: Split) -> None:
+    """Log how many problems are there several times, and how many of these with different answers."""
+    answers: dict[str, list[str]] = {}
+    for problem in problems:
+        answers.setdefault(as_text(problem), []).append(problem.answer)
+    repeated = [found for found in answers.values() if len(found) > 1]
+    if repeated:
+        differing = sum(len(set(found)) > 1 for found in repeated)
+        log.warning("%d %s problems occur more than once, %d with different answers", len(repeated), split, differing)
+
+
 def as_text(problem: Problem) -> str:
-    """What makes two problems the same: their text, whatever its white space and case."""
-    return " ".join(problem.problem.split()).casefold()
+    """What makes two problems the same: their text and what was said before, whatever its white space and case."""
+    said = (*(content for _, content in problem.history), problem.problem)
+    return "\n".join(" ".join(text.split()) for text in said).casefold()

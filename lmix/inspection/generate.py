@@ -16,7 +16,8 @@ from lmix.inspection.page import write_page
 from lmix.inspection.side_by_side import show
 from lmix.inspection.trace import trace
 from lmix.report.style import save
-from lmix.tasks.rows import read_json
+from lmix.tasks.cells import read_cell
+from lmix.tasks.rows import file_kind, read_file
 
 
 def generate(
@@ -103,17 +104,17 @@ def read_prompts(file: str) -> list[str]:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"file {file!r} does not exist")
-    if path.suffix in (".jsonl", ".json"):
-        try:
-            columns, rows = read_json(path)
-        except ValueError as error:
-            raise ValueError(f"file {file!r} can't be read: {error}") from error
-        column = next((name for name in ("prompt", "problem") if name in columns), None)
-        if column is None or any(row[column] is None for row in rows):
-            raise ValueError(f"file {file!r} needs `prompt` or `problem` in each row")
-        lines = [str(row[column]) for row in rows]
-    else:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    try:
+        if file_kind(path) is not None:
+            columns, rows = read_file(path)
+            column = next((name for name in ("prompt", "problem") if name in columns), None)
+            lines = [read_cell(number, row, column) for number, row in enumerate(rows)] if column else [""]
+            if not all(line.strip() for line in lines):
+                raise ValueError("it needs `prompt` or `problem` in each row")
+        else:
+            lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"file {file!r} can't be read: {error}") from error
     if not lines:
         raise ValueError(f"file {file!r} holds no prompt")
     return lines

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lmix.tasks.cells import read_cell
 from lmix.tasks.dataset import DatasetTask
 from lmix.tasks.task import Problem
 
@@ -19,7 +20,7 @@ class CnK12Task(DatasetTask):
     with several boxes, which answer several questions.
 
     Args:
-        source: hub id, local folder, or file (.json, .jsonl, .parquet, .csv) with the training problems.
+        source: hub id, local folder, or file with the training problems.
         test_split: the hub has no held-out problems, so null takes them out of the training ones.
         solution_column: column with a worked solution.
         kwargs: see `DatasetTask`.
@@ -41,7 +42,10 @@ class CnK12Task(DatasetTask):
         return super().keep(row) and valid and row.get("source", self.name) == self.name
 
     def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
-        solution, answer = (str(row.get(column or "") or "") for column in (self.solution_column, self.answer_column))
-        if answer.strip().lower() in UNVERIFIABLE or solution.count("\\boxed") > 1:
+        solution, answer = (
+            read_cell(number, row, column, source=source) if column else None
+            for column in (self.solution_column, self.answer_column)
+        )
+        if (solution or "").count("\\boxed") > 1 or (answer is not None and answer.strip().lower() in UNVERIFIABLE):
             return None
         return super().to_problem(number, row, source)

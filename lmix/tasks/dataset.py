@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from lmix.tasks.cells import cell_at, cell_messages, cell_text, read_cell, same_value
 from lmix.tasks.rows import is_file, load_rows
 from lmix.tasks.task import Problem, Split, Task
 from lmix.tasks.templates import answer_template
@@ -12,19 +13,42 @@ from lmix.tasks.verifier import Verifier
 log = logging.getLogger(__name__)
 
 
+def answer_text(value: Any) -> str:
+    """A cell's answer, without the box or the `####` around it.
+
+    Raises:
+        ValueError: it can't be read as text, or is a whole solution, in which the answer is only the end.
+    """
+    text = cell_text(value)
+    for template in map(answer_template, ("hash", "boxed")):
+        if (answer := template.extract(text)) is None:
+            continue
+        if text.strip(" $.\n") == template.wrap(answer):
+            return answer
+        raise ValueError(
+            f"{text if len(text) <= 80 else '...' + text[-77:]!r} is a solution and not an answer: give its column "
+            f"as task.solution_column, and set task.answer_column to null and task.template to {template.name}"
+        )
+    return text
+
+
 class DatasetTask(Task):
     """Problems and answers from columns of a data set, answers judged by math-verify.
 
     Args:
-        source: hub id, local folder, or file (.json, .jsonl, .parquet, .csv) with the training problems.
+        source: hub id, local folder, or file (.json, .jsonl, .csv, .tsv, each also with .gz, or .parquet) with the
+            training problems.
         test_source: the same for held-out problems. Null means `source` with its split `test_split`, or, where `source`
             is a file, some of its problems.
         config_name: which configuration of a hub data set.
         train_split: which split of a hub data set or folder is for training.
         test_split: which one holds the held-out problems; null takes them out of the training ones.
-        problem_column: column with the problem's text.
-        answer_column: column with the answer; null takes it from the last box in the solution.
+        problem_column: column with the problem's text, or with chat messages, the last of them the user's. As in all
+            columns, a dot names a field inside: `extra_info.question`.
+        answer_column: column with the answer (`reward_model.ground_truth`); null takes it from the solution: what the
+            task's template shows there (`hash` reads GSM8K's `####`), or else the last box.
         where: values of other columns that rows must have, such as `{source: cn_k12}`; a list allows any of several.
+            Text and number are the same here: 5 is also "5".
         solution_column: column with a worked solution; null where there is none.
         deadline: seconds that one answer may take to judge.
         verifier_workers: processes that judge.
@@ -65,37 +89,58 @@ class DatasetTask(Task):
         source = self.test_source if split == "test" else self.source
         columns, rows = load_rows(source, self.split_names[split], self.config_name)
         for column in (self.problem_column, self.answer_column, self.solution_column, *self.where):
-            if column is not None and column not in columns:
-                raise ValueError(f"column {column!r} is not in {source!r}, which has {', '.join(columns)}")
-        problems = []
+            if column is not None and not {column, column.split(".")[0]} & set(columns):
+                raise ValueError(f"column {column!r} is not in {source!r}, which has {', '.join(map(repr, columns))}")
+        problems, unjudgeable = [], []
         for number, row in enumerate(rows):
-            if self.keep(row) and (problem := self.to_problem(number, row, source)):
+            try:
+                kept = self.keep(row)
+            except ValueError as error:
+                raise ValueError(f"row {number} of {source!r}, task.where: {error}") from error
+            if kept and (problem := self.to_problem(number, row, source)):
                 problems.append(problem)
+            elif kept:
+                unjudgeable.append(number)
+        left_out = (
+            f"{len(unjudgeable)} of {len(unjudgeable) + len(problems)} rows have no answer that can be judged, "
+            f"such as row {unjudgeable[0] if unjudgeable else None}"
+        )
+        if problems and unjudgeable:
+            log.warning("%s: %s; left out", source, left_out)
         if not problems:
-            raise ValueError(f"{source!r} holds no problem for split {split!r}: check the file and the task's filters")
+            reason = "check the file and the task's filters"
+            if unjudgeable:
+                reason = f"{left_out}; with task.answer_column null, a box or task.template must show it"
+            raise ValueError(f"{source!r} holds no problem for split {split!r}: {reason}")
         return problems
 
     def keep(self, row: dict[str, Any]) -> bool:
         """Whether a row is used."""
-        return all(row[column] in values for column, values in self.where.items())
+        return all(any(same_value(cell_at(row, c), v) for v in values) for c, values in self.where.items())
 
     def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
         """Turn a row into a problem, or into None where it is of no use, such as a solution without a box in MATH.
 
         Raises:
-            ValueError: a column is empty.
+            ValueError: a cell is empty, or can't be read as text; with file, row, column and value.
         """
-        problem = row[self.problem_column]
-        solution = str(row[self.solution_column] or "") if self.solution_column else ""
+        messages = read_cell(number, row, self.problem_column, cell_messages, source=source)
+        problem = messages[-1][1] if messages else read_cell(number, row, self.problem_column, source=source)
+        history = tuple(messages[:-1]) if messages else ()
+        if self.system is not None and any(role == "system" for role, _ in history):
+            raise ValueError(
+                f"row {number} of {source!r}, column {self.problem_column!r} has a system message of its own: "
+                f"set task.system to null, not {self.system!r}"
+            )
+        solution = read_cell(number, row, self.solution_column, source=source) if self.solution_column else ""
         if self.answer_column is not None:
-            answer = row[self.answer_column]
-        elif (answer := answer_template("boxed").extract(solution)) is None:
-            log.warning("row %d of %s has no boxed answer in its solution: left out", number, source)
+            answer = read_cell(number, row, self.answer_column, answer_text, source=source)
+        elif (answer := self.template.extract(solution) or answer_template("boxed").extract(solution)) is None:
             return None
         for column, value in ((self.problem_column, problem), (self.answer_column, answer)):
-            if value is None or not str(value).strip():
+            if not value.strip():
                 raise ValueError(f"row {number} of {source!r} has nothing in column {column!r}: fill or remove it")
-        return Problem(number, str(problem), str(answer), solution)
+        return Problem(number, problem, answer, solution, history)
 
     def verify(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[bool]:
         if self._verifier is None:

@@ -10,8 +10,8 @@ class MathTask(DatasetTask):
     r"""MATH, from the hub (`Maxwell-Jia/MATH`, whose answers are in the solutions' last `\boxed{}`) or local files.
 
     Args:
-        source: hub id, local folder, or file (.json, .jsonl, .parquet, .csv) with the training problems.
-        levels: difficulties to keep, of 1 to 5.
+        source: hub id, local folder, or file with the training problems.
+        levels: difficulties to keep, of 1 to 5; the column `level` may hold `Level 5` (MATH) or 5 (MATH-500).
         answer_column: null takes the answer from the solution.
         solution_column: column with a worked solution.
         kwargs: see `DatasetTask`.
@@ -32,5 +32,5 @@ class MathTask(DatasetTask):
     ) -> None:
         if not levels or set(levels) - {1, 2, 3, 4, 5}:
             raise ValueError(f"task.levels must name some of 1 to 5, not {list(levels)}")
-        where = {} if len(set(levels)) == 5 else {"level": [f"Level {level}" for level in levels]}
+        where = {} if len(set(levels)) == 5 else {"level": [*levels, *(f"Level {level}" for level in levels)]}
         super().__init__(source, answer_column=answer_column, solution_column=solution_column, where=where, **kwargs)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lmix.tasks.cells import cell_text, read_cell
 from lmix.tasks.dataset import DatasetTask
 from lmix.tasks.task import Problem, TemplateName
 
@@ -10,17 +11,18 @@ LETTERS = "ABCDEFGHIJ"
 
 
 class MMLUTask(DatasetTask):
-    """MMLU, from the hub (`cais/mmlu`) or local files with columns question, choices, answer (an index) and subject.
+    """MMLU, from the hub (`cais/mmlu`) or local files with columns question, choices, answer (an index or
+    a letter) and subject.
 
     There are no worked solutions: a demonstration for SFT is the answer in its template and nothing else.
 
     Args:
-        source: hub id, local folder, or file (.json, .jsonl, .parquet, .csv) with the training problems.
+        source: hub id, local folder, or file with the training problems.
         config_name: which configuration of the hub data set.
         train_split: the hub's auxiliary_train has no subjects: to choose some, name `validation` or `dev` here.
         subjects: subjects to keep, such as [abstract_algebra]; null keeps all.
         problem_column: column with the question.
-        answer_column: column with the index of the right choice.
+        answer_column: column with the index of the right choice, from 0, or its letter.
         template: the form that the letter must have.
         kwargs: see `DatasetTask`.
 
@@ -58,18 +60,23 @@ class MMLUTask(DatasetTask):
     def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
         """The question with its lettered choices; the answer is a letter. Raises ValueError where they do not fit."""
         assert self.answer_column is not None
-        choices, answer = row.get("choices"), row[self.answer_column]
-        if (
-            not isinstance(choices, list)
-            or not isinstance(answer, int)
-            or not 0 <= answer < len(choices) <= len(LETTERS)
-        ):
+        question = read_cell(number, row, self.problem_column, source=source)
+        choices, answer = (
+            row.get("choices"),
+            read_cell(number, row, self.answer_column, lambda cell: cell, source=source),
+        )
+        if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
+            answer = LETTERS.index(answer)
+        if not isinstance(choices, list) or type(answer) is not int or not 0 <= answer < len(choices) <= len(LETTERS):
             raise ValueError(
                 f"row {number} of {source!r}: choices must be a list of at most {len(LETTERS)}, and answer the "
-                f"index of one of them, not {choices!r} and {answer!r}"
+                f"index or letter of one of them, not {choices!r} and {answer!r}"
             )
-        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-        return Problem(number, "\n".join([str(row[self.problem_column]), *lines]), LETTERS[answer])
+        texts = read_cell(number, row, "choices", lambda cells: [cell_text(cell) for cell in cells], source=source)
+        if not question.strip() or not all(text.strip() for text in texts):
+            raise ValueError(f"row {number} of {source!r} has nothing in its question or in one of its choices")
+        lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
+        return Problem(number, "\n".join([question, *lines]), LETTERS[answer])
 
     def demonstration(self, problem: Problem) -> str:
         return self.template.wrap(problem.answer)

@@ -1,18 +1,32 @@
 """Rows of a data set, wherever it lies."""
 
+import csv
+import gzip
 import json
+import zlib
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, Value, load_dataset
 
-_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+from lmix.tasks.cells import JsonNumber
+
+FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+"""Endings of files that can be read, in any case; all but parquet also with `.gz`."""
 Rows = list[dict[str, Any]]
+
+
+def file_kind(source: str | Path) -> str | None:
+    """A file's kind by its name, one of `FILES`; None for what is no file of a known kind."""
+    name = str(source).lower()
+    kind = Path(name.removesuffix(".gz")).suffix
+    return kind if kind in FILES and not (kind == ".parquet" and name.endswith(".gz")) else None
 
 
 def is_file(source: str) -> bool:
     """Whether a source is one file, and so one split."""
-    return Path(source).suffix in _BUILDERS
+    return file_kind(source) is not None
 
 
 def load_rows(source: str, split: str, config_name: str | None = None) -> tuple[list[str], Rows]:
@@ -32,18 +46,11 @@ def load_rows(source: str, split: str, config_name: str | None = None) -> tuple[
     path = Path(source).expanduser()
     try:
         if is_file(source):
-            if not path.is_file():
-                raise ValueError("there is no such file")
-            if path.stat().st_size == 0:
-                raise ValueError("the file is empty")
-            if _BUILDERS[path.suffix] == "json":
-                columns, rows = read_json(path)
-            else:
-                columns, rows = unpacked(load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train"))
+            columns, rows = read_file(path)
         elif path.is_dir() or (source.count("/") == 1 and not path.is_absolute() and not source.startswith(".")):
             columns, rows = unpacked(load_dataset(str(path) if path.is_dir() else source, config_name, split=split))
         else:
-            raise ValueError(f"it is no folder, no hub id, and no {', '.join(_BUILDERS)} file")
+            raise ValueError(f"it is no folder, no hub id, and no {', '.join(FILES)} file")
     except Exception as error:  # datasets raises its own classes, pyarrow's and the hub's
         wrapped = "generating the dataset" in str(error)  # all that datasets says itself of a file that it can't read
         told = error.__cause__ if wrapped and error.__cause__ else error
@@ -55,21 +62,55 @@ def load_rows(source: str, split: str, config_name: str | None = None) -> tuple[
 
 
 def unpacked(rows: Any) -> tuple[list[str], Rows]:
+    """Columns and rows of a `datasets` table, with the names of its class labels."""
     assert isinstance(rows, Dataset)
-    return rows.column_names, list(rows)  # pyright: ignore[reportReturnType]
+    for name, feature in rows.features.items():
+        if isinstance(feature, Value) and feature.dtype in ("float16", "float32"):
+            rows = rows.cast_column(name, Value("string"))  # as a Python float, 0.1 would be 0.10000000149011612
+    table: Rows = list(rows)  # pyright: ignore[reportAssignmentType]
+    for name, feature in rows.features.items():
+        if isinstance(feature, ClassLabel):  # stored as numbers; -1 is a label that is kept secret
+            for row in table:
+                row[name] = None if row[name] in (None, -1) else feature.int2str(row[name])
+    return rows.column_names, table
 
 
-def read_json(path: Path) -> tuple[list[str], Rows]:
-    """Columns and rows of a JSON list of objects, or of one object a line. pyarrow's reader, which `datasets` uses, can
-    crash the process on a malformed file (pyarrow 26).
+def read_file(path: Path) -> tuple[list[str], Rows]:
+    """Columns and rows of a file of a known kind.
+
+    JSON and CSV are read here and not by `datasets`: pandas turns integers beside a blank into floats, `007` into 7
+    and `NA` into nothing, and pyarrow's JSON reader can crash the process on a malformed file (pyarrow 26).
+
+    Raises:
+        ValueError: it isn't there, is empty, or can't be read, with the line's number.
+    """
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    if path.stat().st_size == 0:
+        raise ValueError("the file is empty")
+    kind = file_kind(path)
+    if kind == ".parquet":
+        return unpacked(load_dataset("parquet", data_files=str(path), split="train"))
+    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            return read_json(file) if kind in (".json", ".jsonl") else read_csv(file, "\t" if kind == ".tsv" else ",")
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8: {error}") from error
+
+
+def read_json(file: TextIO) -> tuple[list[str], Rows]:
+    """Columns and rows of a JSON list of objects, or of one object a line.
 
     Raises:
         ValueError: it is neither, with the line's number.
     """
-    text = path.read_text(encoding="utf-8-sig")
+    text = file.read()
     try:
         if text.lstrip().startswith("["):
-            rows = json.loads(text)
+            rows = parse_json(text)
         else:
             rows = []
             for number, line in enumerate(text.split("\n"), start=1):
@@ -85,9 +126,48 @@ def read_json(path: Path) -> tuple[list[str], Rows]:
 
 def object_of_line(line: str, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise ValueError(f"line {number} is no JSON: {error}") from error
     if not isinstance(row, dict):
         raise ValueError(f"line {number} is no JSON object")
     return row
+
+
+def parse_json(text: str) -> Any:
+    """JSON whose numbers keep their spelling. Raises ValueError where an object has a name twice."""
+    return json.loads(text, parse_float=JsonNumber, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object has {twice!r} twice")
+    return record
+
+
+def read_csv(file: TextIO, delimiter: str) -> tuple[list[str], Rows]:
+    """Columns and rows of a table with a header line; every cell is text as it is written.
+
+    Raises:
+        ValueError: a row is longer or shorter than the header, a column is there twice, or quotes are not closed.
+    """
+    lines = csv.reader(file, delimiter=delimiter, strict=True)
+    columns: list[str] = []
+    rows: Rows = []
+    try:
+        for cells in lines:
+            if not cells:
+                continue
+            if not columns:
+                columns = cells
+                if twice := [name for name, count in Counter(columns).items() if count > 1 and name]:
+                    raise ValueError(f"column {twice[0]!r} is in the header twice")
+            elif len(cells) != len(columns):
+                raise ValueError(f"line {lines.line_num} has {len(cells)} cells, but the header has {len(columns)}")
+            else:
+                rows.append(dict(zip(columns, cells, strict=True)))
+    except csv.Error as error:
+        raise ValueError(f"line {lines.line_num}: {error}") from error
+    return columns, rows

@@ -21,6 +21,8 @@ class Problem:
     answer: str
     solution: str = ""
     """A worked solution without the answer template, for demonstrations; empty where the data set has none."""
+    history: tuple[tuple[str, str], ...] = ()
+    """(role, content) of the chat messages before the problem, which is the last one; empty without a conversation."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Task:
     """Base of all tasks; a subclass gives `problems`, and `verify` where equal text is not the test.
 
     Args:
-        prompt: what the model reads; `{problem}` and `{instruction}` are filled in.
+        prompt: what the model reads; `{problem}` and `{instruction}` are filled in. For chat messages it is
+            the last one, and `{problem}` alone leaves that as it is.
         template: the form that the answer must have.
         instruction: what fills `{instruction}`; by default the template's own sentence.
         chat: put the prompt into the tokenizer's chat template as a user's message, where it has one.
@@ -119,11 +122,21 @@ class Task:
         return filled.replace("{problem}", problem.problem)
 
     def prompt_ids(self, problem: Problem, tokenizer: Any) -> list[int]:
-        """The prompt as the model reads it."""
+        """The prompt as the model reads it.
+
+        Raises:
+            ValueError: the problem is a conversation, and there is no chat template to put it into.
+        """
         text = self.prompt_text(problem)
         if not (self.chat and tokenizer.chat_template):
+            if problem.history:
+                raise ValueError(
+                    f"problem {problem.id} of task {self.name} is a conversation of {len(problem.history) + 1} "
+                    "messages, which needs task.chat and a tokenizer with a chat template"
+                )
             return tokenizer(text)["input_ids"]
-        return chat_ids(tokenizer, [{"role": "user", "content": text}], self.system)
+        messages = [{"role": role, "content": content} for role, content in (*problem.history, ("user", text))]
+        return chat_ids(tokenizer, messages, self.system)
 
     def close(self) -> None:
         """Give back what judging holds, such as worker processes."""

@@ -2,6 +2,7 @@
 
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
+from lmix.model.tokenizer import load_config
 from lmix.rollout.packing import pack, token_budget_batches
 from lmix.rollout.types import Prompt, Rollout
 from lmix.training.clock import Clock
@@ -24,7 +25,8 @@ class SFTModule(AdapterModule):
         optimizer: learning rate and its schedule.
 
     Raises:
-        ValueError: `adapters.reference` is given; SFT has none.
+        ValueError: `adapters.reference` is given (SFT has none), or a demonstration is longer than the backbone's
+            context and `data.long_prompts` is `error`.
     """
 
     def __init__(
@@ -41,6 +43,14 @@ class SFTModule(AdapterModule):
                 f"adapters.reference must be null for SFT, not {adapters.reference!r}: there is no mixture"
             )
         self.micro_batch_tokens = micro_batch_tokens
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        context = getattr(load_config(self.backbone.path), "max_position_embeddings", None)
+        if stage == "fit" and context is not None:
+            self.datamodule.limit_training(
+                lambda prompt: len(prompt.ids) + len(self.demonstration_ids(prompt)), context
+            )
 
     def training_step(self, batch: list[Prompt], batch_idx: int) -> None:
         """One step: the mean negative log-likelihood of the batch's completion tokens."""

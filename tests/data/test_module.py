@@ -1,12 +1,19 @@
 import json
+import logging
 from itertools import chain
 
+import lightning as L
 import pytest
+import torch
 
 from lmix.data.loader import StepLoader
 from lmix.data.module import RLDataModule
+from lmix.model.adapters import AdapterConfig
+from lmix.model.backbone import BackboneConfig
 from lmix.model.tokenizer import load_tokenizer
 from lmix.tasks import ArithmeticTask, DatasetTask
+from lmix.training.config import SamplingConfig
+from lmix.training.sft import SFTModule
 
 TOKENIZER = load_tokenizer("lmix:tiny-arithmetic")
 
@@ -101,3 +108,127 @@ def test_long_prompts_are_passed_over_before_any_are_chosen(own_splits, tmp_path
 def test_sizes_below_1(name):
     with pytest.raises(ValueError, match=f"data.{name} must be at least 1, not 0"):
         module(**{name: 0})
+
+
+class Recorder(L.LightningModule):
+    """A module that learns nothing and writes down the problems of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.tokenizer = TOKENIZER
+        self.seen: list[list[int]] = []
+        self.spare: list[int] = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append([example.problem.id for example in batch])
+        self.spare.append(len(self.trainer.datamodule.spare_examples(2, batch_idx, 0, set())))
+        self.optimizers().step()  # pyright: ignore
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+
+
+def trained(tmp_path, steps, recorder=None, checkpoint=None, **flags) -> Recorder:
+    recorder = recorder or Recorder()
+    off = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(
+        max_steps=steps, max_epochs=-1, limit_val_batches=0, default_root_dir=tmp_path, enable_checkpointing=False,
+        **off, **flags,
+    )  # fmt: skip
+    trainer.fit(recorder, module(prompts_per_step=4, eval_size=2), ckpt_path=checkpoint, weights_only=False)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    return recorder
+
+
+@pytest.mark.parametrize(("flag", "batches"), [(1, 1), (2, 2), (0.4, 1), (0.7, 2), (1.0, 3), (9, 3)])
+def test_overfit_batches_repeats_the_same_batches(flag, batches, tmp_path):
+    """Ten problems in steps of four are three batches."""
+    found = trained(tmp_path, 7, overfit_batches=flag)
+    assert found.seen == (found.seen[:batches] * 7)[:7]
+    assert len({tuple(batch) for batch in found.seen}) == batches
+    assert set(found.spare) == {0}  # nothing comes in for dead groups
+
+
+def test_without_overfit_batches_each_epoch_has_another_order(tmp_path):
+    found = trained(tmp_path, 6)
+    assert sorted(chain(*found.seen[:3])) == sorted(chain(*found.seen[3:])) == list(range(10))
+    assert found.seen[:3] != found.seen[3:]
+    assert set(found.spare) == {2}
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_overfit_batches_goes_on_with_its_batches(batches, tmp_path):
+    whole = trained(tmp_path, 5, overfit_batches=batches).seen
+    first = trained(tmp_path, 3, overfit_batches=batches).seen
+    rest = trained(tmp_path, 5, checkpoint=tmp_path / "last.ckpt", overfit_batches=batches).seen
+    assert first + rest == whole
+
+
+def test_the_last_of_the_repeated_batches_may_be_shorter():
+    found = loader(repeat=3)
+    assert [len(batch) for batch in found] == [4, 4, 2]
+    assert ids(loader(repeat=2)) == ids(loader())[:2]
+    one = loader(repeat=2)
+    assert ids(one) == ids(one)
+    shares = [ids(loader(repeat=1, rank=rank, world_size=2))[0] for rank in (0, 1)]
+    assert sorted(chain(*shares)) == sorted(ids(loader())[0])
+
+
+def demonstrations(tmp_path, *equations) -> DatasetTask:
+    """Problems whose solutions have so many equations, of 6 tokens each."""
+    rows = [
+        {"problem": f"{i} + 1 = ?", "answer": str(i + 1), "solution": "1 + 1 = 2. " * count}
+        for i, count in enumerate(equations)
+    ]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DatasetTask(str(path), solution_column="solution", prompt="{problem}\n")
+
+
+def fine_tuned(task, tmp_path, **arguments) -> RLDataModule:
+    """One step of SFT with the embedded model, whose context is 512 tokens."""
+    backbone = BackboneConfig(quantization="none", dtype="float32")
+    sft = SFTModule(backbone, AdapterConfig(rank=2), sampling=SamplingConfig(max_new_tokens=8))
+    data = RLDataModule(task, prompts_per_step=2, eval_size=1, tokenizer=TOKENIZER, **arguments)
+    off = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    L.Trainer(
+        max_steps=1, limit_val_batches=0, default_root_dir=tmp_path, enable_checkpointing=False, **off
+    ).fit(sft, data)  # fmt: skip
+    return data
+
+
+def test_a_demonstration_longer_than_the_context_is_an_error(tmp_path):
+    task = demonstrations(tmp_path, 1, 2, 100, 3, 340, 120)
+    with pytest.raises(ValueError, match=r"training problem \d has \d+ tokens") as error:
+        fine_tuned(task, tmp_path)
+    longest = task.problems("train")[4]
+    parts = (task.prompt_ids(longest, TOKENIZER), TOKENIZER(task.demonstration(longest))["input_ids"])
+    tokens = sum(map(len, parts)) + 1  # and the one that ends it
+    assert str(error.value) == (
+        f"training problem 4 has {tokens} tokens with its demonstration, more than the 512 of the backbone's "
+        "context: shorten it, or set data.long_prompts to drop"
+    )
+
+
+def test_a_demonstration_longer_than_the_context_is_dropped_and_counted(tmp_path, caplog):
+    task = demonstrations(tmp_path, 1, 2, 340, 100, 3, 120, 80)
+    with caplog.at_level(logging.WARNING):
+        data = fine_tuned(task, tmp_path, long_prompts="drop")
+    held_out = RLDataModule(task, eval_size=1, tokenizer=TOKENIZER).read(["test"])["test"]
+    assert data.sets["test"] == held_out  # whatever its demonstration: RL and evaluation have the same one
+    assert [e.problem.id for e in held_out] == [4]
+    assert [e.problem.id for e in data.sets["train"]] == [0, 1, 6]
+    assert "3 of 6 training problems dropped: the longest, training problem 2 has 20" in caplog.text
+    with pytest.raises(ValueError, match=r"training problem \d has .*: all are longer"):
+        fine_tuned(demonstrations(tmp_path, 100, 101, 102), tmp_path, long_prompts="drop")
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(12, 10), (9, 10), (8, 9), (4, 5), (0, 1)])
+def test_the_limit_on_training_problems_is_inclusive(limit, kept):
+    m = module(eval_size=2, long_prompts="drop")
+    m.sets = m.read(["train", "test"])
+    tested = m.sets["test"]
+    m.limit_training(lambda example: example.problem.id, limit)
+    assert [e.problem.id for e in m.sets["train"]] == list(range(kept))
+    assert m.sets["test"] == tested

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from lmix.data.splits import as_text, split_problems
-from lmix.tasks import ArithmeticTask, DatasetTask, MathTask
+from lmix.tasks import ArithmeticTask, DatasetTask, MathTask, Problem
 
 
 def file(tmp_path, count=40, name="all.jsonl", **changes):
@@ -54,3 +54,52 @@ def test_rows_are_filtered_by_other_columns(tmp_path):
     assert len(DatasetTask(path, where={"source": ["a", "b"]}).problems("train")) == 40
     with pytest.raises(ValueError, match="column 'level' is not in"):
         MathTask(path, levels=[1], solution_column=None, answer_column="answer").problems("train")
+
+
+def repeated(tmp_path, *rows, name="repeated.jsonl"):
+    path = tmp_path / name
+    path.write_text("".join(json.dumps({"problem": p, "answer": a}) + "\n" for p, a in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_problem_that_is_there_several_times_is_held_out_once(seed, tmp_path):
+    rows = [(f"Problem {i % 10}", "1") for i in range(40)]
+    task = DatasetTask(repeated(tmp_path, *rows))
+    chosen = split_problems(task, ["train", "validation", "test"], 3, 2, seed)
+    texts = {split: [as_text(p) for p in problems] for split, problems in chosen.items()}
+    assert {split: len(found) for split, found in texts.items()} == {"train": 20, "validation": 2, "test": 3}
+    assert len(set(texts["test"] + texts["validation"])) == 5
+    assert not set(texts["train"]) & set(texts["test"] + texts["validation"])
+    # each is the same whatever the size of the other
+    assert split_problems(task, ["train", "validation", "test"], 3, 0, seed)["test"] == chosen["test"]
+    assert split_problems(task, ["train", "validation", "test"], 1, 2, seed)["validation"] == chosen["validation"]
+
+
+def test_validation_shares_no_problem_with_a_test_file(tmp_path):
+    train = repeated(tmp_path, *[(f"problem  {i}", "1") for i in range(20)])
+    test = repeated(tmp_path, *[(f"Problem {i}", "1") for i in range(15)], name="test.jsonl")
+    chosen = split_problems(DatasetTask(train, test_source=test), ["train", "validation", "test"], 15, 4, seed=0)
+    assert len(chosen["validation"]) == 4
+    assert {p.id for p in (*chosen["validation"], *chosen["train"])} == set(range(15, 20))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("a", "1"), ("b", "1"), ("c", "1"), ("a", "1")], "1 train problems occur more than once, 0 with different"),
+        ([("a", "1"), ("b", "1"), ("c", "1"), (" A", "2")], "1 train problems occur more than once, 1 with different"),
+        ([("a", "1"), ("a", "2"), ("b", "3"), ("b", "3"), ("c", "4")], "2 train problems occur more than once, 1 with"),
+        ([("a", "1"), ("b", "1"), ("c", "1"), ("d", "1")], ""),
+    ],
+)
+def test_repeated_problems_are_reported(rows, message, tmp_path, caplog):
+    split_problems(DatasetTask(repeated(tmp_path, *rows)), ["train", "test"], 1, 0, seed=0)
+    assert message in caplog.text
+    assert ("occur more than once" in caplog.text) == bool(message)
+
+
+def test_conversations_differ_by_what_was_said_before():
+    one, other = (Problem(0, "And then?", "1", history=(("user", text),)) for text in ("Hello", "Bye"))
+    assert as_text(one) != as_text(other)
+    assert as_text(one) == as_text(Problem(1, "and  then?", "2", history=(("user", " hello"),)))

@@ -11,7 +11,7 @@ from rich.console import Console
 from lmix import cli
 from lmix.inspection.completer import Completer
 from lmix.inspection.config import MixedPolicyChoice
-from lmix.inspection.generate import complete_file
+from lmix.inspection.generate import complete_file, read_prompts
 from lmix.inspection.page import write_page
 from lmix.inspection.side_by_side import show
 from lmix.inspection.trace import MIXTURE, TokenTrace, trace
@@ -204,6 +204,43 @@ def test_a_completion_is_shown_token_by_token_and_nothing_past_its_end(model):
     (rollout,) = completer.complete([completer.prompt([{"role": "user", "content": QUESTION}])], on_tokens=put)
     assert rollout.ended
     assert shown == rollout.completion_ids
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "prompts"),
+    [
+        ("a.txt", "\ufeffFirst\n\n second \n", ["First", " second "]),
+        ("a.txt", "\ufeffFirst\r\nsecond", ["First", "second"]),
+        ("a", "\ufeff\nFirst", ["First"]),
+        ("a.jsonl", '\ufeff{"prompt": "First"}\r\n{"prompt": 12345678901234567890}', ["First", "12345678901234567890"]),
+        ("a.JSON", '[{"problem": ["First"]}, {"problem": 1e-5}]', ["First", "1e-5"]),
+        ("a.csv", '\ufeffprompt,x\n"First, ""this""",1\n007,2\n', ['First, "this"', "007"]),
+        ("a.jsonl", '{"prompt": [{"role": "user", "content": "First"}]}', ["First"]),
+    ],
+)  # fmt: skip
+def test_prompts_are_what_the_file_says(name, content, prompts, tmp_path):
+    (tmp_path / name).write_bytes(content.encode())
+    assert read_prompts(str(tmp_path / name)) == prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"\xff\xfeF\x00", "can't be read: 'utf-8' codec can't decode"),
+        ("a.txt", b"\xef\xbb\xbf\n \n", "holds no prompt"),
+        ("a.jsonl", b'{"prompt": ["a", "b"]}', "row 0, column 'prompt': ['a', 'b'] is a list of 2, not one text"),
+        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": null}', "it needs `prompt` or `problem` in each row"),
+        ("a.jsonl", b'{"question": "a"}', "it needs `prompt` or `problem` in each row"),
+        ("a.tsv", b"prompt\tx\na\n", "line 2 has 1 cells, but the header has 2"),
+    ],
+)
+def test_prompts_that_cannot_be_read(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r".") as error:
+        read_prompts(str(tmp_path / name))
+    assert message in str(error.value)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

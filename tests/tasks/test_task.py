@@ -85,7 +85,7 @@ def test_a_folder_in_the_hub_s_layout(tmp_path):
 def test_a_solution_without_a_box_is_left_out_and_said(tmp_path, caplog):
     path = write(tmp_path / "a.jsonl", [{**ROW, "solution": "no box"}, ROW])
     assert [p.id for p in MathTask(path).problems("train")] == [1]
-    assert "has no boxed answer" in caplog.text
+    assert "1 of 2 rows have no answer that can be judged, such as row 0; left out" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_mmlu(tmp_path):
 
 def test_mmlu_rows_that_do_not_fit(tmp_path):
     path = write(tmp_path / "a.jsonl", [{**MMLU_ROW, "answer": 4}])
-    with pytest.raises(ValueError, match="answer the index of one of them"):
+    with pytest.raises(ValueError, match="answer the index or letter of one of them"):
         MMLUTask(path, test_source=path).problems("train")
 
 

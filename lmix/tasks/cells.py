@@ -1,0 +1,192 @@
+"""Cells of a data set as text.
+
+Text and numbers are taken as they are spelled, lists of one are opened, chat messages are read; anything else is an
+error, so that Python's rendering of a list or a record never becomes a prompt or a gold answer.
+"""
+
+import ast
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+EXACT_INTEGERS = 2**53
+"""From here on, a float can't tell an integer from its neighbours."""
+Message = tuple[str, str]
+"""(role, content)."""
+
+_MESSAGES = re.compile(r"\s*\[\s*\{\s*[\"'](?:role|content|from|value)[\"']")
+
+
+class JsonNumber(float):
+    """A JSON number with a fraction or an exponent, as it was spelled: `1e-5` stays `1e-5`."""
+
+    spelling: str
+
+    def __new__(cls, spelling: str) -> "JsonNumber":
+        number = super().__new__(cls, spelling)
+        number.spelling = spelling
+        return number
+
+    def __repr__(self) -> str:
+        return self.spelling
+
+
+def cell_at(row: Mapping[str, Any], column: str) -> Any:
+    """The cell of a column, or of a field inside it: `answer.ground_truth`. A column of that very name goes first.
+
+    Raises:
+        ValueError: no such field in this row.
+    """
+    if column in row:
+        return row[column]
+    value: Any = row
+    for name in column.split("."):
+        value = _only(_parsed(value) if isinstance(value, str) and value.lstrip().startswith("{") else value)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping) or name not in value:
+            raise ValueError(f"there is no field {name!r} in {_shown(value)}")
+        value = value[name]
+    return value
+
+
+def cell_text(value: Any) -> str:
+    """A cell as text; empty where it holds nothing.
+
+    Raises:
+        ValueError: it is neither text nor a number, or a float that can't hold the digits of its integer.
+    """
+    if isinstance(value, str) and value.lstrip().startswith('["') and _is_list_of_one_text(listed := _parsed(value)):
+        value = listed  # a list of one answer, written as JSON into a text
+    value = _only(value)
+    match value:
+        case None:
+            return ""
+        case str():
+            return _encodable(value)
+        case JsonNumber():
+            return value.spelling
+        case float():
+            return _float_text(value)
+        case bool():
+            raise ValueError(f"{value} is a truth value, not text: store it as text")
+        case int():
+            return str(value)
+        case Decimal() if value.is_finite():
+            return format(value, "f")
+        case Mapping() if value.get("role") and value.get("content") is not None:
+            return _message(value)[1]
+        case Mapping():
+            names = ", ".join(map(repr, value))
+            raise ValueError(f"{_shown(value)} is a record: add one of its fields to the column, after a dot: {names}")
+        case list() | tuple():
+            raise ValueError(f"{_shown(value)} is a list of {len(value)}, not one text")
+    raise ValueError(f"{_shown(value)} is neither text nor a number")
+
+
+def cell_messages(value: Any) -> list[Message] | None:
+    """A cell's chat messages, the last of them the user's; None where it holds no chat messages.
+
+    They may also be written into a text, as JSON or as Python's rendering (a list in a CSV file).
+
+    Raises:
+        ValueError: they have no role or content, can't be read, or do not end with a user's message.
+    """
+    if isinstance(value, str):
+        if not _MESSAGES.match(value):
+            return None
+        text, value = value, _parsed(value)
+        if value is text:
+            raise ValueError(f"{_shown(text)} looks like chat messages but is neither JSON nor a Python list of them")
+    while isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], list | tuple):
+        (value,) = value
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(part, Mapping) for part in value):
+        return None
+    messages = [_message(part) for part in value]
+    if messages[-1][0] != "user":
+        raise ValueError(f"the last chat message has the role {messages[-1][0]!r}: a prompt must end with the user's")
+    return messages
+
+
+def read_cell(
+    number: int, row: Mapping[str, Any], column: str, read: Callable[[Any], Any] = cell_text, source: str = ""
+) -> Any:
+    """A cell of a row, read. Raises ValueError with row, column and, where given, the source."""
+    try:
+        return read(cell_at(row, column))
+    except ValueError as error:
+        place = f"row {number} of {source!r}" if source else f"row {number}"
+        raise ValueError(f"{place}, column {column!r}: {error}") from error
+
+
+def same_value(cell: Any, wanted: Any) -> bool:
+    """Whether a cell is what a filter wants, whatever the file's type for it: 5 and "5", true and "True"."""
+    cell = _only(cell)
+    if isinstance(cell, bool) or isinstance(wanted, bool):
+        return str(cell).casefold() == str(wanted).casefold()
+    return cell == wanted or str(cell) == str(wanted)
+
+
+def _only(value: Any) -> Any:
+    """What a list of one holds; None for an empty list."""
+    while isinstance(value, list | tuple) and len(value) <= 1:
+        value = value[0] if value else None
+    return value
+
+
+def _is_list_of_one_text(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
+
+
+def _parsed(text: str) -> Any:
+    """The list or record that a text spells as JSON or as Python does; the text itself where it spells none."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list | dict):
+            return value
+    return text
+
+
+def _message(record: Mapping[str, Any]) -> Message:
+    given = {name: value for name, value in record.items() if value is not None}  # parquet fills in nulls
+    if set(given) != {"role", "content"}:
+        raise ValueError(
+            f"a chat message must have role and content alone, not {', '.join(map(repr, given)) or 'none'}"
+        )
+    content = _only(given["content"])
+    if isinstance(content, Mapping) and content.get("type") == "text":
+        content = content.get("text")  # content as a list of parts, of which one is text
+    if not isinstance(content, str) or not isinstance(given["role"], str):
+        raise ValueError(f"a chat message's role and content must be text, not {_shown(dict(given))}")
+    return given["role"], _encodable(content)
+
+
+def _float_text(value: float) -> str:
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is no number: fill or remove it")
+    if not value.is_integer():
+        return format(Decimal(repr(value)), "f")
+    if abs(value) >= EXACT_INTEGERS:
+        raise ValueError(f"{value} is a float that can't hold all digits of an integer: store it as text")
+    return str(int(value))
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{_shown(text)} has half of a surrogate pair, which no tokenizer can read") from error
+    return text
+
+
+def _shown(value: Any, width: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= width else text[: width - 3] + "..."
