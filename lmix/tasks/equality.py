@@ -41,9 +41,10 @@ def equal(a: Any, b: Any) -> bool | None:
 
 
 def exact(expression: Any) -> Any:
-    """An expression evaluated, its decimals as fractions, digit by digit."""
+    """An expression evaluated: its decimals as fractions, digit by digit, and i, a variable to the parser, as itself."""
     value = expression.doit()
-    return value.xreplace({number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)})
+    known = {number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)}
+    return value.xreplace(known | {symbol: sympy.I for symbol in value.free_symbols if symbol.name == "i"}).doit()
 
 
 def _points(expression: Any) -> Iterator[Any]:
@@ -65,7 +66,7 @@ def _is_zero(difference: Any) -> bool | None:
     if difference.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
         return None
     # sympy raises its working precision until 15 digits are certain, or to `maxn` where they cancel
-    value = sympy.expand(difference).evalf(_DIGITS, maxn=_precision(difference))
+    value = sympy.expand_mul(difference).evalf(_DIGITS, maxn=_precision(difference))
     parts = value.as_real_imag()
     if not all(part.is_Number for part in parts):
         return None

@@ -52,6 +52,8 @@ _SPELLINGS: Rewrites = [
     (re.compile(r"(\\frac\{[^{}]*\})(\d)"), r"\1{\2}"),
     (re.compile(r"\\sqrt ?(\d)"), r"\\sqrt{\1}"),
     (re.compile(r"_\{\((\d+)\)\}"), r"_{\1}"),  # a base in parentheses
+    # The parser drops the degrees of an angle.
+    (re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\w)? ?[({]?-?)(\d+(?:\.\d+)?)\^\\circ"), r"\1\\frac{\2\\pi}{180}"),
     (re.compile(r"([\^_])\{(\w)\}(?!\d)"), r"\1\2"),
     (re.compile(r"(?<![\d.])\.(?=\d)"), "0."),
     (re.compile(r"^(-?)(\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),
