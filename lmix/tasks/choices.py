@@ -10,10 +10,10 @@ _LABEL = re.compile(
     r"^((?:\s|\$|\\text\s*\{)*)(?:\*\*)?"
     r"(?:(?:hence|therefore|thus|so)\b,?\s*)?(?:the\s+)?(?:(?:final|correct|right)\s+)*(?:"
     r"(?:answers?|ans|options?|choices?|solutions?|results?|(?:serial\s+)?numbers?|statements?)"
-    r"(?:\s+(?:is|are)\b\s*:?|\s*[:=])"
+    r"(?:\s+(?:is|are)\b\s*[:：]?|\s*[:：=])"
     r"(?:\s*\b(?:the\s+)?(?:options?|choices?|statements?)(?![A-Za-z]))?"
-    r"|(?:options?|choices?)(?=\s+\(?[A-J](?![A-Za-z]))"
-    r"|故?选|答案?[是为:])\s*:?(?:\*\*)?\s*",
+    r"|(?:options?|choices?)(?=\s+\(?(?-i:[A-J]{1,10})(?![A-Za-z]))"
+    r"|故?选|答案?[是为:：])\s*[:：]?(?:\*\*)?\s*",
     re.IGNORECASE,
 )
 _LAYOUT = re.compile(r"\\(?:text|math)[a-z]*\s*(?=\{)|\\[()\[\],;: ]|\\q?quad(?![A-Za-z])|[${}~]|\*\*")

@@ -39,9 +39,10 @@ _REWRITES: Rewrites = [
     (re.compile(r"\\[()\[\]!,;: ]|\\q?quad(?![A-Za-z])|\\phantom(?:\{[^{}]*\}|\s*[^{])|~|(?<!\\)\$"), " "),
     (re.compile(r"\\text\{\s*,?\s*(?:and|or)\s*\}|(?<=[\s,])(?:and|or)\s|(?<=[\d})])[和与或及]\s*(?=[\d\\(-])"), ", "),
     (re.compile(r",(?:\s*,)+"), ","),
-    (re.compile(r"^\s*\\approx(?![A-Za-z])"), ""),
     (re.compile(r"\\text\{\s*\}"), ""),
 ]
+_PUNCTUATION = ".,;:"
+_APPROXIMATELY = re.compile(r"^\s*\\approx(?![A-Za-z])")
 _BLANKS = re.compile(TEXT + r"|\\[A-Za-z]+\s+(?=[A-Za-z])|(?<=\d)\s+(?=\d)|\s+")
 _LIST_BRACKETS = re.compile(r"[(\[]|\\\{")
 _LISTED = re.compile(r"(?<=\d),\s+(?=\d{3}(?!\d))")
@@ -82,7 +83,8 @@ def normalise_answer(text: str, thousands: bool = True) -> str:
     text = to_latex(text).replace(r"\\", _ROW_END)
     for pattern, replacement in (*_EMPHASIS, *_REWRITES):
         text = pattern.sub(replacement, text)
-    text = text.replace(_ROW_END, r"\\").strip().rstrip(".,;: ")
+    text = _unwrapped(text.replace(_ROW_END, r"\\"))
+    text = _APPROXIMATELY.sub("", text)
     in_brackets = _LIST_BRACKETS.search(text)
     if not in_brackets:
         text = _LISTED.sub(";", text)
@@ -90,7 +92,6 @@ def normalise_answer(text: str, thousands: bool = True) -> str:
     text = _SPACED_THOUSANDS.sub(lambda match: match.group().replace(" ", ""), text)
     if not in_brackets:
         text = _THOUSANDS.sub(lambda match: match.group().replace(",", "" if thousands else ";"), text)
-    text = _without_outer_braces(text)
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     return text
@@ -107,8 +108,8 @@ def _squeeze(match: re.Match[str]) -> str:
     return " " if before.isdigit() and after.isdigit() else ""
 
 
-def _without_outer_braces(text: str) -> str:
-    """`73` for `{73}` and `{{73}}`, which emphasis leaves behind."""
+def _unwrapped(text: str) -> str:
+    """`73` for `{73.}` and `{{73}}`: without the braces that emphasis leaves, and the blanks and full stops at the end."""
     closing: dict[int, int] = {}
     opened: list[int] = []
     for brace in _BRACE.finditer(text):
@@ -117,6 +118,11 @@ def _without_outer_braces(text: str) -> str:
         elif brace.group() == "}" and opened:
             closing[opened.pop()] = brace.start()
     start, end = 0, len(text)
-    while start < end and closing.get(start) == end - 1:
+    while True:
+        while start < end and text[start].isspace():
+            start += 1
+        while start < end and (text[end - 1].isspace() or text[end - 1] in _PUNCTUATION):
+            end -= 1
+        if closing.get(start) != end - 1:
+            return text[start:end]
         start, end = start + 1, end - 1
-    return text[start:end]
