@@ -19,8 +19,8 @@ _LABEL = re.compile(
 _LAYOUT = re.compile(r"\\(?:text|math)[a-z]*\s*(?=\{)|\\[()\[\],;: ]|\\q?quad(?![A-Za-z])|[${}~]|\*\*")
 _CIRCLE = re.compile(r"\\(?:textcircled|circled)\s*\{?\s*(1\d|20|\d)\s*\}?")
 _ITEM = re.compile(rf"\(([A-J])\)|\((\d\d?)\)|([A-J])(?![a-z])|([{_CIRCLED}])|(\d\d?)")
-_JOINT = re.compile(r"\s*(?:[,;]|(?:,\s*)?(?:\band\b|&|[和与及]))\s*|\s+")
-_HEDGE = re.compile(r"\s*(?:/|(?:,\s*)?\bor\b|或)\s*", re.IGNORECASE)
+_JOINT = re.compile(r"\s*(?:(?:,\s*)?(?:\band\b|&|[和与及])|[,;])\s*|\s+")
+_HEDGE = re.compile(r"\s*(?:(?:,\s*)?\bor\b|/|或)\s*", re.IGNORECASE)
 _CHOICE = re.compile(r"\(([A-J])\)|([A-J])(?:[.):]|$)")
 _MARK = re.compile(r"\(?([A-J])[.):]")
 _MAY_NAME_ANOTHER = re.compile(r"(?<![A-Za-z0-9])[A-J](?![A-Za-z0-9])|(?<=[.):])\W*(?:and|or)\b")
@@ -33,6 +33,8 @@ class Choices(NamedTuple):
     """Letters, or numbers as digits."""
     circled: bool
     """Whether the numbers are certainly statements' (①), not values."""
+    in_parentheses: bool
+    """Whether they may be: (1)(3)."""
     in_order: bool
     """Whether the order is a part of it, as in CBAD; not so for AC or "C, A"."""
     hedged: bool
@@ -50,11 +52,12 @@ def choices(text: str) -> Choices | None:
     text = _CIRCLE.sub(lambda number: _CIRCLED[int(number[1]) - 1] if int(number[1]) else "", text)
     text = " ".join(_LAYOUT.sub(" ", to_latex(text)).split()).strip(" .,")
     items: list[str] = []
-    circled, hedged, joined, position = False, False, False, 0
+    circled, in_parentheses, hedged, joined, position = False, True, False, False, 0
     while item := _ITEM.match(text, position):
         letter, number, bare_letter, circle, digits = item.groups()
         items.append(letter or bare_letter or number or digits or str(_CIRCLED.index(circle) + 1))
         circled = circled or circle is not None
+        in_parentheses = in_parentheses and number is not None
         position = item.end()
         if position == len(text):
             break
@@ -63,16 +66,16 @@ def choices(text: str) -> Choices | None:
             joined, position = True, joint.end()
         elif digits:  # "12" is no choice of 1 and 2
             return None
-    if not items or position < len(text) or len(set(items)) < len(items) or len({item.isalpha() for item in items}) > 1:
+    if item is None or len(set(items)) < len(items) or len({item.isalpha() for item in items}) > 1:
         return None
     ranks = [ord(item) if item.isalpha() else int(item) for item in items]
-    return Choices(tuple(items), circled, not joined and ranks != sorted(ranks), hedged)
+    return Choices(tuple(items), circled, in_parentheses, not joined and ranks != sorted(ranks), hedged)
 
 
 def same_choices(answer: str, gold: str) -> bool | None:
     """Judge two answers as choices; None where they are not both choices, or differ and may be something else."""
     a, g = choices(answer), choices(gold)
-    if a is None or g is None or not (g.items[0].isalpha() or g.circled):
+    if a is None or g is None or not (g.items[0].isalpha() or g.circled or (a.circled and g.in_parentheses)):
         return None
     if a.hedged or (g.hedged and len(a.items) < len(g.items)):
         return False

@@ -121,6 +121,8 @@ def _compare_values(answer: str, gold: str, algebra: Judge) -> bool | None:
         brackets, items = answer_list or gold_list or ("", [])
         scalar = answer if answer_list is None else gold
         if not brackets and len(items) == 1:
+            if items == [r"\emptyset"]:
+                return False
             return _compare(scalar, items[0], algebra) if answer_list is None else _compare(items[0], scalar, algebra)
         return False if plain_number(split_unit(scalar)[0]) else algebra(answer, gold)
     return _compare_lists(answer_list, gold_list, algebra)

@@ -24,7 +24,10 @@ _REWRITES: Rewrites = [
     # Numbers that are letters, and sets of numbers; a single upright letter of another kind may be a unit.
     (re.compile(r"\\(?:math(?:rm|bf|it|sf)|operatorname)\s*(?:\{\s*([ei])\s*\}|([ei])(?![A-Za-z]))"), r" \1\2"),
     (re.compile(r"(?<=[\w}\-+])\\text\s*\{\s*([ei])\s*\}"), r" \1"),
-    (re.compile(r"\\(?:mathbb|Bbb|mathds)\s*\{?\s*([A-Z])(?![A-Za-z])\s*\}?|\\([NZQRC])(?![A-Za-z])"), r"\\mathbb{\1\2}"),
+    (
+        re.compile(r"\\(?:mathbb|Bbb|mathds)\s*\{?\s*([A-Z])(?![A-Za-z])\s*\}?|\\([NZQRC])(?![A-Za-z])"),
+        r"\\mathbb{\1\2}",
+    ),
     (re.compile(r"\\varnothing(?![A-Za-z])|\\text\s*\{\s*(?:the )?empty set\s*\}"), r"\\emptyset "),
     (re.compile(r"\\(?:mbox|text(?:bf|it|rm|sf|tt|normal)?|emph|math(?:rm|bf|it|sf)|operatorname)\s*\{"), r"\\text{"),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),

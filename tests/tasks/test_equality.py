@@ -112,7 +112,13 @@ def sized(mantissa: int, size: int) -> Fraction:
 exhaustive = settings(deadline=None, derandomize=True, max_examples=150, suppress_health_check=list(HealthCheck))
 
 
-@given(mantissa=mantissas, size=sizes, difference=st.integers(1, 300), form=st.sampled_from(EXACT), ways=st.tuples(*[st.integers(0, 3)] * 2))
+@given(
+    mantissa=mantissas,
+    size=sizes,
+    difference=st.integers(1, 300),
+    form=st.sampled_from(EXACT),
+    ways=st.tuples(*[st.integers(0, 3)] * 2),
+)
 @exhaustive
 def test_a_tiny_relative_difference_is_one(pool, mantissa, size, difference, form, ways):
     value = sized(mantissa, size)
