@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (full-width spellings)
 r"""Gold answers in other spellings, by rule, and altered ones: what `verifier_campaign.py` judges.
 
 A rule gives None for a gold that it says nothing about.
@@ -137,4 +138,4 @@ def altered(gold: str, chance: random.Random) -> str | None:
     if choice := _LETTERS.fullmatch(gold):
         place = next(re.finditer(r"(?<![a-z{])\(?[A-I](?![a-z])|(?<=\{)\(?[A-I]", gold), None)
         return None if place is None or choice is None else gold[: place.end() - 1] + "J" + gold[place.end() :]
-    return None if r"\text" in gold or gold.isalpha() and len(gold) > 1 else f"{gold}+1"
+    return None if r"\text" in gold or (gold.isalpha() and len(gold) > 1) else f"{gold}+1"

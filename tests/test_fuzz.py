@@ -15,8 +15,8 @@ from lmix.model.adapters import AdapterConfig
 from lmix.tasks import DatasetTask, MathTask, MMLUTask, Problem, normalise_answer
 from lmix.tasks.comparison import compare
 from lmix.tasks.costly import is_costly
-from lmix.tasks.units import split_unit
 from lmix.tasks.templates import answer_template
+from lmix.tasks.units import split_unit
 from lmix.tasks.verifier import MAX_ANSWER_CHARS, judge_by_text
 from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
 from tests.test_cli import CONFIGS, SMALL

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (characters to replace)
 r"""Unicode characters in an answer, written as LaTeX: 8厘米 in full-width digits, x², ½, ≤, α. Linear in its input."""
 
 import re

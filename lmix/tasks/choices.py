@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (full-width colons)
 r"""Choices of a multiple-choice question: A, (B) bread and butter, A and C, ①③; and the words that announce them."""
 
 import re

@@ -1,8 +1,8 @@
 """Equality of sympy expressions, relative to their size. For verifier workers only: it imports sympy.
 
 Math-Verify compares by `evalf(chop=True)`, which takes all that is smaller than 1e-15 for zero, also inside of an
-expression (its issue 14): 2^-60 is then 2^-98, and x + 2^-60 is x. Importing this module makes it compare by `equal`, also the parts
-of intervals, sets and relations.
+expression (its issue 14): 2^-60 is then 2^-98, and x + 2^-60 is x. Importing this module makes it
+compare by `equal`, also the parts of intervals, sets and relations.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def equal(a: Any, b: Any) -> bool | None:
 
 
 def exact(expression: Any) -> Any:
-    """An expression evaluated: its decimals as fractions, digit by digit, and i, a variable to the parser, as itself."""
+    """An expression evaluated: decimals as fractions, digit by digit, and i, a variable to the parser, as a number."""
     known = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)}
     known |= {symbol: sympy.I for symbol in expression.free_symbols if symbol.name == "i"}
     return expression.xreplace(known).doit()

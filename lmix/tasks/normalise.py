@@ -112,7 +112,7 @@ def _squeeze(match: re.Match[str]) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """`73` for `{73.}` and `{{73}}`: without the braces that emphasis leaves, and the blanks and full stops at the end."""
+    """`73` for `{73.}` and `{{73}}`: without the braces that emphasis leaves, and blanks and full stops."""
     closing: dict[int, int] = {}
     opened: list[int] = []
     for brace in _BRACE.finditer(text):

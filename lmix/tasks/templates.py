@@ -7,7 +7,7 @@ time linear in the length of the completion and recurses nowhere, whatever a mod
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmix.tasks.choices import marked_choice
 
@@ -15,7 +15,8 @@ from lmix.tasks.choices import marked_choice
 # \{ and \\ are skipped), or a plain brace.
 _BRACE_TOKEN = re.compile(
     r"(\\(?:boxed|fbox)\s*\{)"
-    r"|\\(?:boxed|fbox)(?![A-Za-z])\s*(-?\d[\d,.]*(?<![,.])|(?<=\s)[A-Za-z])(?=\s*(?:\$|\\[)\]]|\n|\Z)|[.,;:](?:\s|\$|\\|\Z))"
+    r"|\\(?:boxed|fbox)(?![A-Za-z])\s*(-?\d[\d,.]*(?<![,.])|(?<=\s)[A-Za-z])"
+    r"(?=\s*(?:\$|\\[)\]]|\n|\Z)|[.,;:](?:\s|\$|\\|\Z))"
     r"|\\.|[{}]",
     re.DOTALL,
 )
@@ -158,20 +159,20 @@ def _wrap_letter(answer: str) -> str:
 
 
 _TEMPLATES = {
-    template.name: template
+    template.name: replace(template, extract=_after_thought(template.extract))
     for template in (
-        AnswerTemplate("boxed", "Put the final answer in \\boxed{}.", _after_thought(_extract_boxed), _wrap_boxed),
+        AnswerTemplate("boxed", "Put the final answer in \\boxed{}.", _extract_boxed, _wrap_boxed),
         AnswerTemplate(
-            "answer_tag", "Put the final answer in <answer></answer>.", _after_thought(_extract_answer_tag), _wrap_answer_tag
+            "answer_tag", "Put the final answer in <answer></answer>.", _extract_answer_tag, _wrap_answer_tag
         ),
         AnswerTemplate(
-            "hash", "End with a line that holds #### and the final answer.", _after_thought(_extract_hash), _wrap_hash, "\n"
+            "hash", "End with a line that holds #### and the final answer.", _extract_hash, _wrap_hash, "\n"
         ),
         AnswerTemplate(
             "letter",
             # no letter as an example: a small model copies it (Qwen2.5-Coder-0.5B answered B to 42 of 48 questions)
             'Reason first, then end with the line "Answer: X", where X is the letter of your choice.',
-            _after_thought(_extract_letter), _wrap_letter, "\n",
+            _extract_letter, _wrap_letter, "\n",
         ),
     )
 }  # fmt: skip

@@ -15,7 +15,7 @@ _UNIT_NAMES = {
     "radian": "rad 弧度",
 }  # fmt: skip
 _UNITS = {alias: unit for unit, names in _UNIT_NAMES.items() for alias in (unit, *names.split())}
-_CHINESE_COUNTERS = frozenset("个 人 名 本 件 只 条 张 块 棵 辆 台 次 组 种 种方法 岁 支 根 套 间 户 枚 颗 倍".split())
+_CHINESE_COUNTERS = frozenset("个人名本件只条张块棵辆台次组种岁支根套间户枚颗倍")
 """They count for nothing, as "apples" do. Others might be numbers (3万 is 30000), so they stay in the answer."""
 _PREFIXES = (("square", "^2"), ("sq", "^2"), ("平方", "^2"), ("cubic", "^3"), ("立方", "^3"))
 _UNIT = re.compile(
