@@ -3,8 +3,11 @@
     python scripts/verifier_campaign.py --data $LMIX_DATA/math --answers 10000 --json out.json
 
 Fuzz: answers of all hostile kinds and harmless ones, in turn; none may outlast the deadline or bring down the parent.
-Agreement: every gold answer in other spellings (right), and some of them altered (wrong), judged by lmix and by
-math-verify as its README calls it. Each disagreement is printed.
+Agreement: every gold answer in another spelling (right), and some of them altered (wrong), judged by lmix and by
+math-verify as its README calls it.
+Spellings: every gold answer by each rule of `verifier_spellings` that applies to it (right), and altered ones as they
+are and by such a rule (wrong).
+Each wrong verdict is in the JSON file.
 """
 
 import argparse
@@ -23,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
 
 import psutil  # noqa: E402
+from verifier_spellings import RULES, altered  # noqa: E402
 
 from lmix.tasks.verifier import Verifier  # noqa: E402
 
@@ -34,7 +38,7 @@ def main() -> int:
     parser.add_argument("--wrong", type=int, default=2_000, help="altered gold answers")
     parser.add_argument("--golds", type=int, help="so many gold answers; all by default")
     parser.add_argument("--deadline", type=float, default=5.0, help="seconds of one answer")
-    parser.add_argument("--parts", default="fuzz,agreement")
+    parser.add_argument("--parts", default="fuzz,agreement,spellings")
     parser.add_argument("--json", type=Path)
     settings = parser.parse_args()
     golds = read_golds(settings.data)[: settings.golds]
@@ -43,7 +47,10 @@ def main() -> int:
         result["fuzz"] = fuzz(golds, settings.answers, settings.deadline)
     if "agreement" in settings.parts:
         result["agreement"] = agreement(golds, settings.wrong, settings.deadline)
-    print(json.dumps({k: {n: v for n, v in r.items() if n != "disagreements"} for k, r in result.items()}, indent=2))
+    if "spellings" in settings.parts:
+        result["spellings"] = spellings(golds, settings.wrong, settings.deadline)
+    hidden = ("disagreements", "not_altered")
+    print(json.dumps({k: {n: v for n, v in r.items() if n not in hidden} for k, r in result.items()}, indent=2))
     if settings.json:
         settings.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return 0
@@ -152,25 +159,13 @@ def respelled(gold: str) -> str:
     return f"${text}$" if "$" not in text else text
 
 
-def altered(gold: str, chance: random.Random) -> str | None:
-    """A wrong answer that looks like the gold one; None where the gold offers nothing to change."""
-    places = list(re.finditer(r"\d+", gold))
-    if not places:
-        return None
-    place = chance.choice(places)
-    other = str(int(place.group()) + chance.choice([1, 2, 10]))
-    return gold[: place.start()] + other + gold[place.end() :]
-
-
 def agreement(golds: list[str], wrong: int, deadline: float, workers: int = 2) -> dict[str, Any]:
     """Verdicts of lmix and of math-verify on golds respelled and altered, and the time of each."""
     from math_verify import parse, verify
 
     chance = random.Random(1)
     pairs = [(respelled(gold), gold, True) for gold in golds]
-    shuffled = chance.sample(golds, len(golds))
-    changed = dict.fromkeys((altered(gold, chance), gold, False) for gold in [*shuffled, *shuffled])
-    pairs += [pair for pair in changed if pair[0] is not None][:wrong]
+    pairs += [(answer, gold, False) for answer, gold in wrong_answers(golds, wrong, chance)]
     pairs = list(dict.fromkeys(pairs))  # lmix judges equal ones once
     with Verifier(workers, deadline) as verifier:
         verifier.verify(["1+x"], ["x+1"])
@@ -200,6 +195,45 @@ def agreement(golds: list[str], wrong: int, deadline: float, workers: int = 2) -
         if o != r or t != r
     ]
     return found
+
+
+def wrong_answers(golds: list[str], count: int, chance: random.Random) -> list[tuple[str, str]]:
+    """Distinct pairs of an altered gold and the gold."""
+    shuffled = chance.sample(golds, len(golds))
+    changed = dict.fromkeys((altered(gold, chance), gold) for gold in [*shuffled, *shuffled])
+    return [(answer, gold) for answer, gold in changed if answer is not None][:count]
+
+
+def spellings(golds: list[str], wrong: int, deadline: float, workers: int = 2) -> dict[str, Any]:
+    """Verdicts of lmix on golds in each spelling that applies to them, and on altered ones in one that does."""
+    chance = random.Random(2)
+    right = [(rule, other, gold) for gold in golds for rule, spell in RULES.items() if (other := spell(gold))]
+    false = [("altered", answer, gold) for answer, gold in wrong_answers(golds, wrong, chance)]
+    for _, answer, gold in list(false):
+        fitting = [(rule, other) for rule, spell in RULES.items() if spell(gold) and (other := spell(answer))]
+        if fitting:
+            rule, other = chance.choice(fitting)
+            false.append((f"altered, {rule}", other, gold))
+    with Verifier(workers, deadline) as verifier:
+        verdicts = [
+            [verdict.outcome for verdict in verifier.verify([p[1] for p in pairs], [p[2] for p in pairs])]
+            for pairs in (right, false)
+        ]
+    refused = [(*pair, outcome) for pair, outcome in zip(right, verdicts[0], strict=True) if outcome != "right"]
+    rewarded = [(*pair, outcome) for pair, outcome in zip(false, verdicts[1], strict=True) if outcome == "right"]
+    fits = {gold: altered(gold, chance) for gold in dict.fromkeys(golds)}
+    return {
+        "golds": len(golds),
+        "right_pairs": len(right),
+        "distinct_right_pairs": len(set(right)),
+        "right_by_rule": dict(Counter(rule for rule, _, _ in right)),
+        "right_refused": len(refused),
+        "wrong_pairs": len(false),
+        "wrong_rewarded": len(rewarded),
+        "golds_not_altered": sum(fits[gold] is None for gold in golds),
+        "not_altered": [gold for gold, other in fits.items() if other is None],
+        "disagreements": list(dict.fromkeys([*refused, *rewarded])),
+    }
 
 
 if __name__ == "__main__":

@@ -1,18 +1,29 @@
 r"""Answer templates: where a completion states its answer, and how a demonstration writes one.
 
-A completion is *format-correct* when its template is there, filled and closed. Every search below takes time linear in
-the length of the completion and recurses nowhere, whatever a model writes.
+A completion is *format-correct* when its template is there, filled and closed, after the thought if there is one: what
+stands in <think>...</think> answers nothing. Of several templates the last filled one counts. Every search below takes
+time linear in the length of the completion and recurses nowhere, whatever a model writes.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-# A box command with its brace, any other escaped character (so that \{ and \\ are skipped), or a plain brace.
-_BRACE_TOKEN = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
+from lmix.tasks.choices import marked_choice
+
+# A box command with its brace, one that holds a number or a letter without braces, any other escaped character (so that
+# \{ and \\ are skipped), or a plain brace.
+_BRACE_TOKEN = re.compile(
+    r"(\\(?:boxed|fbox)\s*\{)"
+    r"|\\(?:boxed|fbox)(?![A-Za-z])\s*(-?\d[\d,.]*(?<![,.])|(?<=\s)[A-Za-z])"
+    r"(?=\s*(?:\$|\\[)\]]|\n|\Z)|[.,;:](?:\s|\$|\\|\Z))"
+    r"|\\.|[{}]",
+    re.DOTALL,
+)
 _ANSWER_TAG = re.compile(r"</?answer>")
-_LETTER_LINE = re.compile(r"(?:the )?(?:final |correct )?answer ?: ?(?:\(([a-j])\)|([a-j]))\.?", re.IGNORECASE)
-_LETTER_LINE_CAP = 80
+_LETTER_LINE = re.compile(r"(?:#+ ?)?(?:the )?(?:final |correct )?answer ?[:\uff1a] ?(.*)", re.IGNORECASE)
+_LETTER = re.compile(r"(?:\(([a-j])\)|([a-j]))\.?", re.IGNORECASE)
+_LETTER_LINE_CAP = 200
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,9 @@ def _extract_boxed(completion: str) -> str | None:
     last_closed: tuple[int, int, int, int] | None = None  # command start, content start, content end, end
     answer: tuple[int, int] | None = None
     for token in _BRACE_TOKEN.finditer(completion):
-        if token.group(1):
+        if token.group(2):
+            answer = token.span(2)
+        elif token.group(1):
             open_braces.append((token.start(), token.end()))
         elif token.group() == "{":
             open_braces.append(None)
@@ -99,17 +112,31 @@ def _extract_hash(completion: str) -> str | None:
 
 
 def _extract_letter(completion: str) -> str | None:
-    """The letter A-J of the last line that is `Answer: B` and nothing more, upper-case.
+    """The letter A-J of the last line that is `Answer: B` or `Answer: B. Paris`, upper-case.
 
-    Case is free; "the", "final" or "correct" may come before, the letter may stand in parentheses and be followed by a
-    full stop, and the line may be set in Markdown's asterisks.
+    Case is free; "the", "final" or "correct" may come before, the letter may stand in parentheses, and the line may be
+    set in Markdown's asterisks or as a heading. A choice's own text must follow a mark and name no other choice.
     """
     for line in reversed(completion.split("\n")):
         if len(line) <= _LETTER_LINE_CAP:
             match = _LETTER_LINE.fullmatch(" ".join(line.replace("*", "").split()))
-            if match:
-                return (match.group(1) or match.group(2)).upper()
+            if match is None:
+                continue
+            letter = _LETTER.fullmatch(match[1])
+            choice = (letter[1] or letter[2]).upper() if letter else marked_choice(match[1])
+            if choice:
+                return choice
     return None
+
+
+def _after_thought(extract: Callable[[str], str | None]) -> Callable[[str], str | None]:
+    """Look for an answer after the last </think> only; a thought that is not closed leaves no place for one."""
+
+    def extract_after(completion: str) -> str | None:
+        rest = completion.rpartition("</think>")[2]
+        return None if "<think>" in rest else extract(rest)
+
+    return extract_after
 
 
 def _wrap_boxed(answer: str) -> str:
@@ -132,7 +159,7 @@ def _wrap_letter(answer: str) -> str:
 
 
 _TEMPLATES = {
-    template.name: template
+    template.name: replace(template, extract=_after_thought(template.extract))
     for template in (
         AnswerTemplate("boxed", "Put the final answer in \\boxed{}.", _extract_boxed, _wrap_boxed),
         AnswerTemplate(

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self, cast
 
-from lmix.tasks.comparison import compare, is_costly
+from lmix.tasks.comparison import compare
+from lmix.tasks.costly import is_costly
 
 logger = logging.getLogger(__name__)
 

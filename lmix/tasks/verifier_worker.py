@@ -15,7 +15,8 @@ import sys
 from typing import Any
 
 from lmix.tasks.comparison import compare
-from lmix.tasks.normalise import split_unit
+from lmix.tasks.plain_numbers import plain_number
+from lmix.tasks.units import split_unit
 
 _WARM_UP = (
     (r"\frac{1}{2}+x", r"x+\frac12"), (r"\sqrt{8}", r"2\sqrt{2}"), (r"(x+1)^2", "x^2+2x+1"), ("2i+3", "3+2i"),
@@ -48,12 +49,24 @@ def algebra(answer: str, gold: str) -> bool:
     """
     from math_verify import verify
 
-    parsed = _parse(split_unit(answer)[0])
+    from lmix.tasks.equality import is_rounding
+
+    (answer, _), (gold, _) = split_unit(answer), split_unit(gold)
+    parsed = _parse(answer)
     if not parsed:
         raise UnparsableError(answer)
-    parsed_gold = _parse(split_unit(gold)[0])
-    equal = verify(parsed_gold, parsed, allow_set_relation_comp=True, timeout_seconds=None)
-    return equal and not _only_solutions_missing(parsed[0], parsed_gold[0])
+    parsed_gold = _parse(gold)
+    if not parsed_gold:
+        return False
+    if verify(parsed_gold, parsed, allow_set_relation_comp=True, timeout_seconds=None):
+        return not _only_solutions_missing(parsed[0], parsed_gold[0])
+    decimals = ((plain_number(answer), parsed_gold[0]), (plain_number(gold), parsed[0]))
+    try:
+        return any(decimal is not None and is_rounding(decimal, number) for decimal, number in decimals)
+    except MemoryError:
+        raise
+    except Exception:  # Math-Verify, too, takes what sympy can't evaluate for unequal
+        return False
 
 
 def _only_solutions_missing(answer: Any, gold: Any) -> bool:
