@@ -25,8 +25,8 @@ def reason(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "it brings Python code of its own; set LMIX_TRUST_REMOTE_CODE=1 to run that, if you trust it"
     text = first_line(error)
-    # the words of these are a name alone: KeyError('model.embed_tokens'), ModuleNotFoundError("No module named 'x'")
-    return f"{type(error).__name__} {text}" if isinstance(error, LookupError | ImportError | AttributeError) else text
+    # of these the message is a name alone
+    return f"{type(error).__name__} {text}" if isinstance(error, LookupError) else text
 
 
 def first_line(error: Exception) -> str:
