@@ -41,6 +41,7 @@ def generate(
     max_new_tokens: int = 512,
     system: str | None = None,
     chat_template: bool = True,
+    chat_template_args: dict[str, Any] | None = None,
     seed: int = 0,
     **kwargs: Any,
 ) -> None:
@@ -57,6 +58,7 @@ def generate(
         max_new_tokens: a completion that has not ended by then is cut.
         system: the system message of a chat template.
         chat_template: put prompts into the tokenizer's chat template, where it has one.
+        chat_template_args: further variables of the chat template, such as {enable_thinking: false}.
         seed: of the draws.
         kwargs: see `MixedPolicyChoice`.
 
@@ -74,7 +76,7 @@ def generate(
     prompts = read_prompts(file) if file is not None else []
     choice = MixedPolicyChoice(**kwargs)
     model = choice.load()
-    speaker = Speaker(model, system, chat_template, greedy, max_new_tokens)
+    speaker = Speaker(model, system, chat_template, greedy, max_new_tokens, chat_template_args)
     torch.manual_seed(seed)
     if file is not None and out is not None:
         complete_file(speaker, prompts, Path(out), seed)
@@ -121,12 +123,19 @@ class Speaker:
     """A mixed policy that completes and shows."""
 
     def __init__(
-        self, model: MixedPolicyForCausalLM, system: str | None, chat: bool, greedy: bool, max_new_tokens: int
+        self,
+        model: MixedPolicyForCausalLM,
+        system: str | None,
+        chat: bool,
+        greedy: bool,
+        max_new_tokens: int,
+        chat_template_args: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.policy = model, model.policy
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model.config.backbone["path"])
         self.chat = chat and bool(self.tokenizer.chat_template)
         self.system, self.greedy, self.max_new_tokens = system, greedy, max_new_tokens
+        self.chat_template_args = chat_template_args
         self.console = new_console()
         self.ends = end_tokens(self.policy, self.tokenizer)
 
@@ -134,7 +143,7 @@ class Speaker:
         """A conversation as the model reads it; without a chat template, its last message."""
         if not self.chat:
             return self.checked(self.tokenizer(messages[-1]["content"])["input_ids"])  # pyright: ignore
-        return self.checked(chat_ids(self.tokenizer, messages, self.system or None))
+        return self.checked(chat_ids(self.tokenizer, messages, self.system or None, self.chat_template_args))
 
     def checked(self, ids: list[int]) -> list[int]:
         """Raises ValueError where a prompt is empty, or too long for the backbone."""

@@ -17,6 +17,7 @@ from lmix.model.errors import one_line_errors
 from lmix.model.gguf_reader import without_vocabulary
 from lmix.model.linear import linear
 from lmix.model.prequantized import DEQUANTIZED, loading_arguments, quantization_method, set_compute_dtype, way_out
+from lmix.model.source_digest import weights_digest
 from lmix.model.tokenizer import hub_arguments, load_config, trusts_code
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -98,8 +99,10 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         model, info = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **arguments)
     if missing := sorted(info["missing_keys"]):  # transformers warns, and gives them random values
         raise ValueError(
-            f"backbone {config.path!r} can't be loaded: its files lack {missing[0]} ({len(missing)} such){way_out(method)}"
+            f"backbone {config.path!r} can't be loaded: its files lack {missing[0]} ({len(missing)} such)"
+            + way_out(method)
         )
+    model.files_digest = weights_digest(where, arguments.get("gguf_file"))  # for `fingerprint`
     set_compute_dtype(model, dtype)
     if config.quantization == "nf4" and unpacked:
         quantize_linears(model, config, dtype)
@@ -259,14 +262,18 @@ def attention_masks(
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A checksum of the norms and biases, which no quantisation touches: the same model in any precision has the same,
-    wherever its files lie. Another model has another, but not a finetune that left norms and biases alone (a merged
-    LoRA)."""
+    """What tells one backbone from another, as `PARTS` or `PARTS-FILES`.
+
+    PARTS is a checksum of the norms and biases, which no quantisation touches: the same model in any precision has the
+    same, wherever its files lie. FILES is one of all weights as the files have them, which finetunes of the same model
+    differ in, and is there where `load_backbone` has read files.
+    """
     digest = hashlib.sha256()
     for parameter in model.parameters():
         if parameter.dim() == 1 and parameter.is_floating_point():
             digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    own, files = digest.hexdigest()[:16], getattr(model, "files_digest", None)
+    return own if files is None else f"{own}-{files}"
 
 
 def attention_for(config: PretrainedConfig) -> str:

@@ -16,7 +16,7 @@ FILE = "tokenizer.json"
 SAMPLES = (
     "Tom has 1234567 eggs; 3.14 + 2023 = 2026.14",
     "  two  spaces,   three\n\n\nlines\t\ttabs \r\n end ",
-    "中文数学题：求 x² 的值。日本語と한국어",
+    "中文数学题：求 x² 的值。日本語と한국어",  # noqa: RUF001
     "def f(x):\n    return {x: x**2}  # doesn't\n",
     "So \\boxed{\\frac{1}{2}} and $x_1 \\le 5$ .",
     "naïve café 😀 ﬁ ①½ Ⅳ",

@@ -3,6 +3,7 @@
 from lmix.data.example import Example
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
+from lmix.model.end_tokens import demonstration_end
 from lmix.rollout.rollout import Rollout, pack, token_budget_batches
 from lmix.training.base import AdapterModule
 from lmix.training.clock import Clock
@@ -72,6 +73,7 @@ class SFTModule(AdapterModule):
         )
 
     def demonstration_ids(self, example: Example) -> list[int]:
-        """The demonstration's tokens with an end-of-sequence token."""
+        """The demonstration's tokens, and the one that ends the turn."""
         text = self.task.demonstration(example.problem)
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]  # pyright: ignore
+        end = demonstration_end(self.tokenizer, self.task.chat)
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], end]  # pyright: ignore
