@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lmix.evaluation.decoder import decode_texts
 from lmix.model.causal_lm import MixedPolicyForCausalLM
 from lmix.model.mixture import Mixture
-from lmix.model.tokenizer import check_places, end_tokens, load_tokenizer
+from lmix.model.tokenizer import check_places, count_places, end_tokens, load_tokenizer
 from lmix.rollout.engine import Engine
 from lmix.rollout.sampler import Limits, Sampler
 from lmix.rollout.types import Draw, Prompt, Rollout, flatten
@@ -35,6 +36,7 @@ class Completer:
         max_new_tokens: a completion that has not ended by then is cut; None is what the backbone has room for after the
             prompt, at most 512.
         seed: of the draws.
+        chat_template_args: further variables of the chat template, such as {enable_thinking: false}.
         sampler: by default lmix's engine.
     """
 
@@ -46,13 +48,15 @@ class Completer:
         greedy: bool = False,
         max_new_tokens: int | None = None,
         seed: int = 0,
+        chat_template_args: dict[str, Any] | None = None,
         sampler: Sampler | None = None,
     ) -> None:
         self.model, self.policy, self.mixture = model, model.policy, model.mixture
         self.backbone: str = model.config.backbone["path"]
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.backbone)
         self.uses_chat = chat_template and bool(self.tokenizer.chat_template)
-        self.system, self.max_new_tokens = system, max_new_tokens
+        self.system, self.chat_template_args = system, chat_template_args
+        self.max_new_tokens = max_new_tokens
         self.draw = Draw(seed, greedy=greedy)
         self.sampler = sampler
         self.end_ids = tuple(end_tokens(self.policy, self.tokenizer))
@@ -65,7 +69,7 @@ class Completer:
             ValueError: it is empty, or too long for the backbone.
         """
         if self.uses_chat:
-            ids = chat_ids(self.tokenizer, messages, self.system or None)
+            ids = chat_ids(self.tokenizer, messages, self.system or None, self.chat_template_args)
         else:
             ids = self.tokenizer(messages[-1]["content"])["input_ids"]
         if not ids:
@@ -98,7 +102,7 @@ class Completer:
         """How many tokens to draw at most after prompts of at most this many tokens."""
         if self.max_new_tokens is not None:
             return self.max_new_tokens
-        places = getattr(self.policy.backbone.config, "max_position_embeddings", None)
+        places = count_places(self.policy.backbone.config)
         return MOST_NEW_TOKENS if places is None else min(MOST_NEW_TOKENS, places - longest_prompt)
 
     def text(self, ids: Sequence[int]) -> str:

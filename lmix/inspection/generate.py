@@ -31,6 +31,7 @@ def generate(
     max_new_tokens: int | None = None,
     system: str | None = None,
     chat_template: bool = True,
+    chat_template_args: dict[str, Any] | None = None,
     seed: int = 0,
     **kwargs: Any,
 ) -> None:
@@ -49,6 +50,7 @@ def generate(
             the prompt, at most 512.
         system: the system message of a chat template.
         chat_template: put prompts into the tokenizer's chat template, where it has one.
+        chat_template_args: further variables of the chat template, such as {enable_thinking: false}.
         seed: of the draws.
         kwargs: see `MixedPolicyChoice`.
 
@@ -65,7 +67,7 @@ def generate(
         raise ValueError("page and figure show one completion: give its prompt")
     prompts = read_prompts(file) if file is not None else []
     model, console = MixedPolicyChoice(**kwargs).load(), new_console()
-    completer = Completer(model, system, chat_template, greedy, max_new_tokens, seed)
+    completer = Completer(model, system, chat_template, greedy, max_new_tokens, seed, chat_template_args)
     if file is not None and out is not None:
         complete_file(completer, console, prompts, Path(out))
     elif prompt is None:

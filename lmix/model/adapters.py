@@ -4,8 +4,11 @@ import errno
 import json
 import os
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -18,21 +21,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lmix.files import SUMS, differing_file, sync_folder, write_sums
 from lmix.model.backbone import skeleton
+from lmix.model.errors import one_line_errors
+from lmix.model.lora_fields import other_weight, unknown_field
 from lmix.model.mixture import POLICY, REFERENCE
 from lmix.model.streams import StreamRouter
-from lmix.model.tokenizer import first_line, load_config, resolve
+from lmix.model.tokenizer import file_stamps, load_config, resolve
 
-PLAIN = {
-    "use_dora": False,
-    "lora_bias": False,
-    "bias": "none",
-    "modules_to_save": None,
-    "trainable_token_indices": None,
-    "layer_replication": None,
-}
-"""peft's fields that must be at these values (or unset)."""
-REBASED = ("pissa", "olora", "loftq", "corda")
-"""Initialisations that subtract something from the base, which two streams share."""
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -87,45 +81,55 @@ class AdapterConfig:
 
 
 def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Read a peft folder: its configuration and its weights.
+    """Read a peft folder: its configuration and its weights, which are LoRA's factors and nothing else.
+
+    The weights are shared by all who read the folder while its files stay as they are: do not write to them.
 
     Raises:
-        ValueError: no such folder, no or damaged files, not plain LoRA, or weights that are not finite.
+        ValueError: no such folder, no or damaged files, not plain LoRA, weights of the base, or weights that are not
+            finite.
     """
     folder = Path(resolve(path)).expanduser()
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"adapter {path!r} has no {name}: give a folder that peft wrote (safetensors)")
-    try:
+    config, weights = _read_adapter(path, folder, file_stamps(path))
+    return deepcopy(config), dict(weights)
+
+
+@lru_cache(maxsize=4)
+def _read_adapter(path: str, folder: Path, _: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
+    with one_line_errors(f"adapter {path!r} can't be read"):
         fields = json.loads((folder / CONFIG).read_text())
         if not isinstance(fields, dict):
             raise ValueError(f"{CONFIG} holds no JSON object")
         if fields.get("peft_type") != "LORA":
             raise ValueError(f"peft_type is {fields.get('peft_type')}, not LORA")
+    if unknown := unknown_field(fields):
+        raise ValueError(
+            f"adapter {path!r} has {unknown}: lmix takes plain LoRA only (where it is an initialisation that changes "
+            "the base's weights, save it by peft's path_initial_model_for_weight_conversion)"
+        )
+    with one_line_errors(f"adapter {path!r} can't be read"):
         config = LoraConfig.from_pretrained(str(folder))
         weights = load_file(folder / WEIGHTS)
-    except (ValueError, TypeError, SafetensorError) as error:
-        raise ValueError(f"adapter {path!r} can't be read: {first_line(error)}") from error
     if name := differing_file(folder, (WEIGHTS, CONFIG)):
         raise ValueError(
             f"adapter {path!r} is damaged: {name} differs from {SUMS}: take another copy of it, or delete {SUMS} "
             "where you changed it yourself"
         )
     assert isinstance(config, LoraConfig)
-    for name, plain in PLAIN.items():
-        if (getattr(config, name, plain) or plain) != plain:
-            raise ValueError(f"adapter {path!r} has {name}={getattr(config, name)}: lmix takes plain LoRA only")
+    if other := other_weight(weights):
+        raise ValueError(
+            f"adapter {path!r} holds {other}, which is no factor of a LoRA: the streams share one base, so save the "
+            "adapter without the base's weights (peft's save_pretrained with save_embedding_layers=False)"
+        )
     if bad := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
         raise ValueError(f"adapter {path!r} holds NaN or Inf in {bad[0]}: take another copy of it")
-    if str(config.init_lora_weights).startswith(REBASED):
-        raise ValueError(
-            f"adapter {path!r} has init_lora_weights={config.init_lora_weights}, which changes the base's weights: "
-            "save it as a plain LoRA (peft's path_initial_model_for_weight_conversion)"
-        )
     config.init_lora_weights = True  # its values are read, not made
     config.lora_dropout = 0.0
     config.inference_mode = False
-    config.base_model_name_or_path = None  # peft fills in the backbone at hand
+    config.base_model_name_or_path = None  # peft fills in the backbone's
     return config, weights
 
 
@@ -137,10 +141,8 @@ def check_adapter(path: str, backbone: str, model_config: PretrainedConfig | Non
     """
     config, weights = read_adapter(path)
     model = skeleton(model_config or load_config(backbone))
-    try:
-        expected = get_peft_model_state_dict(get_peft_model(model, config))
-    except ValueError as error:
-        raise ValueError(f"adapter {path!r} does not fit backbone {backbone!r}: {first_line(error)}") from error
+    with one_line_errors(f"adapter {path!r} does not fit backbone {backbone!r}"):
+        expected = adapter_weights(get_peft_model(model, config))
     if differing := sorted(set(expected) ^ set(weights)):
         problem = f"{differing[0]} is in only one of them"
     elif differing := [name for name in expected if expected[name].shape != weights[name].shape]:
@@ -180,6 +182,11 @@ def add_adapters(
     return peft_model
 
 
+def adapter_weights(peft_model: Any, stream: str = "default") -> dict[str, Tensor]:
+    """An adapter's weights by the names that a peft folder has for them, without those of the base."""
+    return get_peft_model_state_dict(peft_model, adapter_name=stream, save_embedding_layers=False)
+
+
 def is_adapted(module: nn.Module) -> bool:
     """Whether a LoRA sits on this module."""
     return isinstance(module, LoraLayer)
@@ -194,7 +201,7 @@ def adapter_scaling(model: nn.Module) -> dict[str, list[float]]:
 
 def save_adapter(peft_model: PeftModel, stream: str, folder: Path) -> None:
     """Write one adapter as a peft folder that plain peft loads, with checksums. It is there whole or not at all."""
-    weights = get_peft_model_state_dict(peft_model, adapter_name=stream)
+    weights = adapter_weights(peft_model, stream)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
     if folder.exists() and not (folder / CONFIG).is_file():

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
+from lmix.model.errors import one_line_errors
+from lmix.model.gguf_reader import without_vocabulary
 from lmix.model.linear import linear
-from lmix.model.tokenizer import hub_arguments, load_config, reason, trusts_code
+from lmix.model.prequantized import DEQUANTIZED, loading_arguments, quantization_method, set_compute_dtype, way_out
+from lmix.model.source_digest import weights_digest
+from lmix.model.tokenizer import hub_arguments, load_config, trusts_code
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -26,7 +30,8 @@ class BackboneConfig:
     path: str = "lmix:tiny-arithmetic"
     """Hub id, local folder, .gguf file, or an embedded model as lmix:NAME."""
     quantization: Literal["nf4", "none"] = "nf4"
-    """nf4 holds the linear layers in 4 bits (bitsandbytes, QLoRA); none holds them in `dtype`."""
+    """nf4 holds the linear layers in 4 bits (bitsandbytes, QLoRA); none holds them in `dtype`. A checkpoint that is
+    quantised already stays as it is (FP8 and MXFP4 are unpacked first, to be held as this says)."""
     double_quantization: bool = True
     """Quantise nf4's scales once more (about 0.4 bits a weight less)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -72,8 +77,14 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     model_config = load_config(config.path)
     attention_kinds(model_config)
     dtype = compute_dtype(config.dtype, device)
-    arguments |= {"dtype": dtype, "attn_implementation": attention_for(model_config)}
-    if config.quantization == "nf4" and "gguf_file" not in arguments:
+    method = quantization_method(model_config)
+    # transformers can quantise plain weights while it reads them, but not those that it unpacks
+    unpacked = "gguf_file" in arguments or method in DEQUANTIZED
+    arguments |= {"config": model_config, "dtype": dtype, "attn_implementation": attention_for(model_config)}
+    if method is not None:
+        with one_line_errors(f"backbone {config.path!r} can't be loaded", way_out(method)):
+            arguments |= {"device_map": {"": str(device)}, **loading_arguments(method)}
+    elif config.quantization == "nf4" and not unpacked:
         arguments |= {
             "device_map": {"": str(device)},
             "quantization_config": BitsAndBytesConfig(
@@ -85,18 +96,23 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
                 bnb_4bit_quant_storage=torch.uint8,
             ),
         }
-    try:
-        model = AutoModelForCausalLM.from_pretrained(where, **arguments)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"backbone {config.path!r} can't be loaded: {reason(error)}") from error
-    if config.quantization == "nf4" and "gguf_file" in arguments:
+    with one_line_errors(f"backbone {config.path!r} can't be loaded", way_out(method)), without_vocabulary():
+        model, info = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **arguments)
+    if missing := sorted(info["missing_keys"]):  # transformers warns, and gives them random values
+        raise ValueError(
+            f"backbone {config.path!r} can't be loaded: its files lack {missing[0]} ({len(missing)} such)"
+            + way_out(method)
+        )
+    model.files_digest = weights_digest(where, arguments.get("gguf_file"))  # for `fingerprint`
+    set_compute_dtype(model, dtype)
+    if config.quantization == "nf4" and unpacked:
         quantize_linears(model, config, dtype)
     return nn.Module.to(model, device)  # pyright: ignore[reportReturnType]
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     """A causal LM of names and shapes alone, on the meta device."""
-    with torch.device("meta"):
+    with one_line_errors(f"backbone of type {config.model_type!r} can't be made"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trusts_code())
 
 
@@ -251,14 +267,18 @@ def attention_masks(
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A checksum of the norms and biases, which no quantisation touches: the same model in any precision has the same,
-    wherever its files lie. Another model has another, but not a finetune that left norms and biases alone (a merged
-    LoRA)."""
+    """What tells one backbone from another, as `PARTS` or `PARTS-FILES`.
+
+    PARTS is a checksum of the norms and biases, which no quantisation touches: the same model in any precision has the
+    same, wherever its files lie. FILES is one of all weights as the files have them, which finetunes of the same model
+    differ in, and is there where `load_backbone` has read files.
+    """
     digest = hashlib.sha256()
     for parameter in model.parameters():
         if parameter.dim() == 1 and parameter.is_floating_point():
             digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    own, files = digest.hexdigest()[:16], getattr(model, "files_digest", None)
+    return own if files is None else f"{own}-{files}"
 
 
 def attention_for(config: PretrainedConfig) -> str:

@@ -1,12 +1,18 @@
 """Where a backbone's files are, and its tokenizer: all that is cheap enough to check before weights are read."""
 
 import os
+from copy import deepcopy
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from lmix.model.end_tokens import all_end_tokens
+from lmix.model.errors import one_line_errors
+from lmix.model.gguf_reader import without_vocabulary
+from lmix.model.tokenizer_file import end_without_token, read_tokenizer
 
 if TYPE_CHECKING:
     from lmix.model.mixed_policy import MixedPolicy
@@ -56,13 +62,24 @@ def hub_arguments(path: str) -> tuple[str, dict[str, Any]]:
     return resolved, {"trust_remote_code": trusts_code()}
 
 
+def file_stamps(path: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of each of a local model's files: what is cached with them is read again when they change."""
+    local = Path(resolve(path)).expanduser()
+    places = local.iterdir() if local.is_dir() else [local]
+    stats = [(place.name, place.stat()) for place in places if place.is_file()]
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
 def load_config(path: str) -> PretrainedConfig:
     """The backbone's configuration. Raises ValueError where there is none, or where it is not that of a text model."""
+    return deepcopy(_load_config(path, file_stamps(path)))
+
+
+@lru_cache(maxsize=4)
+def _load_config(path: str, _: Any) -> PretrainedConfig:
     where, arguments = hub_arguments(path)
-    try:
+    with one_line_errors(f"backbone {path!r} can't be read"), without_vocabulary():
         config = AutoConfig.from_pretrained(where, **arguments)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"backbone {path!r} can't be read: {reason(error)}") from error
     if config.get_text_config() is not config:
         raise ValueError(
             f"backbone {path!r} is of type {config.model_type!r}, a text model inside a larger one: lmix takes "
@@ -71,9 +88,25 @@ def load_config(path: str) -> PretrainedConfig:
     return config
 
 
+def count_places(config: PretrainedConfig) -> int | None:
+    """Tokens that a model's rotary embeddings are made for, with those that scaling adds; None where it says nothing.
+
+    YaRN and its like multiply the places that the model was pretrained with. Some configurations count the result in
+    `max_position_embeddings`, others (Qwen's) leave that as it was.
+    """
+    places = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    # one for all layers, or one for each kind of layer
+    for scaling in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        original, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
+        if original and factor:
+            places = max(places or 0, int(original * factor))
+    return places
+
+
 def check_places(path: str, longest_prompt: int, max_new_tokens: int) -> None:
     """Raise ValueError where a prompt and its completion can be more tokens than the backbone has places."""
-    places = getattr(load_config(path), "max_position_embeddings", None)
+    places = count_places(load_config(path))
     if places is not None and longest_prompt + max_new_tokens > places:
         raise ValueError(
             f"max_new_tokens {max_new_tokens} after a prompt of {longest_prompt} tokens is more than the {places} "
@@ -81,9 +114,17 @@ def check_places(path: str, longest_prompt: int, max_new_tokens: int) -> None:
         )
 
 
-@lru_cache(maxsize=4)
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer. Raises ValueError where there is none, or where it has no end-of-sequence token."""
+    """The backbone's tokenizer, as tokenizer.json describes it where there is one; it adds no token after a text.
+
+    Raises:
+        ValueError: there is none, it differs from tokenizer.json, or it has no end-of-sequence token.
+    """
+    return _load_tokenizer(path, file_stamps(path))
+
+
+@lru_cache(maxsize=4)
+def _load_tokenizer(path: str, _: Any) -> PreTrainedTokenizerBase:
     where, arguments = hub_arguments(path)
     if (
         Path(where).is_dir()
@@ -91,33 +132,15 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         and not any((Path(where) / name).is_file() for name in _VOCABULARIES)
     ):
         raise ValueError(f"tokenizer of backbone {path!r} is missing: put its files (tokenizer.json) into the folder")
-    # AutoTokenizer gives a Qwen2 model Qwen2's own tokenizer, even where the folder says that it has another
-    loader = PreTrainedTokenizerFast if path.startswith(EMBEDDED) else AutoTokenizer
-    try:
-        tokenizer = loader.from_pretrained(where, **arguments)  # pyright: ignore[reportArgumentType]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer of backbone {path!r} can't be read: {reason(error)}") from error
+    with one_line_errors(f"tokenizer of backbone {path!r} can't be used"):
+        tokenizer = read_tokenizer(where, arguments)
+        end_without_token(tokenizer)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer of backbone {path!r} has no end-of-sequence token: set eos_token in its config")
     return tokenizer
 
 
 def end_tokens(policy: "MixedPolicy", tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a completion: the tokenizer's, and those of the model's generation settings."""
-    ends: set[Any] = {tokenizer.eos_token_id}  # pyright: ignore[reportUnhashable]
+    """The tokens that end a completion: the tokenizer's, its chat template's, and those of the generation settings."""
     generation = getattr(policy.backbone, "generation_config", None)
-    configured = getattr(generation, "eos_token_id", None)
-    ends |= set(configured if isinstance(configured, list | tuple) else [configured])
-    return sorted(int(token) for token in ends if token is not None)  # pyright: ignore[reportArgumentType]
-
-
-def reason(error: Exception) -> str:
-    """Why a model's files can't be read, with the way out where they bring code of their own."""
-    if "trust_remote_code" in str(error):
-        return "it brings Python code of its own; set LMIX_TRUST_REMOTE_CODE=1 to run that, if you trust it"
-    return first_line(error)
-
-
-def first_line(error: Exception) -> str:
-    """An exception's message cut to its first line, for errors that must be one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return all_end_tokens(tokenizer, getattr(generation, "eos_token_id", None))

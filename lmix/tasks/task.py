@@ -1,9 +1,11 @@
 """What a task is: problems, a prompt, an answer template, a judge."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lmix.model.errors import one_line_errors
 from lmix.tasks.normalise import normalise_answer
 from lmix.tasks.templates import answer_template
 
@@ -39,15 +41,40 @@ class Judgement:
         return self.answer is not None
 
 
-def chat_ids(tokenizer: Any, messages: Sequence[dict[str, str]], system: str | None) -> list[int]:
+def chat_ids(
+    tokenizer: Any,
+    messages: Sequence[dict[str, str]],
+    system: str | None,
+    arguments: Mapping[str, Any] | None = None,
+) -> list[int]:
     """A conversation in the tokenizer's chat template, up to where the next answer begins.
 
     Args:
+        tokenizer: one with a chat template.
+        messages: role and content of each.
         system: the system message; None leaves the template's own.
+        arguments: further variables of the template, such as `enable_thinking`.
+
+    Raises:
+        ValueError: a variable that the template does not have, or a conversation that it refuses or leaves empty.
     """
     first = [] if system is None else [{"role": "system", "content": system}]
     chat = [*first, *messages]
-    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+    arguments = dict(arguments or {})
+    for name in arguments:
+        if name in ("messages", "add_generation_prompt") or not re.search(
+            rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)
+        ):
+            raise ValueError(
+                f"chat_template_args names {name!r}, which is no variable of the tokenizer's chat template"
+            )
+    roles = ", ".join(message["role"] for message in chat)
+    with one_line_errors(f"the chat template refuses messages of the roles {roles}", "; see task.system and task.chat"):
+        encoded = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, **arguments)
+        ids = list(encoded["input_ids"])
+    if not ids:
+        raise ValueError(f"the chat template gives no tokens for messages of the roles {roles}; see task.chat")
+    return ids
 
 
 class Task:
@@ -60,9 +87,10 @@ class Task:
         instruction: what fills `{instruction}`; by default the template's own sentence.
         chat: put the prompt into the tokenizer's chat template as a user's message, where it has one.
         system: the system message in that case; null leaves the chat template's own.
+        chat_template_args: further variables of the chat template, such as {enable_thinking: false}.
 
     Raises:
-        ValueError: the prompt has no `{problem}`.
+        ValueError: the prompt has no `{problem}`, or variables are given for a chat template that is not used.
     """
 
     name = "task"
@@ -76,10 +104,16 @@ class Task:
         instruction: str | None = None,
         chat: bool = True,
         system: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
     ) -> None:
         if "{problem}" not in prompt:
             raise ValueError(f"task.prompt must contain {{problem}}, not {prompt!r}")
+        if chat_template_args and not chat:
+            raise ValueError(
+                f"task.chat_template_args {chat_template_args} need the chat template: set task.chat to true"
+            )
         self.prompt, self.chat, self.system = prompt, chat, system
+        self.chat_template_args = chat_template_args
         self.template = answer_template(template)
         self.instruction = self.template.instruction if instruction is None else instruction
 
@@ -134,9 +168,13 @@ class Task:
                     f"problem {problem.id} of task {self.name} is a conversation of {len(problem.history) + 1} "
                     "messages, which needs task.chat and a tokenizer with a chat template"
                 )
+            if self.chat_template_args:
+                raise ValueError(
+                    f"task.chat_template_args {self.chat_template_args}: the tokenizer has no chat template"
+                )
             return tokenizer(text)["input_ids"]
         messages = [{"role": role, "content": content} for role, content in (*problem.history, ("user", text))]
-        return chat_ids(tokenizer, messages, self.system)
+        return chat_ids(tokenizer, messages, self.system, self.chat_template_args)
 
     def close(self) -> None:
         """Give back what judging holds, such as worker processes."""

@@ -2,7 +2,8 @@
 
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
-from lmix.model.tokenizer import load_config
+from lmix.model.end_tokens import demonstration_end
+from lmix.model.tokenizer import count_places, load_config
 from lmix.rollout.packing import pack, token_budget_batches
 from lmix.rollout.types import Prompt, Rollout
 from lmix.training.clock import Clock
@@ -46,7 +47,7 @@ class SFTModule(AdapterModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        context = getattr(load_config(self.backbone.path), "max_position_embeddings", None)
+        context = count_places(load_config(self.backbone.path))
         if stage == "fit" and context is not None:
             self.datamodule.limit_training(
                 lambda prompt: len(prompt.ids) + len(self.demonstration_ids(prompt)), context
@@ -82,6 +83,7 @@ class SFTModule(AdapterModule):
         )
 
     def demonstration_ids(self, prompt: Prompt) -> list[int]:
-        """The demonstration's tokens with an end-of-sequence token."""
+        """The demonstration's tokens, and the one that ends the turn."""
         text = self.task.demonstration(prompt.problem)
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]  # pyright: ignore
+        end = demonstration_end(self.tokenizer, self.task.chat)
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], end]  # pyright: ignore

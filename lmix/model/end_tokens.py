@@ -1,0 +1,41 @@
+"""Which tokens end a completion, and which one a demonstration ends with."""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+CONTENT = "lmix content"
+
+
+def closing_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the chat template closes an assistant's turn with.
+
+    None where there is no template, where it closes turns with plain text, or where it can't render such a turn.
+    """
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": CONTENT}, {"role": "assistant", "content": CONTENT}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # jinja's and the template's own; a prompt that it can't render is an error of its own
+        return None
+    after: Any = tokenizer(text.rpartition(CONTENT)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    return after[0] if after and after[0] in tokenizer.added_tokens_decoder else None
+
+
+def demonstration_end(tokenizer: PreTrainedTokenizerBase, chat: bool) -> int:
+    """The token that supervised fine-tuning teaches to end with: the chat template's own, where prompts are in it."""
+    closing = closing_token(tokenizer) if chat else None
+    return tokenizer.eos_token_id if closing is None else closing  # pyright: ignore[reportReturnType]
+
+
+def all_end_tokens(tokenizer: PreTrainedTokenizerBase, configured: int | list[int] | None) -> list[int]:
+    """All tokens that end a completion, sorted.
+
+    Args:
+        tokenizer: its end-of-sequence token, and the closing token of its chat template.
+        configured: `eos_token_id` of the model's generation settings.
+    """
+    ends = [tokenizer.eos_token_id, closing_token(tokenizer)]
+    ends += configured if isinstance(configured, list | tuple) else [configured]
+    return sorted({int(token) for token in ends if token is not None})  # pyright: ignore[reportArgumentType]
