@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedTokenizerBase
 
 from lmix.data.example import Example
 from lmix.model.adapters import AdapterConfig
@@ -26,8 +27,10 @@ from lmix.training.guards import Suspect, unsound, write_report
 from lmix.training.metrics import FormatRate, SolveRate
 from lmix.training.ranks import RankedModule
 from lmix.training.run_folder import run_folder
+from lmix.training.schedule import learning_rate_schedule
 from lmix.training.state import check_adapter_state, check_origin
 from lmix.training.strategies import check_strategy
+from lmix.training.trainer_flags import check_monitors, check_trainer_flags
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +81,13 @@ class AdapterModule(RankedModule):
     def task(self) -> Task:
         return self.trainer.datamodule.task  # pyright: ignore[reportAttributeAccessIssue]
 
+    def configure_callbacks(self) -> list[Any]:
+        """Add none: it is the one hook before Lightning's own check, which can't name lmix's settings."""
+        trainer = self.trainer
+        check_trainer_flags(trainer.precision, trainer.gradient_clip_val, None, trainer.accumulate_grad_batches)
+        return []
+
     def setup(self, stage: str) -> None:
-        if self.trainer.precision != "32-true":
-            raise ValueError(
-                f"trainer.precision must be 32-true, not {self.trainer.precision}: backbone.dtype says what the "
-                "backbone computes in, and adapters are trained in float32"
-            )
         check_strategy(self.trainer.strategy)
         if self.trainer.world_size > 1 and self.sampling.resample_dead:
             raise ValueError("sampling.resample_dead must be 0 on several ranks: they could draw each other's prompts")
@@ -146,14 +150,14 @@ class AdapterModule(RankedModule):
 
     def configure_optimizers(self) -> Any:
         settings = self.optimizer
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else None
         optimizer = torch.optim.AdamW(
             self.policy.policy_parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay
         )
-        return [optimizer], [get_scheduler(settings.schedule, optimizer, settings.warmup_steps, steps)]
+        return [optimizer], [LambdaLR(optimizer, learning_rate_schedule(settings, self.trainer.max_steps))]
 
     def on_train_start(self) -> None:
         """Let the settings at hand rule the optimiser, also where a checkpoint has brought another run's."""
+        check_monitors(self.trainer.callbacks, self.trainer.callback_metrics)  # pyright: ignore
         settings = self.optimizer
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
