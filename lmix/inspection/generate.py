@@ -26,6 +26,9 @@ from lmix.rollout.rollout import decode_texts
 from lmix.tasks.rows import read_json
 from lmix.tasks.task import chat_ids
 
+MOST_NEW_TOKENS = 512
+"""Of a completion where `max_new_tokens` is null and the backbone has room for more."""
+
 MOST_DISPUTED = 12
 """Tokens that are listed below a side-by-side view."""
 
@@ -38,7 +41,7 @@ def generate(
     figure: str | None = None,
     side_by_side: bool = False,
     greedy: bool = False,
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     system: str | None = None,
     chat_template: bool = True,
     seed: int = 0,
@@ -54,7 +57,8 @@ def generate(
         page: HTML file that shows, for one prompt, how the streams and the mixture saw each token.
         side_by_side: show what policy, reference and mixture complete, each alone, and the tokens that they dispute.
         greedy: take the most probable token; otherwise draw at temperature 1.
-        max_new_tokens: a completion that has not ended by then is cut.
+        max_new_tokens: a completion that has not ended by then is cut; null is what the backbone has room for after
+            the prompt, at most 512.
         system: the system message of a chat template.
         chat_template: put prompts into the tokenizer's chat template, where it has one.
         seed: of the draws.
@@ -63,7 +67,7 @@ def generate(
     Raises:
         ValueError: a setting, the backbone or an adapter is wrong, or settings that do not go together.
     """
-    if max_new_tokens < 1:
+    if max_new_tokens is not None and max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     if prompt is not None and file is not None:
         raise ValueError("prompt and file are both given: leave one of them out")
@@ -121,7 +125,7 @@ class Speaker:
     """A mixed policy that completes and shows."""
 
     def __init__(
-        self, model: MixedPolicyForCausalLM, system: str | None, chat: bool, greedy: bool, max_new_tokens: int
+        self, model: MixedPolicyForCausalLM, system: str | None, chat: bool, greedy: bool, max_new_tokens: int | None
     ) -> None:
         self.model, self.policy = model, model.policy
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model.config.backbone["path"])
@@ -140,8 +144,15 @@ class Speaker:
         """Raises ValueError where a prompt is empty, or too long for the backbone."""
         if not ids:
             raise ValueError("the prompt is empty")
-        check_places(self.model.config.backbone["path"], len(ids), self.max_new_tokens)
+        check_places(self.model.config.backbone["path"], len(ids), self.max_new_tokens or 1)
         return ids
+
+    def new_tokens(self, longest_prompt: int) -> int:
+        """How many tokens to draw at most after prompts of at most this many tokens."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        places = getattr(self.policy.backbone.config, "max_position_embeddings", None)
+        return MOST_NEW_TOKENS if places is None else min(MOST_NEW_TOKENS, places - longest_prompt)
 
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode([token for token in ids if token not in self.ends]))
@@ -152,7 +163,7 @@ class Speaker:
         rows = model.generate(
             torch.tensor([ids], device=self.policy.device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.policy.device),
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.new_tokens(len(ids)),
             do_sample=not self.greedy,
             eos_token_id=self.ends,
             pad_token_id=self.ends[0],
@@ -233,7 +244,13 @@ def converse(speaker: Speaker, side_by_side: bool) -> None:
             messages = []
             continue
         messages.append({"role": "user", "content": line})
-        completion = speaker.show(speaker.ids(messages), side_by_side)
+        try:
+            ids = speaker.ids(messages)
+        except ValueError as error:  # the conversation has outgrown the backbone
+            speaker.console.print(f"{error}; /new starts anew")
+            messages.pop()
+            continue
+        completion = speaker.show(ids, side_by_side)
         messages.append({"role": "assistant", "content": speaker.text(completion)})
 
 
@@ -252,7 +269,8 @@ def complete_file(speaker: Speaker, prompts: Sequence[str], out: Path, seed: int
     """Complete many prompts in one go, and write them down."""
     engine = RolloutEngine(speaker.policy, speaker.ends)
     ids = [speaker.ids([{"role": "user", "content": prompt}]) for prompt in prompts]
-    rollouts = engine.generate(ids, speaker.max_new_tokens, Draw(seed, greedy=speaker.greedy))
+    most = speaker.new_tokens(max(map(len, ids)))
+    rollouts = engine.generate(ids, most, Draw(seed, greedy=speaker.greedy))
     decode_texts(rollouts, speaker.tokenizer)
     rows = [
         {

@@ -157,7 +157,6 @@ class AdapterModule(RankedModule):
 
     def on_train_start(self) -> None:
         """Let the settings at hand rule the optimiser, also where a checkpoint has brought another run's."""
-        check_monitors(self.trainer.callbacks, self.trainer.callback_metrics)  # pyright: ignore
         settings = self.optimizer
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
@@ -282,6 +281,10 @@ class AdapterModule(RankedModule):
         judgements = self.judge(rollouts, batch)
         self.rows = completion_rows(rollouts, judgements, batch, self.global_step)
         return judgements
+
+    def on_validation_end(self) -> None:
+        if self.trainer.sanity_checking:  # before the first step, so that a wrong name costs no training
+            check_monitors(self.trainer.callbacks, self.trainer.callback_metrics)  # pyright: ignore
 
     def on_validation_epoch_end(self) -> None:
         self.log_rates("val")
