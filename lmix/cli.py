@@ -102,12 +102,16 @@ def run_report(args: list[str]) -> None:
     """Write tables and figures of runs."""
     from lmix.report import write_report
 
+    settings = report_parser().parse_args(args)
+    print(write_report(settings.folders, settings.out, settings.title))
+
+
+def report_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m lmix report", description="Write tables and figures of runs.")
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, and folders of sweep and compare")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for report.md, CSV, PNG and SVG")
     parser.add_argument("--title", default="lmix report", help="heading of report.md")
-    settings = parser.parse_args(args)
-    print(write_report(settings.folders, settings.out, settings.title))
+    return parser
 
 
 def run_plan(args: list[str]) -> None:
