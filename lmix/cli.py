@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lmix.config_files import with_config_files
 from lmix.errors import explain, settings_errors
 
 # a run needs no hub: what it fetches it asks for by name, and counts of downloads are nobody's business
@@ -42,10 +43,6 @@ FUNCTIONS = {
 }
 """Commands that are plain functions of that name, and where they live."""
 
-
-CONFIG_FLAGS = ("--config", "-c")
-CONFIGS = Path(__file__).parent / "configs"
-"""lmix's own, in a checkout and in an installed package."""
 
 DESCRIPTION = """Reinforcement learning with logit averaging.
 Start with: fit --config lmix:demo (lmix: names one of lmix's own configs). Settings: fit --model.help=lmix.GRPOModule,
@@ -83,7 +80,7 @@ def main(args: list[str] | None = None) -> int:
             print("lmix: interrupted; a run resumes from its newest checkpoint by --ckpt_path", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
-        if (line := explain(error)) is None:
+        if (line := explain(error, args)) is None:
             raise
         print(f"lmix: error: {line}", file=sys.stderr)
         return 1
@@ -139,7 +136,7 @@ def run_plan(args: list[str]) -> None:
 
 def run_trainer(args: list[str], start: bool = True) -> Any:
     """Run one of Lightning's commands, or make its parts only; gives the LightningCLI."""
-    args = with_own_configs(args)
+    args = with_config_files(args)
     import lightning as L
     from lightning.pytorch.cli import LightningCLI
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -213,24 +210,6 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
         },
         args=args,
     )
-
-
-def with_own_configs(args: list[str]) -> list[str]:
-    """Put the file's path where `--config` or `-c` names one of lmix's own: `lmix:demo`, `lmix:methods/fixed`.
-
-    Raises:
-        ValueError: there is no such config.
-    """
-    found = list(args)
-    for place, (before, arg) in enumerate(zip(["", *args], args, strict=False)):
-        flag, equals, value = ("", "", arg) if before in CONFIG_FLAGS else arg.partition("=")
-        if not value.startswith("lmix:") or flag not in ("", *CONFIG_FLAGS):
-            continue
-        names = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
-        if (name := value.removeprefix("lmix:").removesuffix(".yaml")) not in names:
-            raise ValueError(f"config {value!r} is unknown: use one of {', '.join(names)}")
-        found[place] = f"{flag}{equals}{CONFIGS / name}.yaml"
-    return found
 
 
 def default_logger() -> dict[str, Any]:

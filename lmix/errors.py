@@ -3,8 +3,9 @@
 import errno
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 
 UNFIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -13,16 +14,18 @@ UNFIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, er
 EARLY_STOPPING = re.compile(r"Early stopping conditioned on metric `(.*?)` which is not available.*following: (.*)")
 
 
-def explain(error: Exception) -> str | None:
-    """The one line for an exception that a user can do something about; None for all others, which are bugs."""
+def explain(error: Exception, args: Sequence[str] = ()) -> str | None:
+    """The one line for an exception that a user can do something about; None for all others, which are bugs.
+
+    Args:
+        args: of the command line: a path that one of them names and that can't be opened is the user's to mend.
+    """
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    if isinstance(error, UnicodeDecodeError):
-        return f"a config or data file is not UTF-8 text ({error}): check the paths"
     if isinstance(error, ValueError | ArgumentError | MisconfigurationException):
         return one_line(str(error))
-    if isinstance(error, OSError) and (error.errno in UNFIXABLE):
+    if isinstance(error, OSError) and (error.errno in UNFIXABLE or named(error.filename, args)):
         return one_line(str(error.strerror)) + (f": {error.filename}" if error.filename else "")
     if isinstance(error, RuntimeError) and is_lost_rank(error):
         return (
@@ -32,6 +35,15 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and (lightnings := lightnings_complaint(error)):
         return lightnings
     return None
+
+
+def named(filename: object, args: Sequence[str]) -> bool:
+    """Whether an argument is this file, a folder above it or something in it."""
+    if not isinstance(filename, str | PathLike):
+        return False
+    path = Path(filename).absolute()
+    values = [Path(value).absolute() for value in (arg.rpartition("=")[2] for arg in args) if value]
+    return any(path == value or path in value.parents or value in path.parents for value in values)
 
 
 def lightnings_complaint(error: RuntimeError) -> str | None:
