@@ -89,6 +89,11 @@ def settings_errors(name: str) -> Iterator[None]:
 
 def one_line(message: str) -> str:
     """A parser's message, which lists all that it tried, cut to the one line that tells a user what to mend."""
+    if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
+        field = ".".join(re.findall(r'key "([^"]+)"', message))
+        return (
+            f"{field + ': ' if field else ''}there is no class {unknown[1]!r}: give its import path, as package.Class"
+        )
     if "Errors:" in message:
         before, _, after = message.partition("Errors:")
         tried, _, given = after.partition("Given value type:")
