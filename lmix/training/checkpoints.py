@@ -162,8 +162,8 @@ class PolicyCheckpoint(Checkpoint):
         best = Path(self.best_model_path)
         if trainer.is_global_zero:
             self.link_best(path.parent)  # before the one it named is dropped
-        while 0 < self.keep < len([kept for kept in self.saved if kept != best]):
-            old = next(kept for kept in self.saved if kept != best)
+        too_old = self.saved[: -self.keep] if self.keep > 0 else []
+        for old in [path for path in too_old if path != best]:
             self.saved.remove(old)
             if trainer.is_global_zero:
                 old.unlink(missing_ok=True)
