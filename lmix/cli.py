@@ -1,9 +1,7 @@
 """The front door: `python -m lmix fit --config ...`, a LightningCLI whose errors are one line."""
 
-import errno
 import logging
 import os
-import re
 import signal
 import sys
 import warnings
@@ -11,6 +9,9 @@ from argparse import ArgumentParser
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from lmix.config_files import with_config_files
+from lmix.errors import explain, settings_errors
 
 # a run needs no hub: what it fetches it asks for by name, and counts of downloads are nobody's business
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -43,13 +44,6 @@ FUNCTIONS = {
 """Commands that are plain functions of that name, and where they live."""
 
 
-NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
-"""What a disk may say that no code can mend."""
-
-CONFIG_FLAGS = ("--config", "-c")
-CONFIGS = Path(__file__).parent / "configs"
-"""lmix's own, in a checkout and in an installed package."""
-
 DESCRIPTION = """Reinforcement learning with logit averaging.
 Start with: fit --config lmix:demo (lmix: names one of lmix's own configs). Settings: fit --model.help=lmix.GRPOModule,
 fit --model.help=lmix.SFTModule, fit --data.task.help=lmix.tasks.MathTask (or CnK12Task, MMLUTask, ArithmeticTask,
@@ -57,9 +51,8 @@ DatasetTask). Other commands, each with --help: {others}."""
 
 
 def main(args: list[str] | None = None) -> int:
-    """Parse, check, run. Returns the exit status: 0, 1 for a user's mistake, 143 for a run that was told to end."""
-    from jsonargparse import ArgumentError, set_parsing_settings
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    """Parse, check, run. Returns the exit status: 0, 1 for a user's mistake, 130 and 143 for SIGINT and SIGTERM."""
+    from jsonargparse import set_parsing_settings
     from lightning.fabric.utilities.rank_zero import rank_zero_only
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -77,36 +70,21 @@ def main(args: list[str] | None = None) -> int:
             run_plan(args[1:])
         else:
             run_trainer(args)
-    except (ValueError, ArgumentError, MisconfigurationException) as error:
-        print(f"lmix: error: {one_line(str(error))}", file=sys.stderr)
-        return 1
-    except SIGTERMException:
+    except SIGTERMException as error:
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             return 0  # a launcher would take another status for a failure, and kill the rest
-        print("lmix: told to end: the last step is saved; go on by --ckpt_path and the run's folder", file=sys.stderr)
+        print(f"lmix: {error}", file=sys.stderr)
         return 128 + signal.SIGTERM
-    except OSError as error:
-        if error.errno not in NOT_OURS:
+    except KeyboardInterrupt:
+        if not rank_zero_only.rank:  # type: ignore[attr-defined]
+            print("lmix: interrupted; a run resumes from its newest checkpoint by --ckpt_path", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if (line := explain(error, args)) is None:
             raise
-        place = f": {error.filename}" if error.filename else ""
-        print(f"lmix: error: {one_line(str(error.strerror))}{place}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if not is_lost_rank(error):
-            raise
-        print(
-            f"lmix: error: another rank has ended ({one_line(str(error))}): its own message says why; go on from the "
-            "last checkpoint by --ckpt_path",
-            file=sys.stderr,
-        )
+        print(f"lmix: error: {line}", file=sys.stderr)
         return 1
     return 0
-
-
-def is_lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed because a rank was not there any more, by what gloo and NCCL say then."""
-    lost = r"gloo.*(closed|reset|timed out)|Connection (closed|reset) by peer|remote process exited"
-    return re.search(lost, str(error), re.IGNORECASE | re.DOTALL) is not None
 
 
 def run_function(command: str, args: list[str]) -> None:
@@ -121,12 +99,16 @@ def run_report(args: list[str]) -> None:
     """Write tables and figures of runs."""
     from lmix.report import write_report
 
+    settings = report_parser().parse_args(args)
+    print(write_report(settings.folders, settings.out, settings.title))
+
+
+def report_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m lmix report", description="Write tables and figures of runs.")
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, and folders of sweep and compare")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for report.md, CSV, PNG and SVG")
     parser.add_argument("--title", default="lmix report", help="heading of report.md")
-    settings = parser.parse_args(args)
-    print(write_report(settings.folders, settings.out, settings.title))
+    return parser
 
 
 def run_plan(args: list[str]) -> None:
@@ -154,14 +136,18 @@ def run_plan(args: list[str]) -> None:
 
 def run_trainer(args: list[str], start: bool = True) -> Any:
     """Run one of Lightning's commands, or make its parts only; gives the LightningCLI."""
-    args = with_own_configs(args)
+    args = with_config_files(args)
     import lightning as L
     from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from lmix.data.module import RLDataModule
-    from lmix.training.run_folder import run_folder
+    from lmix.training.default_callbacks import default_callbacks
+    from lmix.training.run_config import SaveRunConfig
+    from lmix.training.run_folder import check_writable, run_folder
     from lmix.training.state import check_fresh, find_checkpoint
     from lmix.training.strategies import check_strategy
+    from lmix.training.trainer_flags import check_trainer_flags
 
     class Door(LightningCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
@@ -174,19 +160,37 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
                 settings["ckpt_path"] = find_checkpoint(path)
 
         def _instantiate_trainer(self, config: Any, callbacks: list[Any]) -> L.Trainer:
-            """Add the default callbacks; one that the user configures takes the place of the default of its kind."""
+            check_trainer_flags(**config)
             given = config.get("callbacks") or []
-            kinds = [type(callback) for callback in (given if isinstance(given, list) else [given])]
-            self.trainer_defaults["callbacks"] = [c for c in default_callbacks() if type(c) not in kinds]
-            return super()._instantiate_trainer(config, callbacks)
+            self.trainer_defaults["callbacks"] = default_callbacks(
+                given if isinstance(given, list) else [given],
+                config["enable_progress_bar"],
+                config["enable_checkpointing"] is not False,
+            )
+            with settings_errors("trainer"):
+                return super()._instantiate_trainer(config, callbacks)
 
         def _run_subcommand(self, subcommand: str) -> None:
             check_strategy(self.trainer.strategy)  # before a launcher makes processes, whose errors are tracebacks
-            if subcommand == "fit" and start and not self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
-                settings = self.config[subcommand]
-                check_fresh(run_folder(self.trainer) / "checkpoints", settings.get("ckpt_path"))
-            if start:
+            if not start:
+                return
+            if not self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+                folder = run_folder(self.trainer)
+                if self.trainer.is_global_zero:
+                    check_writable(folder)
+                if subcommand == "fit":
+                    check_fresh(folder / "checkpoints", self.config[subcommand].get("ckpt_path"))
+            try:
                 super()._run_subcommand(subcommand)
+            except SIGTERMException as error:  # a SystemExit, as what Lightning makes of Ctrl-C
+                saved = "its step is saved, resume by --ckpt_path and the run folder"
+                without = "no checkpoint was saved, as trainer.enable_checkpointing is false"
+                ending = saved if self.trainer.checkpoint_callbacks else without
+                raise SIGTERMException(f"ended by SIGTERM: {ending}") from error
+            except SystemExit:
+                if self.trainer.interrupted:
+                    raise KeyboardInterrupt from None
+                raise
 
     others = ", ".join([*FUNCTIONS, "report", "plan"])
     return Door(
@@ -196,7 +200,8 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
         auto_configure_optimizers=False,  # model.optimizer has it
         seed_everything_default=0,
         trainer_defaults=DEFAULTS | {"logger": default_logger()},
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=SaveRunConfig,
+        save_config_kwargs={"save_to_log_dir": False},
         parser_kwargs={
             "exit_on_error": False,
             "prog": "python -m lmix",
@@ -205,52 +210,6 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
         },
         args=args,
     )
-
-
-def with_own_configs(args: list[str]) -> list[str]:
-    """Put the file's path where `--config` or `-c` names one of lmix's own: `lmix:demo`, `lmix:methods/fixed`.
-
-    Raises:
-        ValueError: there is no such config.
-    """
-    found = list(args)
-    for place, (before, arg) in enumerate(zip(["", *args], args, strict=False)):
-        flag, equals, value = ("", "", arg) if before in CONFIG_FLAGS else arg.partition("=")
-        if not value.startswith("lmix:") or flag not in ("", *CONFIG_FLAGS):
-            continue
-        names = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
-        if (name := value.removeprefix("lmix:").removesuffix(".yaml")) not in names:
-            raise ValueError(f"config {value!r} is unknown: use one of {', '.join(names)}")
-        found[place] = f"{flag}{equals}{CONFIGS / name}.yaml"
-    return found
-
-
-def one_line(message: str) -> str:
-    """A parser's message, which lists all that it tried, cut to the one line that tells a user what to mend."""
-    if "Errors:" in message:
-        before, _, after = message.partition("Errors:")
-        tried, _, given = after.partition("Given value type:")
-        reasons = [reason.strip() for reason in re.split(r"\n\s*- ", tried)]
-        message = next((reason for reason in reasons if reason and "NoneType" not in reason), message)
-        if message.startswith("Expected a <class") and "value" not in message:  # names neither field nor value
-            value = given.partition("Given value:")[2].strip()
-            field = ".".join(re.findall(r'key "([^"]+)"', before))
-            message = f"{field + ': ' if field else ''}{message}, not {value}"
-            if value.startswith("{"):
-                message += " (a text with a colon needs quotes of its own, as YAML does)"
-    line = " ".join(message.split())
-    if re.search(r"not accepted|unrecognized arguments|not expected", line):
-        line += " (--print_config shows the fields there are)"
-    return line
-
-
-def default_callbacks() -> list[Any]:
-    from lmix.training.checkpoints import PolicyCheckpoint
-    from lmix.training.completion_log import CompletionLog
-    from lmix.training.console import StepConsole
-    from lmix.training.preemption import Preemption
-
-    return [StepConsole(), CompletionLog(), Preemption(), PolicyCheckpoint()]
 
 
 def default_logger() -> dict[str, Any]:

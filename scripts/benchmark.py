@@ -15,6 +15,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import fields
 from functools import cache
@@ -39,6 +40,9 @@ TABLES = ("natural", "alpha", "growth")
 
 def main() -> int:
     settings = parser().parse_args()
+    for name in ("model", "prompts_from"):  # contenders work in folders of their own
+        if (path := getattr(settings, name)) and Path(path).exists():
+            setattr(settings, name, str(Path(path).resolve()))
     work = Work(**{field.name: getattr(settings, field.name) for field in fields(Work)})
     names, tables = ([n for n in text.split(",") if n] for text in (settings.contenders, settings.tables))
     names = [name for name in names if not name.startswith("trl") or find_spec("trl")]
@@ -138,6 +142,8 @@ class Worker:
             "THP_MEM_ALLOC_ENABLE": "1",  # as lmix's command line sets it; here for all of them
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
+        # of its own: a contender may leave files in the current folder
+        self.folder = tempfile.TemporaryDirectory(prefix="lmix-benchmark-")
         self.line = [sys.executable, str(Path(__file__).parent / "contenders.py"), name, work.as_json()]
         self.process = subprocess.Popen(
             self.line,
@@ -146,6 +152,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
+            cwd=self.folder.name,
         )
         self.answer()  # it is ready
 
@@ -160,6 +167,7 @@ class Worker:
         self.process.stdin.write("end\n")
         self.process.stdin.flush()
         self.process.wait()
+        self.folder.cleanup()
 
     def answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None

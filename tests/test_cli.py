@@ -1,5 +1,6 @@
 """The front door, in this process."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lmix import cli
+from lmix.errors import settings_errors
 from lmix.model import mixed_policy
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +76,7 @@ MATH = ["--config", str(CONFIGS / "tasks/math.yaml"), "--config", str(CONFIGS / 
         (lambda tmp: [*DEMO, f"--ckpt_path={garbage(tmp)}"], "is damaged or no checkpoint"),
         (lambda tmp: [*DEMO, f"--ckpt_path={foreign_checkpoint(tmp)}"], "was not written by lmix"),
         (lambda tmp: [*DEMO, "--data.task=lmix.tasks.Task"], "Task has no problems of its own"),
-        (lambda tmp: [*DEMO, "--trainer.precision=bf16-mixed"], "trainer.precision must be 32-true"),
+        (lambda tmp: [*DEMO, "--trainer.precision=bf16-mixed"], "set model.backbone.dtype=bfloat16"),
         (lambda tmp: [*DEMO, "--model.adapters.experts=[a]"], "experts needs weights"),
         (lambda tmp: [*DEMO, f"--ckpt_path={old_checkpoint(tmp)}"], "was written by another version of lmix"),
     ],
@@ -85,6 +87,97 @@ def test_a_mistake_is_one_line_and_found_before_a_model_is_loaded(make, message,
     assert status == 1
     assert len(errors) == 1
     assert message in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda tmp: ["-c", written(tmp, b"model: [1\nx: {")], "c.yaml' is not valid YAML in line 2: expected ',' or"),
+        (lambda tmp: [f"--config={written(tmp, bytes([0xCF, 0xC7]))}"], "c.yaml' is not a text file"),
+        (lambda tmp: ["--config", written(tmp, b"just a text")], "c.yaml' holds a str: give a YAML file with settings"),
+        (lambda tmp: ["--config", written(tmp, b"- a\n- b")], "c.yaml' holds a list: give a YAML file with settings"),
+        (lambda tmp: ["--config", str(tmp)], "Path is not a file"),
+        (lambda tmp: [*DEMO, "--trainer.callbacks+=NoSuch"], "trainer.callbacks: there is no class 'NoSuch'"),
+        (lambda tmp: [*DEMO, "--trainer.callbacks+=EarlyStopping"], "arguments are required: monitor"),
+        (lambda tmp: [*DEMO, "--trainer.devices=abc", "--trainer.accelerator=cpu"], "trainer: `devices` selected with"),
+        (lambda tmp: [*DEMO, "--trainer.devices=-3", "--trainer.accelerator=cpu"], "trainer: `devices` selected with"),
+        (
+            lambda tmp: [*DEMO, f"--trainer.logger.save_dir={written(tmp, b'')}"],
+            "c.yaml: Not a directory): set trainer",
+        ),
+        (lambda tmp: [*DEMO, "--trainer.logger.save_dir=/proc/nowhere"], "can't be written to (/proc"),
+        (lambda tmp: [*DEMO, "--trainer.gradient_clip_val=1"], "set model.optimizer.max_grad_norm=1"),
+        (lambda tmp: [*DEMO, "--trainer.accumulate_grad_batches=2"], "data.prompts_per_step is the batch"),
+        (lambda tmp: [*DEMO, "--trainer.max_time=soon"], "is not a valid duration"),
+        (lambda tmp: [*DEMO, f"--model.adapters.reference={written(tmp, b'')}"], "has no adapter_config.json"),
+        (lambda tmp: [], "required: fit.data.task"),
+    ],
+)
+def test_wrong_uses_are_one_line(make, message, tmp_path, capsys, no_model):
+    assert run("fit", *make(tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (line,) = [line for line in error.splitlines() if line.startswith("lmix: error:")]
+    assert message in line
+
+
+def written(tmp: Path, content: bytes) -> str:
+    (tmp / "c.yaml").write_bytes(content)
+    return str(tmp / "c.yaml")
+
+
+def fails_with(monkeypatch, error: BaseException) -> None:
+    def run_trainer(args):
+        raise error
+
+    monkeypatch.setattr(cli, "run_trainer", run_trainer)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("The server socket has failed to listen. port: 29500, code: -98, name: EADDRINUSE"),
+            "the port that ranks meet at is in use",
+        ),
+        (
+            RuntimeError(
+                "Early stopping conditioned on metric `val_loss` which is not available. Pass in or modify your "
+                "`EarlyStopping` callback to use any of the following: `train/loss`, `val/solve_rate`"
+            ),
+            "EarlyStopping.monitor 'val_loss' is not logged: use one of train/loss, val/solve_rate",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "No space left on device: /x"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/out/a"), "No such file or directory: /out/a"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/out"), "Not a directory: /out"),
+    ],
+)
+def test_third_parties_exceptions_that_are_the_user_s_to_mend(error, message, monkeypatch, capsys):
+    fails_with(monkeypatch, error)
+    assert run("fit", "--out=/out/a/b") == 1
+    line = capsys.readouterr().err.strip()
+    assert line.startswith(f"lmix: error: {message}")
+    assert "\n" not in line
+
+
+def test_a_missing_file_that_nobody_named_is_a_bug(monkeypatch):
+    fails_with(monkeypatch, FileNotFoundError(errno.ENOENT, "No such file or directory", "/own/table.json"))
+    with pytest.raises(FileNotFoundError):
+        run("fit", "--out=/out/a")
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mixed_policy, "load_backbone", interrupted)
+    assert run("fit", *DEMO, *SMALL, f"--trainer.logger.save_dir={tmp_path}") == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("lmix: interrupted")
+
+
+def test_an_error_in_a_user_s_own_class_keeps_its_traceback():
+    with pytest.raises(TypeError, match="mine"), settings_errors("trainer"):
+        raise TypeError("mine")
 
 
 def unknown_field(tmp: Path) -> Path:

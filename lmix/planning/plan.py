@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from lmix.data.module import RLDataModule
 from lmix.model.backbone import copy_fits
-from lmix.model.tokenizer import load_config
 from lmix.planning.estimates import host_bytes, largest, memory, peak, rollout_seconds, update_seconds
+from lmix.planning.published import planned_config
 from lmix.planning.shape import ModelShape, RunShape, model_shape
 from lmix.training.grpo import GRPOModule
 from lmix.training.module import AdapterModule
@@ -48,7 +48,7 @@ def plan(
             raise ValueError(f"--{name} must be positive, not {value}")
     if not 0 <= live <= 1:
         raise ValueError(f"--live must lie between 0 and 1, not {live}")
-    model = model_shape(load_config(module.backbone.path), module.adapters)
+    model = model_shape(planned_config(module.backbone.path), module.adapters)
     run = run_shape(module, data, devices, sharded, prompt_tokens, live)
     run = settle_dense(module, model, run, device_gb * GB)
     parts = memory(model, run)

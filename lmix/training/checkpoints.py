@@ -2,9 +2,12 @@
 
 import errno
 import io
+import logging
+import math
+import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -14,6 +17,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lmix.files import whole_file
 from lmix.training.run_folder import run_folder
 from lmix.training.state import check_fresh, named_step
+
+log = logging.getLogger(__name__)
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -28,29 +33,42 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 class PolicyCheckpoint(Checkpoint):
-    """Save `checkpoints/step=N.ckpt` in the run folder, to go on from with `--ckpt_path`, and `step=N/` for peft.
+    """Save `checkpoints/step=N.ckpt` in the run folder, to resume from with `--ckpt_path`, and `step=N/` for peft.
 
     A file has its name only when it is whole. It is written after all that belongs to its step: after other callbacks,
-    so that what they changed (alpha) is in it, and after the evaluation where one is due, so that a run that goes on
-    from it lacks none. A run that was told to end (`lmix.training.preemption`) saves the step that it ends with.
+    so that what they changed (alpha) is in it, and after the evaluation where one is due, so that a resumed run lacks
+    none. A run that SIGTERM ends (`lmix.training.preemption`) saves its last step.
+
+    With `monitor`, the best evaluated step is saved as well, whether or not a checkpoint is due, and stays until a
+    better one is saved. The links `best.ckpt` and `best/` name it; resuming from the run folder still picks the newest.
+    `data.eval_size` held-out problems choose the step, so their rate at it is an optimistic estimate.
 
     Args:
         every_n_steps: outer steps between checkpoints; the last step is saved in any case.
         keep: how many of the newest stay; -1 keeps all.
+        monitor: a metric that evaluations log, such as val/solve_rate; null keeps the newest only.
+        mode: whether the largest or the smallest value of `monitor` is the best. Among equals the earliest is.
 
     Raises:
-        ValueError: `every_n_steps` below 1, or `keep` of 0.
+        ValueError: `every_n_steps` below 1, `keep` of 0, or another `mode`; in the run, a metric that is not logged.
         OSError: a checkpoint can't be written (a full disk); those before it are there.
     """
 
-    def __init__(self, every_n_steps: int = 10, keep: int = 3) -> None:
+    def __init__(
+        self, every_n_steps: int = 10, keep: int = 3, monitor: str | None = None, mode: Literal["max", "min"] = "max"
+    ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, not {every_n_steps}")
         if keep == 0 or keep < -1:
             raise ValueError(f"keep must be -1 (all) or at least 1, not {keep}")
-        self.every_n_steps, self.keep = every_n_steps, keep
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode must be max or min, not {mode!r}")
+        self.every_n_steps, self.keep, self.monitor, self.mode = every_n_steps, keep, monitor, mode
         self.last_step: int | None = None
         self.saved: list[Path] = []
+        self.best_model_path = ""
+        """The best step's file, or empty. This name is what Lightning looks up for `ckpt_path="best"`."""
+        self.best_model_score: float | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
@@ -58,23 +76,35 @@ class PolicyCheckpoint(Checkpoint):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the checkpoints of another run alone, and set aside those after the one that is gone on from."""
         self.last_step = None
+        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return
         folder = self.folder(trainer)
         check_fresh(folder, trainer.ckpt_path, self.saved)
         if trainer.ckpt_path is not None and trainer.is_global_zero:
-            step = named_step(Path(trainer.ckpt_path))
+            step = named_step(Path(trainer.ckpt_path).resolve())  # of best.ckpt, what it links to
             for path in folder.glob("*.ckpt"):
                 if step is not None and (named_step(path) or 0) > step:
                     path.rename(path.with_suffix(".ckpt.abandoned"))
+        if not Path(self.best_model_path).is_file():  # none yet, or dropped after the step that is resumed from
+            self.best_model_path, self.best_model_score = "", None
+        if trainer.is_global_zero:
+            self.link_best(folder)
 
     def folder(self, trainer: L.Trainer) -> Path:
         return run_folder(trainer) / "checkpoints"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"saved": [str(path) for path in self.saved]}
+        return {
+            "saved": [str(path) for path in self.saved],
+            "best_model_path": self.best_model_path,
+            "best_model_score": self.best_model_score,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of a run that goes on in the same folder, older checkpoints are still this one's to drop."""
+        """Of a run that is resumed in the same folder, older checkpoints are still this one's to drop."""
         self.saved = [Path(path) for path in state_dict["saved"]]
+        self.best_model_path = state_dict.get("best_model_path", "")
+        self.best_model_score = state_dict.get("best_model_score")
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         loop = trainer.fit_loop.epoch_loop
@@ -84,8 +114,26 @@ class PolicyCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and self.due(trainer):
-            self.save(trainer)
+        if fitting:
+            better = self.note_score(trainer)
+            if better or self.due(trainer):
+                self.save(trainer)
+
+    def note_score(self, trainer: L.Trainer) -> bool:
+        """Whether this step's evaluation is the best so far; if so, note it as the best."""
+        if self.monitor is None:
+            return False
+        if self.monitor not in trainer.callback_metrics:
+            raise ValueError(
+                f"PolicyCheckpoint.monitor {self.monitor!r} is not logged: use one of "
+                f"{', '.join(sorted(trainer.callback_metrics))}"
+            )
+        score = float(trainer.callback_metrics[self.monitor])
+        best = self.best_model_score
+        if math.isnan(score) or (best is not None and not (score > best if self.mode == "max" else score < best)):
+            return False
+        self.best_model_path, self.best_model_score = str(self.path(trainer)), score
+        return True
 
     def due(self, trainer: L.Trainer) -> bool:
         return trainer.global_step % self.every_n_steps == 0 or trainer.received_sigterm
@@ -98,9 +146,8 @@ class PolicyCheckpoint(Checkpoint):
         """Write the checkpoint of this step, once, and drop what is too old."""
         if self.last_step == trainer.global_step or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        folder = self.folder(trainer)
-        path = folder / f"step={trainer.global_step:04d}.ckpt"
-        self.saved = [*(old for old in self.saved if old.parent == folder and old != path), path]
+        path = self.path(trainer)
+        self.saved = [*(old for old in self.saved if old.parent == path.parent and old != path), path]
         try:
             # the file last: where it is, its folder is
             if trainer.is_global_zero:
@@ -112,9 +159,34 @@ class PolicyCheckpoint(Checkpoint):
             )
             raise OSError(error.errno or errno.EIO, f"{path} can't be saved ({error}): {before}") from error
         self.last_step = trainer.global_step
-        while 0 < self.keep < len(self.saved):
-            old = self.saved.pop(0)
+        best = Path(self.best_model_path)
+        if trainer.is_global_zero:
+            self.link_best(path.parent)  # before the one it named is dropped
+        too_old = self.saved[: -self.keep] if self.keep > 0 else []
+        for old in [path for path in too_old if path != best]:
+            self.saved.remove(old)
             if trainer.is_global_zero:
                 old.unlink(missing_ok=True)
                 shutil.rmtree(old.with_suffix(""), ignore_errors=True)
         trainer.strategy.barrier()
+
+    def path(self, trainer: L.Trainer) -> Path:
+        return self.folder(trainer) / f"step={trainer.global_step:04d}.ckpt"
+
+    def link_best(self, folder: Path) -> None:
+        """Let `best.ckpt` and `best/` name the best step's checkpoint and peft folder, or nothing."""
+        best = Path(self.best_model_path)
+        here = best.name and best.parent == folder  # not where the run was resumed in another folder
+        for link, target in ((folder / "best.ckpt", best.name), (folder / "best", best.stem)):
+            if not here:
+                if link.is_symlink():
+                    link.unlink()
+                continue
+            part = folder / f".{link.name}.part"
+            part.unlink(missing_ok=True)
+            try:
+                part.symlink_to(target)
+            except OSError as error:  # a file system without links: the checkpoint itself is safe
+                log.warning("%s can't link to %s (%s), which is the best so far", link, target, error)
+                return
+            os.replace(part, link)

@@ -18,6 +18,8 @@ from lmix.training.run_folder import run_folder
 class CompletionLog(L.Callback):
     """Write every completion as jsonl into the run folder, and some as a text table for TensorBoard.
 
+    Nothing is written under `trainer.fast_dev_run`.
+
     Args:
         table_rows: completions of a step in the table.
         every_n_steps: steps between tables.
@@ -46,6 +48,8 @@ class CompletionLog(L.Callback):
     def written(self, trainer: L.Trainer) -> list[Path]:
         """The files of training and its evaluations, of all ranks, however many there were; for rank 0 alone."""
         folder = run_folder(trainer) / "completions"
+        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return []
         found = [path for name in ("train", "val") for path in folder.glob(f"{name}*.jsonl")]
         return found if trainer.is_global_zero else []
 
@@ -70,7 +74,7 @@ class CompletionLog(L.Callback):
 
     def append(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
         folder = run_folder(trainer)  # all ranks must ask for it, also those without rows
-        if not rows:
+        if not rows or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         suffix = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = folder / "completions" / f"{name}{suffix}.jsonl"

@@ -29,6 +29,7 @@ from lmix.training.metrics import AnswerRate, FormatRate, Rate, SolveRate
 from lmix.training.optimisation import OptimisedModule
 from lmix.training.state import check_adapter_state, check_origin
 from lmix.training.strategies import check_strategy
+from lmix.training.trainer_flags import check_monitors, check_trainer_flags
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +92,13 @@ class AdapterModule(OptimisedModule):
         limits = Limits(self.sampling.max_new_tokens, tuple(end_tokens(self.policy, self.tokenizer)))
         return Decoder(self.sampler, limits, self.tokenizer, self.task)
 
+    def configure_callbacks(self) -> list[Any]:
+        """Add none: it is the one hook before Lightning's own check, which can't name lmix's settings."""
+        trainer = self.trainer
+        check_trainer_flags(trainer.precision, trainer.gradient_clip_val, None, trainer.accumulate_grad_batches)
+        return []
+
     def setup(self, stage: str) -> None:
-        if self.trainer.precision != "32-true":
-            raise ValueError(
-                f"trainer.precision must be 32-true, not {self.trainer.precision}: backbone.dtype says what the "
-                "backbone computes in, and adapters are trained in float32"
-            )
         check_strategy(self.trainer.strategy)
         if self.trainer.world_size > 1 and self.sampling.resample_dead:
             raise ValueError("sampling.resample_dead must be 0 on several ranks: they could draw each other's prompts")
@@ -172,6 +174,10 @@ class AdapterModule(OptimisedModule):
         for rollout in flatten(groups):
             rollout.reward = float(rollout.solved)  # the rows of an evaluation show the verifier's reward alone
         return groups
+
+    def on_validation_end(self) -> None:
+        if self.trainer.sanity_checking:  # before the first step, so that a wrong name costs no training
+            check_monitors(self.trainer.callbacks, self.trainer.callback_metrics)  # pyright: ignore
 
     def on_validation_epoch_end(self) -> None:
         self.log_rates("val")

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedTokenizerBase
 
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.rollout.types import Rollout
@@ -15,6 +16,7 @@ from lmix.training.config import OptimizerConfig
 from lmix.training.guards import NonFinite, write_report
 from lmix.training.ranks import RankedModule
 from lmix.training.run_folder import run_folder
+from lmix.training.schedule import learning_rate_schedule
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +37,10 @@ class OptimisedModule(RankedModule):
 
     def configure_optimizers(self) -> Any:
         settings = self.optimizer
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else None
         optimizer = torch.optim.AdamW(
             self.policy.policy_parameters(), settings.lr, settings.betas, weight_decay=settings.weight_decay
         )
-        return [optimizer], [get_scheduler(settings.schedule, optimizer, settings.warmup_steps, steps)]
+        return [optimizer], [LambdaLR(optimizer, learning_rate_schedule(settings, self.trainer.max_steps))]
 
     def on_train_start(self) -> None:
         """Re-apply the configured lr, betas and weight decay after loading a checkpoint."""

@@ -53,7 +53,7 @@ def check_fresh(folder: Path, ckpt_path: Any, saved: Sequence[Path] = ()) -> Non
     Raises:
         ValueError: there are some that it does not go on from.
     """
-    others = set(folder.glob("*.ckpt")) - set(saved)
+    others = {path for path in folder.glob("*.ckpt") if not path.is_symlink()} - set(saved)
     if others and (ckpt_path is None or Path(ckpt_path).resolve().parent != folder.resolve()):
         raise ValueError(
             f"{folder.parent} holds checkpoints of a run: go on from there by --ckpt_path, or give another folder"

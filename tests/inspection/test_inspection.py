@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,35 @@ def test_a_conversation(monkeypatch, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 3
     assert lines[1] == lines[2] != ""
+
+
+def test_without_a_limit_a_completion_has_what_the_model_has_room_for(tmp_path, capsys):
+    """The tiny model has 512 places, so 512 new tokens never fit after a prompt."""
+    (tmp_path / "in.txt").write_text(f"{QUESTION}{QUESTION.strip() * 3}\n")
+    assert cli.main(["generate", f"--prompt={QUESTION}", "--greedy=true", *TINY]) == 0
+    assert capsys.readouterr().out.strip()
+    files = [f"--file={tmp_path}/in.txt", f"--out={tmp_path}/out.jsonl"]
+    assert cli.main(["generate", *files, "--greedy=true", *TINY]) == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("places", "asked", "prompt", "most"),
+    [(512, None, 19, 493), (32768, None, 19, 512), (None, None, 19, 512), (512, 7, 19, 7)],
+)
+def test_the_limit_of_new_tokens(places, asked, prompt, most):
+    config = SimpleNamespace(**({"max_position_embeddings": places} if places else {}))
+    completer = SimpleNamespace(max_new_tokens=asked, policy=SimpleNamespace(backbone=SimpleNamespace(config=config)))
+    assert Completer.new_tokens(completer, prompt) == most  # pyright: ignore[reportArgumentType]
+
+
+def test_a_conversation_that_outgrows_the_model_goes_on_after_new(monkeypatch, capsys):
+    long = "apples " * 600
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{long}\n/new\n{QUESTION}\n"))
+    assert cli.main(["generate", "--greedy=true", "--max_new_tokens=24", *TINY]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[1].endswith("/new starts anew")
+    assert lines[2]
 
 
 def test_a_file_of_prompts_and_an_exported_folder(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The planner's formulas against what tensors really take."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lmix.planning.estimates import (
     rollout_seconds,
     update_seconds,
 )
+from lmix.planning.published import planned_config
 from lmix.planning.shape import RunShape, model_shape
 from lmix.rollout.kv_cache import StreamCache
 from lmix.rollout.packing import pack
@@ -172,6 +174,39 @@ def test_the_command_takes_the_flags_of_fit(capsys):
     # devices that are not here
     assert cli.main([*line, "--trainer.accelerator=gpu", "--trainer.devices=8", "--trainer.num_nodes=2"]) == 0
     assert "16 device(s)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("Qwen/Qwen2.5-0.5B", 494_032_768),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
+        ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
+    ],
+)
+def test_the_paper_s_models_are_planned_without_a_network(name, weights):
+    """The counts are those that the hub shows for these models' weights."""
+    model = model_shape(planned_config(name), AdapterConfig(rank=16))
+    assert model.linear + model.other == weights
+
+
+def test_a_folder_or_a_file_with_nothing_but_the_configuration_will_do(tmp_path, capsys):
+    tiny_model("llama").config.save_pretrained(tmp_path)
+    shutil.copy(tmp_path / "config.json", tmp_path / "another.json")
+    line = ["plan", "--config", "configs/demo.yaml", "--model.adapters.reference=null"]
+    outputs = []
+    for path in (tmp_path, tmp_path / "config.json", tmp_path / "another.json"):
+        assert cli.main([*line, f"--model.backbone.path={path}"]) == 0
+        outputs.append(capsys.readouterr().out.partition(": ")[2])
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "no such model"}', "{}"])
+def test_a_file_that_is_no_configuration_is_one_line(content, tmp_path):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^backbone '.*x.json' is no model's config.json: [^\n]+$"):
+        planned_config(str(tmp_path / "x.json"))
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(strategy, tmp_path
 def test_ranks_of_which_one_is_told_to_end_leave_together(strategy, rank, tmp_path):
     told = {"class_path": "tests.training.endings.Told", "init_args": {"at_step": 1, "rank": rank}}
     done = ended_early(tmp_path, strategy, told, every_n_steps=10)
-    assert done.stderr.count("lmix: told to end") == 1
+    assert done.stderr.count("lmix: ended by SIGTERM") == 1
     goes_on(tmp_path)
 
 
