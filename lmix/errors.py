@@ -1,111 +1,35 @@
-"""Exceptions as the one line that a user of the command line sees."""
+"""Errors of the libraries that read models, as the one line that a user can act on."""
 
-import errno
-import re
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from os import PathLike
-from pathlib import Path
-
-UNFIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
-"""What a disk may report that no code can mend."""
-
-EARLY_STOPPING = re.compile(r"Early stopping conditioned on metric `(.*?)` which is not available.*following: (.*)")
-
-
-def explain(error: Exception, args: Sequence[str] = ()) -> str | None:
-    """The one line for an exception that a user can do something about; None for all others, which are bugs.
-
-    Args:
-        args: of the command line: a path that one of them names and that can't be opened is the user's to mend.
-    """
-    from jsonargparse import ArgumentError
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    if isinstance(error, ValueError | ArgumentError | MisconfigurationException):
-        return one_line(str(error))
-    if isinstance(error, OSError) and (error.errno in UNFIXABLE or named(error.filename, args)):
-        return one_line(str(error.strerror)) + (f": {error.filename}" if error.filename else "")
-    if isinstance(error, RuntimeError) and is_lost_rank(error):
-        return (
-            f"another rank has ended ({one_line(str(error))}): its own message says why; resume from the last "
-            "checkpoint by --ckpt_path"
-        )
-    if isinstance(error, RuntimeError) and (lightnings := lightnings_complaint(error)):
-        return lightnings
-    return None
-
-
-def named(filename: object, args: Sequence[str]) -> bool:
-    """Whether an argument is this file, a folder above it or something in it."""
-    if not isinstance(filename, str | PathLike):
-        return False
-    path = Path(filename).absolute()
-    values = [Path(value).absolute() for value in (arg.rpartition("=")[2] for arg in args) if value]
-    return any(path == value or path in value.parents or value in path.parents for value in values)
-
-
-def lightnings_complaint(error: RuntimeError) -> str | None:
-    """What Lightning and torch.distributed raise as a RuntimeError for a user's mistake, in one line."""
-    message = one_line(str(error))
-    if match := re.match(
-        r"Early stopping conditioned on metric `(.*?)` which is not available.*following: (.*)", message
-    ):
-        return f"EarlyStopping.monitor {match[1]!r} is not logged: use one of {match[2].replace('`', '')}"
-    if "EADDRINUSE" in message or "address already in use" in message.lower():
-        return f"the port that ranks meet at is in use ({message}): set another by MASTER_PORT"
-    return None
-
-
-def is_lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed because a rank had ended, by what gloo and NCCL report then."""
-    lost = r"gloo.*(closed|reset|timed out)|Connection (closed|reset) by peer|remote process exited"
-    return re.search(lost, str(error), re.IGNORECASE | re.DOTALL) is not None
 
 
 @contextmanager
-def settings_errors(name: str) -> Iterator[None]:
-    """Turn what Lightning raises while it reads settings, of whatever class, into a ValueError.
+def one_line_errors(what: str, hint: str = "") -> Iterator[None]:
+    """Turn any exception of a third party into a ValueError of one line: `what`, the exception's own words, `hint`.
 
-    An exception from anywhere else, such as a user's own callback, passes as it is.
-
-    Args:
-        name: of the settings, as the error names them.
+    The libraries raise whatever their own code trips over (KeyError, AttributeError, ImportError, RuntimeError), so the
+    block must hold nothing but calls of them.
 
     Raises:
-        ValueError: an exception left Lightning's own code inside this context.
+        ValueError: for every exception, which stays its cause.
     """
     try:
         yield
-    except (ValueError, OSError):
-        raise
     except Exception as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if "lightning" not in raised_in.parts:
-            raise
-        raise ValueError(f"{name}: {one_line(str(error))}") from error
+        raise ValueError(f"{what}: {reason(error)}{hint}") from error
 
 
-def one_line(message: str) -> str:
-    """A parser's message, which lists all that it tried, cut to the one line that tells a user what to mend."""
-    if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
-        field = ".".join(re.findall(r'key "([^"]+)"', message))
-        return (
-            f"{field + ': ' if field else ''}there is no class {unknown[1]!r}: give its import path, as package.Class"
-        )
-    if "Errors:" in message:
-        before, _, after = message.partition("Errors:")
-        tried, _, given = after.partition("Given value type:")
-        reasons = [reason.strip() for reason in re.split(r"\n\s*- ", tried)]
-        message = next((reason for reason in reasons if reason and "NoneType" not in reason), message)
-        if message.startswith("Expected a <class") and "value" not in message:  # names neither field nor value
-            value = given.partition("Given value:")[2].strip()
-            field = ".".join(re.findall(r'key "([^"]+)"', before))
-            message = f"{field + ': ' if field else ''}{message}, not {value}"
-            if value.startswith("{"):
-                message += " (a text with a colon needs quotes of its own, as YAML does)"
-    line = " ".join(message.split())
-    if re.search(r"not accepted|unrecognized arguments|not expected", line):
-        line += " (--print_config shows the fields there are)"
-    return line
+def reason(error: Exception) -> str:
+    """Why a model's files can't be read, with the way out where there is a known one."""
+    if "trust_remote_code" in str(error):
+        return "it brings Python code of its own; set LMIX_TRUST_REMOTE_CODE=1 to run that, if you trust it"
+    text = first_line(error)
+    # of these the message is a name alone
+    return f"{type(error).__name__} {text}" if isinstance(error, LookupError) else text
+
+
+def first_line(error: Exception) -> str:
+    """An exception's message cut to its first line, for errors that must be one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -31,7 +31,7 @@ from contenders import MARK, Work  # noqa: E402
 
 from lmix.model.adapters import AdapterConfig  # noqa: E402
 from lmix.model.backbone import compute_dtype  # noqa: E402
-from lmix.model.tokenizer import load_config  # noqa: E402
+from lmix.model.sources import load_config  # noqa: E402
 from lmix.planning.shape import ModelShape, model_shape  # noqa: E402
 
 Figures = dict[str, float]

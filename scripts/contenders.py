@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lmix.rollout.rollout import micro_batches, pack
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache
 
 from lmix.functional import clipped_surrogate_loss, group_advantages
 from lmix.model.adapters import AdapterConfig, save_adapter
 from lmix.model.backbone import BackboneConfig, best_device, compute_dtype, load_backbone, skeleton
-from lmix.model.tokenizer import load_config, load_tokenizer
+from lmix.model.sources import load_config
+from lmix.model.tokenizer import load_tokenizer
 from lmix.planning import estimates
 from lmix.planning.shape import RunShape, model_shape
 from lmix.rollout.engine import Draw, RolloutEngine
-from lmix.rollout.rollout import micro_batches, pack
 from lmix.tasks.arithmetic import ArithmeticTask
 from lmix.training.config import ObjectiveConfig, SamplingConfig
 from lmix.training.grpo import BeforeUpdate, GRPOModule

@@ -142,9 +142,10 @@ def victim(plan: str, args: list[str]) -> int:
     import threading
     import time
 
+    from lmix.training.base import AdapterModule
+
     from lmix import cli, files
     from lmix.training.alpha import AdaptiveAlpha
-    from lmix.training.base import AdapterModule
     from lmix.training.checkpoints import PolicyCheckpoint
     from lmix.training.grpo import GRPOModule
 

@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT)]
 import psutil  # noqa: E402
 from verifier_spellings import RULES, altered  # noqa: E402
 
-from lmix.tasks.verifier import Verifier  # noqa: E402
+from lmix.verifier.pool import Verifier  # noqa: E402
 
 
 def main() -> int:

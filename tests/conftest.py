@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from lmix.model.adapters import AdapterConfig, add_adapters, save_adapter
-from lmix.model.backbone import BackboneConfig, attention_for
+from lmix.model.attention import attention_for
+from lmix.model.backbone import BackboneConfig
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
 from lmix.model.streams import StreamRouter

@@ -11,7 +11,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lmix import cli
-from lmix.errors import settings_errors
+from lmix.cli.messages import settings_errors
 from lmix.model import mixed_policy
 
 ROOT = Path(__file__).parent.parent

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from lmix import cli
 from lmix.model.adapters import AdapterConfig
 from lmix.tasks import DatasetTask, MathTask, MMLUTask, Problem, normalise_answer
-from lmix.tasks.comparison import compare
-from lmix.tasks.costly import is_costly
-from lmix.tasks.templates import answer_template
-from lmix.tasks.units import split_unit
-from lmix.tasks.verifier import MAX_ANSWER_CHARS, judge_by_text
 from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
+from lmix.verifier.comparison import compare
+from lmix.verifier.costly import is_costly
+from lmix.verifier.pool import MAX_ANSWER_CHARS, judge_by_text
+from lmix.verifier.templates import answer_template
+from lmix.verifier.units import split_unit
 from tests.test_cli import CONFIGS, SMALL
 
 fuzzed = settings(

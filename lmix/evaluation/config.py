@@ -14,7 +14,8 @@ from lmix.evaluation.rows import Who
 from lmix.model.adapters import CONFIG, WEIGHTS, AdapterConfig, read_adapter
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, check_alpha, mixture_of
-from lmix.model.tokenizer import check_places, load_tokenizer, resolve
+from lmix.model.sources import check_places, resolve
+from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.types import Prompt
 from lmix.tasks.task import Split, Task
 

@@ -11,9 +11,10 @@ from lmix.evaluation.decoder import Decoder
 from lmix.evaluation.output import drawing
 from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved, evaluation_rows, rows_as_single
 from lmix.model.backbone import best_device
+from lmix.model.end_tokens import end_tokens
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
-from lmix.model.tokenizer import end_tokens, load_tokenizer
+from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Engine
 from lmix.rollout.sampler import Limits, Sampler
 from lmix.rollout.types import Draw, Group, Prompt
@@ -53,7 +54,7 @@ class Session:
         if sampler is None:
             policy = MixedPolicy.from_pretrained(config.backbone, config.adapters, best_device())
             sampler = Engine(policy, config.slots)
-            ends = end_tokens(policy, tokenizer)
+            ends = end_tokens(policy.backbone, tokenizer)
         else:
             ends = [int(tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]
         limits = Limits(config.max_new_tokens, tuple(ends))

@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lmix.evaluation.decoder import decode_texts
 from lmix.model.causal_lm import MixedPolicyForCausalLM
+from lmix.model.end_tokens import end_tokens
 from lmix.model.mixture import Mixture
-from lmix.model.tokenizer import check_places, count_places, end_tokens, load_tokenizer
+from lmix.model.sources import check_places, count_places
+from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Engine
 from lmix.rollout.sampler import Limits, Sampler
 from lmix.rollout.types import Draw, Prompt, Rollout, flatten
@@ -59,7 +61,7 @@ class Completer:
         self.max_new_tokens = max_new_tokens
         self.draw = Draw(seed, greedy=greedy)
         self.sampler = sampler
-        self.end_ids = tuple(end_tokens(self.policy, self.tokenizer))
+        self.end_ids = tuple(end_tokens(self.policy.backbone, self.tokenizer))
         self._asked: Counter[tuple[int, ...]] = Counter()
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> Prompt:

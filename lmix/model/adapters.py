@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lmix.errors import one_line_errors
 from lmix.files import SUMS, differing_file, sync_folder, write_sums
 from lmix.model.backbone import skeleton
-from lmix.model.errors import one_line_errors
 from lmix.model.lora_fields import other_weight, unknown_field
 from lmix.model.mixture import POLICY, REFERENCE
+from lmix.model.sources import file_stamps, load_config, resolve
 from lmix.model.streams import StreamRouter
-from lmix.model.tokenizer import file_stamps, load_config, resolve
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

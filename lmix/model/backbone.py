@@ -1,24 +1,20 @@
-"""Load the frozen backbone: bf16, fp32, or 4-bit NF4 by bitsandbytes. Only this file knows bitsandbytes."""
+"""Load the backbone: bf16, fp32, or 4-bit NF4 by bitsandbytes."""
 
 import hashlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from lmix.model.errors import one_line_errors
+from lmix.errors import one_line_errors
+from lmix.model.attention import attention_for, attention_kinds
 from lmix.model.gguf_reader import without_vocabulary
-from lmix.model.linear import linear
+from lmix.model.nf4 import quantize_linears
 from lmix.model.prequantized import DEQUANTIZED, loading_arguments, quantization_method, set_compute_dtype, way_out
 from lmix.model.source_digest import weights_digest
-from lmix.model.tokenizer import hub_arguments, load_config, trusts_code
+from lmix.model.sources import hub_arguments, load_config, trusts_code
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -116,156 +112,6 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trusts_code())
 
 
-def freeze_backbone(model: PreTrainedModel) -> None:
-    """Freeze a causal LM in place, and make its forward pass the same in sampling and in training."""
-    model.requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # any dropout makes the ratio of eq. 5 wrong
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # pyright: ignore[reportArgumentType]
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # after one inference pass this kernel repacks the weights, and then silently gives no gradient
-            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
-        if type(module) is nn.Linear or is_4bit(module):  # other kinds have products of their own
-            module.dense = None  # pyright: ignore[reportArgumentType]
-            module.forward = partial(frozen_forward, module)  # pyright: ignore[reportAttributeAccessIssue]
-    model.eval()
-
-
-def frozen_forward(layer: Any, x: Tensor) -> Tensor:
-    """A frozen linear layer, 4-bit or not: `[..., in_features]` -> `[..., out_features]`."""
-    if not is_4bit(layer):
-        return linear(x, layer.weight, layer.bias)
-    if layer.dense is None and (torch.is_grad_enabled() or x.device.type != "cpu"):
-        return type(layer).forward(layer, x)  # bitsandbytes' own: it keeps no dequantised weight for the backward pass
-    weight = dequantize(layer) if layer.dense is None else layer.dense
-    return linear(x.to(weight.dtype), weight, layer.bias).to(x.dtype)
-
-
-def is_4bit(layer: nn.Module) -> bool:
-    """Whether it is bitsandbytes' layer; the 4-bit state is taken from it, as sharding takes it from the weight."""
-    return isinstance(layer, nn.Linear) and getattr(layer, "quant_state", None) is not None
-
-
-def dequantize(layer: Any) -> Tensor:
-    """A 4-bit layer's weight `[out_features, in_features]` in its compute dtype."""
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(layer.weight.data, layer.quant_state).to(layer.compute_dtype)
-
-
-@contextmanager
-def dequantized(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Within, 4-bit layers compute from a dequantised copy, without gradient. Values are the same on a CPU; on a GPU
-    they round as a dense product does and not as bitsandbytes' own kernels."""
-    layers: list[Any] = [m for m in model.modules() if is_4bit(m)]
-    try:
-        for layer in layers if wanted else []:
-            layer.dense = dequantize(layer)
-        yield
-    finally:
-        for layer in layers:
-            layer.dense = None
-
-
-def has_4bit(model: nn.Module) -> bool:
-    return any(is_4bit(m) for m in model.modules())
-
-
-def dense_copy_fits(model: nn.Module, device: torch.device) -> bool:
-    """Whether a dequantised copy of a model's 4-bit layers takes less than half of a device's free memory."""
-    layers: list[Any] = [m for m in model.modules() if is_4bit(m)]
-    size = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
-    return copy_fits(size, free_memory(device))
-
-
-def copy_fits(size: float, free: float) -> bool:
-    """What `dense_rollouts: null` decides by, in bytes."""
-    return size < free / 2
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a device has to spare, or the machine for each of its ranks."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def quantize_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> None:
-    """Replace the body's linear layers by NF4 ones in place: for .gguf files, which transformers can't quantise."""
-    import bitsandbytes as bnb
-
-    head = model.get_output_embeddings()
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) is not nn.Linear or layer is head:
-                continue
-            four_bit = bnb.nn.modules.Linear4bit(
-                layer.in_features,
-                layer.out_features,
-                bias=layer.bias is not None,
-                compute_dtype=dtype,
-                compress_statistics=config.double_quantization,
-                quant_type="nf4",
-                quant_storage=torch.uint8,
-            )
-            # quantised when it is moved to its device
-            four_bit.weight = bnb.nn.modules.Params4bit(
-                layer.weight.data,
-                requires_grad=False,
-                module=four_bit,  # pyright: ignore[reportCallIssue]  # gives it the 4-bit state
-                compress_statistics=config.double_quantization,  # pyright: ignore[reportCallIssue]
-                quant_type="nf4",  # pyright: ignore[reportCallIssue]
-                quant_storage=torch.uint8,  # pyright: ignore[reportCallIssue]
-            )
-            four_bit.bias = layer.bias
-            setattr(parent, name, four_bit)
-    model.is_loaded_in_4bit = True  # pyright: ignore[reportArgumentType]  # peft looks at it
-
-
-def attention_kinds(config: PretrainedConfig) -> list[str]:
-    """What each kind of layer attends to: `full_attention`, or `sliding_attention` over the newest `sliding_window`.
-
-    Raises:
-        ValueError: the backbone has layers of another kind, whose state lmix can't keep for each row.
-    """
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        kind = getattr(config, "model_type", None)
-        raise ValueError(
-            f"backbone of type {kind!r} has layers of kind {min(unknown)}: lmix samples from models whose layers "
-            "have full or sliding-window attention only"
-        )
-    return sorted(kinds)
-
-
-def attention_masks(
-    config: PretrainedConfig, seen: Tensor, queries: Tensor, keys: Tensor, dtype: torch.dtype
-) -> Tensor | dict[str, Tensor]:
-    """Masks `[B, 1, T, L]` as the decoder wants them: one, or one for each kind of layer.
-
-    Args:
-        seen: `[B, T, L]`, true where a query may attend to a key by causality.
-        queries: `[B, T, 1]`, their places; a window reaches `sliding_window` of them back.
-        keys: `[B, 1, L]`, theirs.
-        dtype: of the additive masks that eager attention takes (0, or the dtype's minimum); others take booleans.
-    """
-    masks = {"full_attention": seen}
-    kinds = attention_kinds(config)
-    if "sliding_attention" in kinds:
-        masks["sliding_attention"] = seen & (queries - keys < config.sliding_window)  # pyright: ignore
-    found = {}
-    for kind in kinds:
-        mask = masks[kind][:, None]
-        if config._attn_implementation == "eager":
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-        found[kind] = mask
-    return found if len(found) > 1 else found[kinds[0]]
-
-
 def fingerprint(model: PreTrainedModel) -> str:
     """What tells one backbone from another, as `PARTS` or `PARTS-FILES`.
 
@@ -279,8 +125,3 @@ def fingerprint(model: PreTrainedModel) -> str:
             digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     own, files = digest.hexdigest()[:16], getattr(model, "files_digest", None)
     return own if files is None else f"{own}-{files}"
-
-
-def attention_for(config: PretrainedConfig) -> str:
-    """The attention implementation: torch's fused one, except where the model caps its scores (Gemma 2)."""
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"

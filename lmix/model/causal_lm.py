@@ -24,9 +24,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from lmix.files import write_lines
 from lmix.model.adapters import AdapterConfig, save_adapter
 from lmix.model.backbone import BackboneConfig, best_device
+from lmix.model.end_tokens import end_tokens
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, stream_names
-from lmix.model.tokenizer import end_tokens
 
 FILE = "config.json"
 OWN = ("model_type", "architectures", "auto_map", "quantization_config", "transformers_version", "_name_or_path")
@@ -175,7 +175,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
 
     def ending_with(self, tokenizer: PreTrainedTokenizerBase) -> "MixedPolicyForCausalLM":
         """End completions with the tokens that training ends them with; returns the model."""
-        self.config.eos_token_id = self.generation_config.eos_token_id = end_tokens(self.policy, tokenizer)
+        self.config.eos_token_id = self.generation_config.eos_token_id = end_tokens(self.policy.backbone, tokenizer)
         if self.generation_config.pad_token_id is None:
             self.generation_config.pad_token_id = tokenizer.eos_token_id
         return self

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CONTENT = "lmix content"
 
@@ -39,3 +39,9 @@ def all_end_tokens(tokenizer: PreTrainedTokenizerBase, configured: int | list[in
     ends = [tokenizer.eos_token_id, closing_token(tokenizer)]
     ends += configured if isinstance(configured, list | tuple) else [configured]
     return sorted({int(token) for token in ends if token is not None})  # pyright: ignore[reportArgumentType]
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a completion: the tokenizer's, its chat template's, and those of the generation settings."""
+    generation = getattr(model, "generation_config", None)
+    return all_end_tokens(tokenizer, getattr(generation, "eos_token_id", None))

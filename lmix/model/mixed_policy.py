@@ -13,14 +13,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lmix.model.adapters import AdapterConfig, adapter_scaling, add_adapters, check_adapter, save_adapter
-from lmix.model.backbone import (
-    BackboneConfig,
-    dense_copy_fits,
-    dequantized,
-    fingerprint,
-    freeze_backbone,
-    load_backbone,
-)
+from lmix.model.backbone import BackboneConfig, fingerprint, load_backbone
+from lmix.model.frozen import dense_copy_fits, dequantized, freeze_backbone
 from lmix.model.head import MixingHead
 from lmix.model.mixture import POLICY, Mixture, RowMixtures
 from lmix.model.prefix import Prefix, shared_prefix_hidden

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
-from lmix.model.backbone import attention_masks
+from lmix.model.attention import attention_masks
 
 
 @dataclass

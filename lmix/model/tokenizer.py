@@ -1,117 +1,16 @@
-"""Where a backbone's files are, and its tokenizer: all that is cheap enough to check before weights are read."""
+"""The backbone's tokenizer."""
 
-import os
-from copy import deepcopy
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lmix.model.end_tokens import all_end_tokens
-from lmix.model.errors import one_line_errors
-from lmix.model.gguf_reader import without_vocabulary
+from lmix.errors import one_line_errors
+from lmix.model.sources import file_stamps, hub_arguments
 from lmix.model.tokenizer_file import end_without_token, read_tokenizer
 
-if TYPE_CHECKING:
-    from lmix.model.mixed_policy import MixedPolicy
-
-EMBEDDED = "lmix:"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-
-
-def resolve(path: str) -> str:
-    """Turn `lmix:NAME` into the folder of an embedded asset; leave hub ids, folders and files alone.
-
-    Raises:
-        ValueError: no asset of that name.
-    """
-    if not path.startswith(EMBEDDED):
-        return path
-    folder = Path(str(files("lmix"))) / "assets" / path.removeprefix(EMBEDDED)
-    if not folder.is_dir():
-        names = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
-        raise ValueError(f"no embedded asset {path!r}: lmix carries {', '.join(EMBEDDED + n for n in names)}")
-    return str(folder)
-
-
-def trusts_code() -> bool:
-    """Whether the user lets models bring Python code of their own: LMIX_TRUST_REMOTE_CODE=1."""
-    return os.environ.get("LMIX_TRUST_REMOTE_CODE") == "1"
-
-
-def hub_arguments(path: str) -> tuple[str, dict[str, Any]]:
-    """A backbone's path as `from_pretrained` wants it: (id or folder, keyword arguments).
-
-    Raises:
-        ValueError: a local path that holds no model.
-    """
-    resolved = resolve(path)
-    local = Path(resolved).expanduser()
-    if local.suffix == ".gguf":
-        if not local.is_file():
-            raise ValueError(f"backbone {path!r} is no file: give a .gguf file that exists")
-        return str(local.parent), {"gguf_file": local.name, "trust_remote_code": False}
-    if local.is_dir():
-        if not (local / "config.json").is_file():
-            raise ValueError(f"backbone {path!r} holds no model: the folder has no config.json")
-        return str(local), {"trust_remote_code": trusts_code()}
-    if local.is_absolute() or resolved.startswith((".", "~")) or resolved.count("/") != 1:
-        raise ValueError(f"backbone {path!r} is no folder, .gguf file or hub id (such as Qwen/Qwen2.5-1.5B-Instruct)")
-    return resolved, {"trust_remote_code": trusts_code()}
-
-
-def file_stamps(path: str) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of each of a local model's files: what is cached with them is read again when they change."""
-    local = Path(resolve(path)).expanduser()
-    places = local.iterdir() if local.is_dir() else [local]
-    stats = [(place.name, place.stat()) for place in places if place.is_file()]
-    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
-
-
-def load_config(path: str) -> PretrainedConfig:
-    """The backbone's configuration. Raises ValueError where there is none, or where it is not that of a text model."""
-    return deepcopy(_load_config(path, file_stamps(path)))
-
-
-@lru_cache(maxsize=4)
-def _load_config(path: str, _: Any) -> PretrainedConfig:
-    where, arguments = hub_arguments(path)
-    with one_line_errors(f"backbone {path!r} can't be read"), without_vocabulary():
-        config = AutoConfig.from_pretrained(where, **arguments)
-    if config.get_text_config() is not config:
-        raise ValueError(
-            f"backbone {path!r} is of type {config.model_type!r}, a text model inside a larger one: lmix takes "
-            "text-only causal models"
-        )
-    return config
-
-
-def count_places(config: PretrainedConfig) -> int | None:
-    """Tokens that a model's rotary embeddings are made for, with those that scaling adds; None where it says nothing.
-
-    YaRN and its like multiply the places that the model was pretrained with. Some configurations count the result in
-    `max_position_embeddings`, others (Qwen's) leave that as it was.
-    """
-    places = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    # one for all layers, or one for each kind of layer
-    for scaling in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        original, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
-        if original and factor:
-            places = max(places or 0, int(original * factor))
-    return places
-
-
-def check_places(path: str, longest_prompt: int, max_new_tokens: int) -> None:
-    """Raise ValueError where a prompt and its completion can be more tokens than the backbone has places."""
-    places = count_places(load_config(path))
-    if places is not None and longest_prompt + max_new_tokens > places:
-        raise ValueError(
-            f"max_new_tokens {max_new_tokens} after a prompt of {longest_prompt} tokens is more than the {places} "
-            f"places of backbone {path!r}: lower it, or max_prompt_tokens"
-        )
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -138,9 +37,3 @@ def _load_tokenizer(path: str, _: Any) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer of backbone {path!r} has no end-of-sequence token: set eos_token in its config")
     return tokenizer
-
-
-def end_tokens(policy: "MixedPolicy", tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a completion: the tokenizer's, its chat template's, and those of the generation settings."""
-    generation = getattr(policy.backbone, "generation_config", None)
-    return all_end_tokens(tokenizer, getattr(generation, "eos_token_id", None))

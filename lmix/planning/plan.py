@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from lmix.data.module import RLDataModule
-from lmix.model.backbone import copy_fits
+from lmix.model.frozen import copy_fits
 from lmix.planning.estimates import host_bytes, largest, memory, peak, rollout_seconds, update_seconds
 from lmix.planning.published import planned_config
 from lmix.planning.shape import ModelShape, RunShape, model_shape

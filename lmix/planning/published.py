@@ -6,7 +6,8 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from lmix.model.tokenizer import first_line, load_config
+from lmix.model.sources import load_config
+from lmix.model.tokenizer import first_line
 
 
 def planned_config(path: str) -> PretrainedConfig:

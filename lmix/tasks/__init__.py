@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lmix.tasks.arithmetic import ArithmeticTask
-from lmix.tasks.normalise import normalise_answer
 from lmix.tasks.task import Judgement, Problem, Task
-from lmix.tasks.templates import AnswerTemplate, answer_template
-from lmix.tasks.verifier import Verdict, Verifier, verify_answer
+from lmix.verifier.normalise import normalise_answer
+from lmix.verifier.pool import Verdict, Verifier, verify_answer
+from lmix.verifier.templates import AnswerTemplate, answer_template
 
 if TYPE_CHECKING:
     from lmix.tasks.cn_k12 import CnK12Task

@@ -7,8 +7,8 @@ from typing import Any
 from lmix.tasks.cells import cell_at, cell_messages, cell_text, read_cell, same_value
 from lmix.tasks.rows import is_file, load_rows
 from lmix.tasks.task import Problem, Split, Task
-from lmix.tasks.templates import answer_template
-from lmix.tasks.verifier import Verifier
+from lmix.verifier.pool import Verifier
+from lmix.verifier.templates import answer_template
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lmix.model.errors import one_line_errors
-from lmix.tasks.normalise import normalise_answer
-from lmix.tasks.templates import answer_template
+from lmix.errors import one_line_errors
+from lmix.verifier.normalise import normalise_answer
+from lmix.verifier.templates import answer_template
 
 Split = Literal["train", "validation", "test"]
 TemplateName = Literal["boxed", "answer_tag", "hash", "letter"]

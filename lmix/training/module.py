@@ -14,10 +14,13 @@ from lmix.data.module import RLDataModule
 from lmix.evaluation.decoder import Decoder
 from lmix.evaluation.rows import completion_rows
 from lmix.model.adapters import AdapterConfig
-from lmix.model.backbone import BackboneConfig, dtype_name, has_4bit
+from lmix.model.backbone import BackboneConfig, dtype_name
+from lmix.model.end_tokens import end_tokens
+from lmix.model.frozen import has_4bit
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture, MixtureKind, mixture_of
-from lmix.model.tokenizer import check_places, end_tokens, load_tokenizer
+from lmix.model.sources import check_places
+from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Engine
 from lmix.rollout.sampler import Limits, Progress, Sampler
 from lmix.rollout.types import Draw, Group, Prompt, flatten
@@ -89,7 +92,7 @@ class AdapterModule(OptimisedModule):
 
     @property
     def decoder(self) -> Decoder:
-        limits = Limits(self.sampling.max_new_tokens, tuple(end_tokens(self.policy, self.tokenizer)))
+        limits = Limits(self.sampling.max_new_tokens, tuple(end_tokens(self.policy.backbone, self.tokenizer)))
         return Decoder(self.sampler, limits, self.tokenizer, self.task)
 
     def configure_callbacks(self) -> list[Any]:

@@ -3,7 +3,7 @@
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.end_tokens import demonstration_end
-from lmix.model.tokenizer import count_places, load_config
+from lmix.model.sources import count_places, load_config
 from lmix.rollout.packing import pack, token_budget_batches
 from lmix.rollout.types import Prompt, Rollout
 from lmix.training.clock import Clock

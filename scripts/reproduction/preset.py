@@ -131,7 +131,7 @@ def read_preset(path: Path) -> Preset:
         preset = parser.instantiate(parser.parse_object({"preset": content})).preset
         check(preset)
     except (ValueError, ArgumentError, yaml.YAMLError) as error:
-        from lmix.cli import one_line  # imports Lightning's command line, which takes seconds
+        from lmix.cli.messages import one_line  # imports Lightning's command line, which takes seconds
 
         message = one_line(str(error)).replace("preset.", "").replace("Parser key ", "")
         message = message.replace("Group 'preset' does not accept option", "there is no field")

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from lmix.model.backbone import BackboneConfig, compute_dtype, freeze_backbone, is_4bit, quantize_linears
+from lmix.model.backbone import BackboneConfig, compute_dtype
+from lmix.model.frozen import freeze_backbone
+from lmix.model.nf4 import is_4bit, quantize_linears
 from tests.conftest import close, make_policy, tiny_model, tokens
 
 

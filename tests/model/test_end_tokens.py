@@ -4,10 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from lmix.data.example import Example
-from lmix.model.end_tokens import all_end_tokens, closing_token
-from lmix.model.tokenizer import end_tokens, load_tokenizer
+
+from lmix.model.end_tokens import all_end_tokens, closing_token, end_tokens
+from lmix.model.tokenizer import load_tokenizer
 from lmix.tasks.task import Problem, Task
 from lmix.training.sft import SFTModule
 from tests.model.tokenizers import CHATML, MARKS, byte_level, write_tokenizer
@@ -44,7 +44,7 @@ def test_the_token_that_the_template_closes_a_turn_with(case):
 def test_all_of_them_end_a_completion(case):
     tokenizer, closing = case
     policy: Any = SimpleNamespace(backbone=SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[7, 9])))
-    assert end_tokens(policy, tokenizer) == sorted({EOS, 7, 9} | ({closing} - {None}))
+    assert end_tokens(policy.backbone, tokenizer) == sorted({EOS, 7, 9} | ({closing} - {None}))
     assert all_end_tokens(tokenizer, None) == sorted({EOS} | ({closing} - {None}))
     assert all_end_tokens(tokenizer, 7) == sorted({EOS, 7} | ({closing} - {None}))
 

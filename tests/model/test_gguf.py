@@ -12,10 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmix.model import tokenizer as tokenizer_module
 from lmix.model.adapters import AdapterConfig
-from lmix.model.backbone import BackboneConfig, fingerprint, is_4bit, load_backbone
+from lmix.model.backbone import BackboneConfig, fingerprint, load_backbone
 from lmix.model.gguf_reader import LONG, HeaderReader, without_vocabulary
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.tokenizer import check_places, load_config, load_tokenizer
+from lmix.model.nf4 import is_4bit
+from lmix.model.sources import check_places, load_config
+from lmix.model.tokenizer import load_tokenizer
 from tests.model.tokenizers import CHATML, MARKS, byte_level
 
 WIDTH, INNER, HEADS, PAIRS, LAYERS = 64, 96, 4, 2, 2

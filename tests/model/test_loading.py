@@ -11,7 +11,8 @@ from lmix.model.adapters import AdapterConfig, check_adapter, read_adapter
 from lmix.model.backbone import BackboneConfig, fingerprint, load_backbone
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import mixture_of
-from lmix.model.tokenizer import load_config, load_tokenizer, resolve
+from lmix.model.sources import load_config, resolve
+from lmix.model.tokenizer import load_tokenizer
 
 
 @pytest.fixture

@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import lmix.model
+from lmix.errors import one_line_errors
 from lmix.model.adapters import AdapterConfig
-from lmix.model.backbone import BackboneConfig, freeze_backbone, is_4bit, load_backbone
-from lmix.model.errors import one_line_errors
+from lmix.model.backbone import BackboneConfig, load_backbone
+from lmix.model.frozen import freeze_backbone
 from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.nf4 import is_4bit
 from tests.conftest import close, randomise_adapters, tokens
 
 LINEARS = 3 * 7
@@ -211,7 +213,7 @@ class Finder:
         if module == name:
             print(len(logging.getLogger(name).filters))
 sys.meta_path.insert(0, Finder())
-from lmix.cli import quieten
+from lmix.cli.environment import quieten
 quieten()
 import lmix.model.mixed_policy, bitsandbytes
 """

@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lmix.model.tokenizer import count_places, load_config, load_tokenizer
+from lmix.model.sources import count_places, load_config
+from lmix.model.tokenizer import load_tokenizer
 from lmix.model.tokenizer_file import SAMPLES, check_against_file
 from lmix.tasks.task import Problem, Task
 from tests.model.tokenizers import CHATML, byte_level, closing_with, copy_of_embedded, write_tokenizer

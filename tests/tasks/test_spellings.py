@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from lmix.tasks import Verifier, normalise_answer
-from lmix.tasks.choices import choices, without_label
+from lmix.verifier.choices import choices, without_label
 
 PATIENCE = 100.0
 

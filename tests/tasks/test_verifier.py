@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lmix.tasks import Verdict, Verifier, normalise_answer, verifier, verify_answer
-from lmix.tasks.costly import is_costly
+from lmix.verifier.costly import is_costly
 
 HANG_GUARD = 100.0
 ENDLESS = r"9^{\binom{99}{9}}"  # an integer of 10^12 digits; passes `is_costly`
@@ -279,7 +279,7 @@ def test_import_is_light_and_a_worker_starts_from_any_folder(tmp_path: Path) -> 
 )
 def test_a_confined_worker_touches_nothing(attempt: str) -> None:
     script = (
-        "import os, socket, subprocess\nfrom lmix.tasks.verifier_worker import _confine\n_confine(1024)\n"
+        "import os, socket, subprocess\nfrom lmix.verifier.worker import _confine\n_confine(1024)\n"
         f"try:\n    {attempt}\nexcept PermissionError as error:\n    print(error)"
     )
     run = subprocess.run(

@@ -54,7 +54,7 @@ def test_a_checkpoint_holds_adapters_only_and_a_peft_folder_lies_beside_it(tmp_p
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from lmix.model.tokenizer import resolve
+    from lmix.model.sources import resolve
 
     m = module()
     trainer(tmp_path, 2, callbacks=[PolicyCheckpoint(every_n_steps=1, keep=1)]).fit(m, data())

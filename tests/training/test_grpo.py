@@ -8,10 +8,10 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lmix.rollout.rollout import pack
 
 from lmix.functional import clipped_surrogate_loss
 from lmix.model.adapters import AdapterConfig
-from lmix.rollout.rollout import pack
 from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.completion_log import CompletionLog, drop_later_rows

@@ -3,10 +3,10 @@
 import lightning as L
 import pytest
 import torch
+from lmix.rollout.rollout import pack
 
 from lmix.functional import group_token_weights, k3_kl
 from lmix.model.adapters import AdapterConfig
-from lmix.rollout.rollout import pack
 from lmix.training.config import ObjectiveConfig, SamplingConfig
 from tests.training.helpers import SFT, data, gradients, module, trainer
 
@@ -143,7 +143,7 @@ def test_the_batch_s_normaliser_weighs_every_token_alike(step):
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(48, 16), (10, 16), (64, 4)])
-def test_the_constant_normaliser_weighs_tokens_by_the_limit_and_the_step_s_rollouts(step, limit, kept, monkeypatch):  # noqa: F811
+def test_the_constant_normaliser_weighs_tokens_by_the_limit_and_the_step_s_rollouts(step, limit, kept, monkeypatch):
     m, rollouts, _ = step
     monkeypatch.setattr(m, "objective", ObjectiveConfig(normaliser="constant"))
     monkeypatch.setattr(m, "sampling", SamplingConfig(samples_per_prompt=4, max_new_tokens=limit))

@@ -1,10 +1,10 @@
 import pytest
 import torch
-
 from lmix.data.example import Example
 from lmix.rollout.rollout import Rollout
-from lmix.tasks.task import Judgement, Problem
 from lmix.training.completions import completion_rows
+
+from lmix.tasks.task import Judgement, Problem
 from lmix.training.metrics import AnswerRate, FormatRate, SolveRate
 
 

@@ -4,7 +4,7 @@ r"""Choices of a multiple-choice question: A, (B) bread and butter, A and C, ①
 import re
 from typing import NamedTuple
 
-from lmix.tasks.characters import to_latex
+from lmix.verifier.characters import to_latex
 
 _CIRCLED = "①②③④⑤⑥⑦⑧⑨⑩⑪⑫⑬⑭⑮⑯⑰⑱⑲⑳"
 _LABEL = re.compile(

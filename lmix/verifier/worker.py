@@ -1,7 +1,7 @@
-r"""A process that judges answers with algebra: `python -m lmix.tasks.verifier_worker MEMORY_MB DEADLINE`.
+r"""A process that judges answers with algebra: `python -m lmix.verifier.worker MEMORY_MB DEADLINE`.
 
 It reads JSON lines `[answer, gold]` on stdin and writes one word a line on stdout: `ready` once warm, then an outcome
-for each pair (`right`, `wrong`, `unparsable`). The parent (`lmix.tasks.verifier`) kills it when it takes too long, so
+for each pair (`right`, `wrong`, `unparsable`). The parent (`lmix.verifier.pool`) kills it when it takes too long, so
 Math-Verify's own timeouts, which need signals, are off. A completion is a stranger's input to a large parser, hence the
 limits and the refusal of files and network below: a second line of defence, not a sandbox.
 """
@@ -14,9 +14,9 @@ import signal
 import sys
 from typing import Any
 
-from lmix.tasks.comparison import compare
-from lmix.tasks.plain_numbers import plain_number
-from lmix.tasks.units import split_unit
+from lmix.verifier.comparison import compare
+from lmix.verifier.plain_numbers import plain_number
+from lmix.verifier.units import split_unit
 
 _WARM_UP = (
     (r"\frac{1}{2}+x", r"x+\frac12"), (r"\sqrt{8}", r"2\sqrt{2}"), (r"(x+1)^2", "x^2+2x+1"), ("2i+3", "3+2i"),
@@ -49,7 +49,7 @@ def algebra(answer: str, gold: str) -> bool:
     """
     from math_verify import verify
 
-    from lmix.tasks.equality import is_rounding
+    from lmix.verifier.equality import is_rounding
 
     (answer, _), (gold, _) = split_unit(answer), split_unit(gold)
     parsed = _parse(answer)

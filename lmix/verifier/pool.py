@@ -1,6 +1,6 @@
 """Answers judged right or wrong, the costly ones by Math-Verify in worker processes that can be killed.
 
-A worker is a fresh interpreter (`lmix.tasks.verifier_worker`): a fork is unsafe beside torch's threads, and
+A worker is a fresh interpreter (`lmix.verifier.worker`): a fork is unsafe beside torch's threads, and
 multiprocessing's spawn would import the user's `__main__` again.
 """
 
@@ -20,14 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self, cast
 
-from lmix.tasks.comparison import compare
-from lmix.tasks.costly import is_costly
+from lmix.verifier.comparison import compare
+from lmix.verifier.costly import is_costly
 
 logger = logging.getLogger(__name__)
 
 MAX_ANSWER_CHARS = 2000
 """A longer answer is `unparsable` without a look at it."""
-_WORKER_MODULE = "lmix.tasks.verifier_worker"
+_WORKER_MODULE = "lmix.verifier.worker"
 _START_DEADLINE = 120.0
 _MAX_FAILED_STARTS = 3
 

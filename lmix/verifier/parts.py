@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from itertools import product
 
-from lmix.tasks.units import TEXT, split_unit, unwrap_text
+from lmix.verifier.units import TEXT, split_unit, unwrap_text
 
 RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|neq|lt|gt|in|approx|equiv)(?![A-Za-z])")
 _CUP = re.compile(r"\\cup(?![A-Za-z])\s?")

@@ -1,15 +1,15 @@
 r"""Judging an answer by its text: numbers, words, lists, chains of equalities.
 
 Verdicts are True (right), False (wrong) or None (only algebra can tell). The algebra is a function that a caller may
-supply for those parts: `lmix.tasks.verifier_worker` has one; without one, `compare` costs microseconds. Pure functions.
+supply for those parts: `lmix.verifier.worker` has one; without one, `compare` costs microseconds. Pure functions.
 """
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from lmix.tasks.choices import leading_choice, marked_choice, same_choices, without_label
-from lmix.tasks.normalise import normalise_answer
-from lmix.tasks.parts import (
+from lmix.verifier.choices import leading_choice, marked_choice, same_choices, without_label
+from lmix.verifier.normalise import normalise_answer
+from lmix.verifier.parts import (
     RELATION,
     alike,
     entries,
@@ -19,8 +19,8 @@ from lmix.tasks.parts import (
     split_assignment,
     split_list,
 )
-from lmix.tasks.plain_numbers import compare_numerals, compare_plain, plain_number
-from lmix.tasks.units import TEXT, split_unit, unwrap_text
+from lmix.verifier.plain_numbers import compare_numerals, compare_plain, plain_number
+from lmix.verifier.units import TEXT, split_unit, unwrap_text
 
 Judge = Callable[[str, str], bool | None]
 """(answer, gold), both normalised -> verdict."""

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable
 
-from lmix.tasks.characters import to_latex
-from lmix.tasks.units import TEXT, unwrap_text
+from lmix.verifier.characters import to_latex
+from lmix.verifier.units import TEXT, unwrap_text
 
 _ROW_END = "\0"  # stands for a double backslash during the rewrites: its second half is no command's first
 

@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from lmix.tasks.units import unwrap_text
+from lmix.verifier.units import unwrap_text
 
 _RATIONAL = re.compile(r"([+-]?)(?:(\d+)?\\frac\{(-?\d+)\}\{(-?\d+)\}|(\d+) (\d+)/(\d+)|(\d+\.?\d*))")
 _REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{?(\d+)\}?")

@@ -12,7 +12,7 @@ import sympy
 from math_verify import grader
 from sympy.core.function import AppliedUndef
 
-from lmix.tasks.plain_numbers import Plain
+from lmix.verifier.plain_numbers import Plain
 
 _DIGITS = 15
 _MIN_PRECISION = 200

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from lmix.tasks.choices import marked_choice
+from lmix.verifier.choices import marked_choice
 
 # A box command with its brace, one that holds a number or a letter without braces, any other escaped character (so that
 # \{ and \\ are skipped), or a plain brace.

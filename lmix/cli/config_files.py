@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 FLAGS = ("--config", "-c")
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parent.parent / "configs"
 """lmix's own, in a checkout and in an installed package."""
 
 
@@ -29,7 +29,8 @@ def with_config_files(args: list[str]) -> list[str]:
 
 def own_config(name: str) -> Path:
     """The file of a config such as `lmix:methods/fixed`. Raises ValueError where there is none."""
-    names = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
+    files = (path.relative_to(CONFIGS).with_suffix("") for path in sorted(CONFIGS.rglob("*.yaml")))
+    names = [file.as_posix() for file in files if file.parts[0] != "presets"]  # those are of scripts/reproduce.py
     if (known := name.removeprefix("lmix:").removesuffix(".yaml")) not in names:
         raise ValueError(f"config {name!r} is unknown: use one of {', '.join(names)}")
     return CONFIGS / f"{known}.yaml"

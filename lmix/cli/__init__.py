@@ -1,0 +1,5 @@
+"""The command line."""
+
+from lmix.cli.main import FUNCTIONS, main, report_parser
+
+__all__ = ["FUNCTIONS", "main", "report_parser"]

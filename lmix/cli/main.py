@@ -1,0 +1,105 @@
+"""`python -m lmix COMMAND ...`: parse, check, run; a user's mistake is one line."""
+
+import os
+import signal
+import sys
+from argparse import ArgumentParser
+from importlib import import_module
+from pathlib import Path
+
+from lmix.cli.environment import quieten
+from lmix.cli.messages import explain
+from lmix.cli.trainer import run_trainer
+
+FUNCTIONS = {
+    "evaluate": "lmix.evaluation.evaluate",
+    "sweep": "lmix.evaluation.sweep",
+    "compare": "lmix.evaluation.compare",
+    "generate": "lmix.inspection.generate",
+    "export": "lmix.inspection.export",
+}
+"""Commands that are plain functions of that name, and where they live."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Parse, check, run. Returns the exit status: 0, 1 for a user's mistake, 130 and 143 for SIGINT and SIGTERM."""
+    from jsonargparse import set_parsing_settings
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    args = sys.argv[1:] if args is None else args
+    if os.getcwd() not in sys.path:  # a user's own classes, as `python -m lmix` finds them
+        sys.path.insert(0, os.getcwd())
+    quieten()
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        if args and args[0] in FUNCTIONS:
+            run_function(args[0], args[1:])
+        elif args and args[0] == "report":
+            run_report(args[1:])
+        elif args and args[0] == "plan":
+            run_plan(args[1:])
+        else:
+            run_trainer(args)
+    except SIGTERMException as error:
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return 0  # a launcher would take another status for a failure, and kill the rest
+        print(f"lmix: {error}", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except KeyboardInterrupt:
+        if not rank_zero_only.rank:  # type: ignore[attr-defined]
+            print("lmix: interrupted; a run resumes from its newest checkpoint by --ckpt_path", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if (line := explain(error, args)) is None:
+            raise
+        print(f"lmix: error: {line}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_function(command: str, args: list[str]) -> None:
+    """Run a command that is a plain function; its parameters are its flags."""
+    from jsonargparse import auto_cli
+
+    function = getattr(import_module(FUNCTIONS[command]), command)
+    auto_cli(function, args=args, as_positional=False, exit_on_error=False, prog=f"python -m lmix {command}")
+
+
+def run_report(args: list[str]) -> None:
+    """Write tables and figures of runs."""
+    from lmix.report import write_report
+
+    settings = report_parser().parse_args(args)
+    print(write_report(settings.folders, settings.out, settings.title))
+
+
+def report_parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m lmix report", description="Write tables and figures of runs.")
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, and folders of sweep and compare")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder for report.md, CSV, PNG and SVG")
+    parser.add_argument("--title", default="lmix report", help="heading of report.md")
+    return parser
+
+
+def run_plan(args: list[str]) -> None:
+    """Say what a run would need: the flags of `fit`, and those of the devices."""
+    from lmix.planning import plan
+    from lmix.training.strategies import ShardedStrategy
+
+    parser = ArgumentParser(
+        prog="python -m lmix plan",
+        description="Memory and time of a run before it is started. Takes the flags of `fit` beside these.",
+    )
+    parser.add_argument("--prompt_tokens", type=int, default=256, help="tokens of the longest prompt")
+    parser.add_argument("--device_gb", type=float, default=80.0, help="memory of a device, GB")
+    parser.add_argument("--tflops", type=float, default=300.0, help="its products, 10^12 a second, large matrices")
+    parser.add_argument("--bandwidth", type=float, default=2000.0, help="its memory's, GB a second")
+    parser.add_argument("--live", type=float, default=1.0, help="part of the groups that are live")
+    settings, others = parser.parse_known_args(args)
+    # as if on CPUs: the devices that are planned for need not be here
+    trainer_cli = run_trainer(["fit", *others, "--trainer.accelerator=cpu"], start=False)
+    trainer = trainer_cli.trainer
+    sharded = isinstance(trainer.strategy, ShardedStrategy)
+    devices = trainer.num_devices * trainer.num_nodes
+    print(plan(trainer_cli.model, trainer_cli.datamodule, devices, sharded, **vars(settings)))

@@ -1,0 +1,51 @@
+"""What each layer attends to: kinds of attention, their masks, and the implementation to use."""
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+
+def attention_kinds(config: PretrainedConfig) -> list[str]:
+    """What each kind of layer attends to: `full_attention`, or `sliding_attention` over the newest `sliding_window`.
+
+    Raises:
+        ValueError: the backbone has layers of another kind, whose state lmix can't keep for each row.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        kind = getattr(config, "model_type", None)
+        raise ValueError(
+            f"backbone of type {kind!r} has layers of kind {min(unknown)}: lmix samples from models whose layers "
+            "have full or sliding-window attention only"
+        )
+    return sorted(kinds)
+
+
+def attention_masks(
+    config: PretrainedConfig, seen: Tensor, queries: Tensor, keys: Tensor, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """Masks `[B, 1, T, L]` as the decoder wants them: one, or one for each kind of layer.
+
+    Args:
+        seen: `[B, T, L]`, true where a query may attend to a key by causality.
+        queries: `[B, T, 1]`, their places; a window reaches `sliding_window` of them back.
+        keys: `[B, 1, L]`, theirs.
+        dtype: of the additive masks that eager attention takes (0, or the dtype's minimum); others take booleans.
+    """
+    masks = {"full_attention": seen}
+    kinds = attention_kinds(config)
+    if "sliding_attention" in kinds:
+        masks["sliding_attention"] = seen & (queries - keys < config.sliding_window)  # pyright: ignore
+    found = {}
+    for kind in kinds:
+        mask = masks[kind][:, None]
+        if config._attn_implementation == "eager":
+            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+        found[kind] = mask
+    return found if len(found) > 1 else found[kinds[0]]
+
+
+def attention_for(config: PretrainedConfig) -> str:
+    """The attention implementation: torch's fused one, except where the model caps its scores (Gemma 2)."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"

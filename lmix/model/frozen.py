@@ -1,0 +1,80 @@
+"""Products with a frozen backbone: its layers' forward pass, and a dequantised copy of 4-bit weights for rollouts."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lmix.model.linear import linear
+from lmix.model.nf4 import dequantize, is_4bit
+
+
+def freeze_backbone(model: PreTrainedModel) -> None:
+    """Freeze a causal LM in place, and make its forward pass the same in sampling and in training."""
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # any dropout makes the ratio of eq. 5 wrong
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # pyright: ignore[reportArgumentType]
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # after one inference pass this kernel repacks the weights, and then silently gives no gradient
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
+        if type(module) is nn.Linear or is_4bit(module):  # other kinds have products of their own
+            module.dense = None  # pyright: ignore[reportArgumentType]
+            module.forward = partial(frozen_forward, module)  # pyright: ignore[reportAttributeAccessIssue]
+    model.eval()
+
+
+def frozen_forward(layer: Any, x: Tensor) -> Tensor:
+    """A frozen linear layer, 4-bit or not: `[..., in_features]` -> `[..., out_features]`."""
+    if not is_4bit(layer):
+        return linear(x, layer.weight, layer.bias)
+    if layer.dense is None and (torch.is_grad_enabled() or x.device.type != "cpu"):
+        return type(layer).forward(layer, x)  # bitsandbytes' own: it keeps no dequantised weight for the backward pass
+    weight = dequantize(layer) if layer.dense is None else layer.dense
+    return linear(x.to(weight.dtype), weight, layer.bias).to(x.dtype)
+
+
+@contextmanager
+def dequantized(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Within, 4-bit layers compute from a dequantised copy, without gradient. Values are the same on a CPU; on a GPU
+    they round as a dense product does and not as bitsandbytes' own kernels."""
+    layers: list[Any] = [m for m in model.modules() if is_4bit(m)]
+    try:
+        for layer in layers if wanted else []:
+            layer.dense = dequantize(layer)
+        yield
+    finally:
+        for layer in layers:
+            layer.dense = None
+
+
+def has_4bit(model: nn.Module) -> bool:
+    return any(is_4bit(m) for m in model.modules())
+
+
+def dense_copy_fits(model: nn.Module, device: torch.device) -> bool:
+    """Whether a dequantised copy of a model's 4-bit layers takes less than half of a device's free memory."""
+    layers: list[Any] = [m for m in model.modules() if is_4bit(m)]
+    size = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
+    return copy_fits(size, free_memory(device))
+
+
+def copy_fits(size: float, free: float) -> bool:
+    """What `dense_rollouts: null` decides by, in bytes."""
+    return size < free / 2
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device has to spare, or the machine for each of its ranks."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
