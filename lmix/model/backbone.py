@@ -102,7 +102,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     model.files_digest = weights_digest(where, arguments.get("gguf_file"))  # for `fingerprint`
     set_compute_dtype(model, dtype)
     if config.quantization == "nf4" and unpacked:
-        quantize_linears(model, config, dtype)
+        quantize_linears(model, config.double_quantization, dtype)
     return nn.Module.to(model, device)  # pyright: ignore[reportReturnType]
 
 

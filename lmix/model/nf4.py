@@ -19,7 +19,7 @@ def dequantize(layer: Any) -> Tensor:
     return dequantize_4bit(layer.weight.data, layer.quant_state).to(layer.compute_dtype)
 
 
-def quantize_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> None:
+def quantize_linears(model: PreTrainedModel, double_quantization: bool, dtype: torch.dtype) -> None:
     """Replace the body's linear layers by NF4 ones in place: for .gguf files, which transformers can't quantise."""
     import bitsandbytes as bnb
 
@@ -33,7 +33,7 @@ def quantize_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torc
                 layer.out_features,
                 bias=layer.bias is not None,
                 compute_dtype=dtype,
-                compress_statistics=config.double_quantization,
+                compress_statistics=double_quantization,
                 quant_type="nf4",
                 quant_storage=torch.uint8,
             )
@@ -42,7 +42,7 @@ def quantize_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torc
                 layer.weight.data,
                 requires_grad=False,
                 module=four_bit,  # pyright: ignore[reportCallIssue]  # gives it the 4-bit state
-                compress_statistics=config.double_quantization,  # pyright: ignore[reportCallIssue]
+                compress_statistics=double_quantization,  # pyright: ignore[reportCallIssue]
                 quant_type="nf4",  # pyright: ignore[reportCallIssue]
                 quant_storage=torch.uint8,  # pyright: ignore[reportCallIssue]
             )
