@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import AutoConfig, PretrainedConfig
 
 from lmix.model.sources import load_config
-from lmix.model.tokenizer import first_line
+from lmix.errors import first_line
 
 
 def planned_config(path: str) -> PretrainedConfig:
