@@ -7,8 +7,9 @@ from lmix.training.metrics import AnswerRate, FormatRate, SolveRate
 
 
 def row(answer, correct, ended=True):
-    judged = Judgement(answer, correct, float(correct and ended))
-    return Rollout(Prompt(Problem(0, "2 + 2", "4"), [4]), 0, [5, 6], ended=ended, judgement=judged)
+    judged = Judgement(answer, correct)
+    reward = float(correct and ended)
+    return Rollout(Prompt(Problem(0, "2 + 2", "4"), [4]), 0, [5, 6], ended=ended, judgement=judged, reward=reward)
 
 
 RIGHT, WRONG, BARE, CUT = row("4", True), row("5", False), row(None, False), row("4", True, ended=False)
