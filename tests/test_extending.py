@@ -105,7 +105,7 @@ def test_a_sampler_runs(mine, tmp_path):
     assert fit("--model=mine.CannedGRPO", f"--trainer.logger.save_dir={tmp_path}/runs") == 0
     (path,) = tmp_path.glob("runs/**/train.jsonl")
     rows = [json.loads(line) for line in path.open()]
-    assert [row["completion"] for row in rows[:4]] == ["I give up.", "The answer is #### 4"] * 2
+    assert [row["completion"] for row in rows[:4]] == ["1 + 1 = 2.", "2 + 2 = 4. \\boxed{4}"] * 2
 
 
 def test_alpha_that_depends_on_the_position_is_sampled_and_scored_alike(mine, capsys):

@@ -115,7 +115,7 @@ def watch_updates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Group], Te
 
 @dataclass
 class Canned:
-    """A `Sampler` that knows the answers: sample g has its problem's solution where g is even, and "I give up" else.
+    """A `Sampler` that knows the answers: sample g is right where g is even, and blank else.
 
     It draws from no model: log-probabilities are 0, and no hidden states are kept.
     """
@@ -128,7 +128,7 @@ class Canned:
         return [Group(prompt, [self.rollout(prompt, g, limits) for g in range(samples)], draw) for prompt in prompts]
 
     def rollout(self, prompt, sample, limits):
-        text = "I give up" if sample % 2 else prompt.problem.solution or f"#### {prompt.problem.answer}"
+        text = "." if sample % 2 else f"1 + 1 = 2. \\boxed{{{prompt.problem.answer}}}"
         ids = load_tokenizer("lmix:tiny-arithmetic")(text, add_special_tokens=False)["input_ids"]
         ids = [*ids, limits.end_ids[0]][: limits.max_new_tokens]
         return Rollout(prompt, sample, ids, torch.zeros(len(ids)), ended=ids[-1] == limits.end_ids[0])
