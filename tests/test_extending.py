@@ -78,7 +78,9 @@ def test_gspo_is_the_paper_s_sum_over_sequences(mine):
     mask = torch.tensor([[True, True, True], [True, True, False]])
     objective = mine.GSPO(clip_radius=0.2)
     terms, logged = objective.terms(scored(log_probs, old, [0.7, 0.4], mask))
-    weights = objective.token_weights(torch.tensor([[3, 2]]), StepTotals(groups=1, tokens=5, samples=2, max_new_tokens=9))
+    weights = objective.token_weights(
+        torch.tensor([[3, 2]]), StepTotals(groups=1, tokens=5, samples=2, max_new_tokens=9)
+    )
     loss = (terms * weights[0][:, None]).sum()
     ratio = ((0.1 + 0.0 - 0.05) / 3, 0.5)
     assert loss.item() == pytest.approx((math.exp(ratio[0]) * 0.7 + 1.2 * 0.4) / 2)

@@ -12,7 +12,9 @@ from lmix.tasks.task import Judgement, Problem
 def groups() -> list[Group]:
     """Two problems of two completions: right; right and truncated; wrong; without an answer."""
     made = []
-    for number, cases in enumerate([[("4", True, True), ("4", True, False)], [("5", False, True), (None, False, True)]]):
+    for number, cases in enumerate(
+        [[("4", True, True), ("4", True, False)], [("5", False, True), (None, False, True)]]
+    ):
         prompt = Prompt(Problem(number, "2 + 2", "4"), [7])
         rollouts = [
             Rollout(prompt, g, [5] * (g + 1), ended=ended, text="x" * (10 * g), judgement=Judgement(answer, correct))

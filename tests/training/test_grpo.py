@@ -89,9 +89,7 @@ def test_the_gradient_under_truncated_importance_weights_is_that_of_the_written_
     """Autograd of whole logits. With mu 2 the ratio is not 1: the policy has moved since the old log-probabilities."""
     m, groups, advantages = step
     cap, generator = 1.5, torch.Generator().manual_seed(0)
-    noisy = changed(
-        groups, log_probs=lambda r: r.log_probs + 0.7 * torch.randn(len(r.log_probs), generator=generator)
-    )
+    noisy = changed(groups, log_probs=lambda r: r.log_probs + 0.7 * torch.randn(len(r.log_probs), generator=generator))
     sampler = torch.cat([r.log_probs for r in flatten(noisy)])
     packed = pack(flatten(noisy))
     rows = packed.mask.nonzero()[:, 0]
@@ -309,7 +307,10 @@ def test_settings_that_do_not_go_together(parts, arguments, message, tmp_path):
         (lambda: GRPO(clip_radius=1.5), "clip_radius"),
         (lambda: GRPO(sampler_weight_cap=0.0), "sampler_weight_cap must be positive and finite, not 0.0"),
         (lambda: GRPO(sampler_weight_cap=float("nan")), "sampler_weight_cap must be positive"),
-        (lambda: module(objective=GRPO(beta=0.01)), r"\(objective.beta\) is the policy's, but model.alpha 0.5 .* to 0 \("),
+        (
+            lambda: module(objective=GRPO(beta=0.01)),
+            r"\(objective.beta\) is the policy's, but model.alpha 0.5 .* to 0 \(",
+        ),
         (lambda: module(alpha=1.0, objective=GRPO(beta=0.5)), "but model.alpha 1 mixes it"),
         (
             lambda: module(alpha=0.0, weights=[0.5, 0.5], objective=GRPO(beta=0.1)),
