@@ -107,7 +107,8 @@ def test_training_and_the_alpha_rule_run_on_another_sampler(tmp_path):
     assert metrics["val/solve_rate"] == 1.0  # greedy: the first sample
     # the policy alone is the first sample, so right; the mixture is the second
     assert (metrics["alpha/forgetting"], metrics["alpha/gain"]) == (6.0, 0.0)
-    assert metrics["alpha/next"] == m.mixture.alpha != 0.5
+    assert metrics["alpha/next"] == pytest.approx(m.mixture.alpha)
+    assert m.mixture.alpha < 0.1
     assert canned.synced == 2
     assert any(p.abs().sum() > 0 for name, p in m.policy.adapter_state().items() if "lora_B.policy" in name)
 
