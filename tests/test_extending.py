@@ -1,5 +1,8 @@
 """The code of docs/extending.md, as it stands there."""
 
+import csv
+import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -8,6 +11,8 @@ import pytest
 import torch
 
 from lmix import cli
+from lmix.model.mixture import Mixture, row_mixtures
+from lmix.training.objectives import Scored, StepTotals
 from tests.test_cli import DEMO, SMALL
 
 DOCS = Path(__file__).parent.parent / "docs" / "extending.md"
@@ -32,7 +37,7 @@ def fit(*flags: str) -> int:
 
 def test_there_are_blocks():
     assert {name for name, _ in BLOCKS} == {"mine.py", "run.py"}
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 7
 
 
 def test_a_task_runs(mine, capsys):
@@ -43,27 +48,79 @@ def test_a_task_runs(mine, capsys):
     ] == [[True, False, False]] * 3
 
 
-@pytest.mark.parametrize("name", ["RLOO", "CISPO", "ShortGRPO"])
-def test_an_objective_or_a_reward_runs(mine, name):
-    assert fit(f"--model=mine.{name}") == 0
+@pytest.mark.parametrize("name", ["RLOO", "CISPO", "GSPO"])
+def test_an_objective_runs(mine, name):
+    assert fit(f"--model.objective=mine.{name}", "--model.objective.inner_updates=2") == 0
+
+
+def scored(log_probs, old, advantages, mask=None) -> Scored:
+    mask = torch.ones_like(old, dtype=torch.bool) if mask is None else mask
+    return Scored(log_probs, old, torch.tensor(advantages), mask, None)
 
 
 def test_the_objectives_are_what_they_say(mine):
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
-    rloo = mine.RLOO.advantages(None, rewards)
+    rloo = mine.RLOO().advantages(rewards)
     others = [(rewards.sum() - r) / 3 for r in rewards[0]]
     assert torch.allclose(rloo[0], rewards[0] - torch.stack(others))
-    module = mine.CISPO()
     log_probs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
     old = torch.tensor([[-2.0, -2.0]])
-    terms, clipped = module.surrogate(log_probs, old, torch.tensor([0.5]), torch.ones(1, 2, dtype=torch.bool))
+    terms, logged = mine.CISPO().terms(scored(log_probs, old, [0.5]))
     (gradient,) = torch.autograd.grad(terms.sum(), log_probs)
     assert torch.allclose(gradient, torch.tensor([[0.5 * 1.2, 0.5]]))
-    assert clipped.tolist() == [[True, False]]
+    assert logged["clip_fraction"].tolist() == [[True, False]]
+
+
+def test_gspo_is_the_paper_s_sum_over_sequences(mine):
+    """Two sequences of 3 and 2 tokens; the first inside the interval, the second clipped."""
+    log_probs = torch.tensor([[-1.0, -2.0, -1.5], [-1.0, -1.0, 7.0]], requires_grad=True)
+    old = torch.tensor([[-1.1, -2.0, -1.45], [-1.5, -1.5, float("inf")]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    objective = mine.GSPO(clip_radius=0.2)
+    terms, logged = objective.terms(scored(log_probs, old, [0.7, 0.4], mask))
+    weights = objective.token_weights(
+        torch.tensor([[3, 2]]), StepTotals(groups=1, tokens=5, samples=2, max_new_tokens=9)
+    )
+    loss = (terms * weights[0][:, None]).sum()
+    ratio = ((0.1 + 0.0 - 0.05) / 3, 0.5)
+    assert loss.item() == pytest.approx((math.exp(ratio[0]) * 0.7 + 1.2 * 0.4) / 2)
+    (gradient,) = torch.autograd.grad(loss, log_probs)
+    inside = math.exp(ratio[0]) * 0.7 / 3 / 2
+    assert torch.allclose(gradient, torch.tensor([[inside] * 3, [0.0] * 3]))
+    assert logged["clip_fraction"].tolist() == [[False] * 3, [True, True, False]]
+
+
+def test_rewards_run_with_their_curves(mine, tmp_path):
+    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}/csv", "--trainer.logger.name=x"]
+    rewards = "--model.rewards={verifier: 1, mine.brevity: 0.1, mine.ShortAnswer: 0.5}"
+    assert fit("--trainer.log_every_n_steps=1", *logger, rewards) == 0
+    with (tmp_path / "csv/x/version_0/metrics.csv").open() as file:
+        (row, *_) = [row for row in csv.DictReader(file) if row["train/reward"]]
+    curves = {name: float(row[f"reward/{name}"]) for name in ("verifier", "mine.brevity", "mine.ShortAnswer")}
+    weighted = curves["verifier"] + 0.1 * curves["mine.brevity"] + 0.5 * curves["mine.ShortAnswer"]
+    assert float(row["train/reward"]) == pytest.approx(weighted, abs=1e-6)
+    assert curves["verifier"] == pytest.approx(float(row["train/solve_rate"]))
+    assert 0 < curves["mine.brevity"] <= 1
+
+
+def test_a_sampler_runs(mine, tmp_path):
+    assert fit("--model=mine.CannedGRPO", f"--trainer.logger.save_dir={tmp_path}/runs") == 0
+    (path,) = tmp_path.glob("runs/**/train.jsonl")
+    rows = [json.loads(line) for line in path.open()]
+    assert [row["completion"] for row in rows[:4]] == ["1 + 1 = 2.", "2 + 2 = 4. \\boxed{4}"] * 2
+
+
+def test_alpha_that_depends_on_the_position_is_sampled_and_scored_alike(mine, capsys):
+    assert fit("--trainer.callbacks+=mine.FadeAlpha", "--trainer.log_every_n_steps=1") == 0
+    positions = torch.tensor([0, 15, 30, 99])
+    found = mine.FadingMixture((0.2, 0.8)).of_tokens(positions)
+    assert torch.allclose(found.weights_BK[:, 1], torch.tensor([0.8, 0.4, 0.0, 0.0]))
+    with pytest.raises(ValueError, match="whose weights depend on the token must be drawn alone"):
+        row_mixtures([Mixture.at(0.0), mine.FadingMixture((0.2, 0.8))])
 
 
 def test_a_callback_moves_alpha(mine, capsys):
-    assert fit("--trainer.callbacks=mine.AlphaByReward") == 0
+    assert fit("--trainer.callbacks+=mine.AlphaByReward") == 0
     alphas = re.findall(r"alpha ([\d.]+)", capsys.readouterr().out)
     assert len(set(alphas)) > 1
 

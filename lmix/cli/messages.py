@@ -98,7 +98,8 @@ def one_line(message: str) -> str:
         before, _, after = message.partition("Errors:")
         tried, _, given = after.partition("Given value type:")
         reasons = [reason.strip() for reason in re.split(r"\n\s*- ", tried)]
-        message = next((reason for reason in reasons if reason and "NoneType" not in reason), message)
+        first, *others = [reason for reason in reasons if reason and "NoneType" not in reason] or [message]
+        message = f"{first} {others[-1]}" if first.endswith(":") and others else first  # a field, then what is wrong
         if message.startswith("Expected a <class") and "value" not in message:  # names neither field nor value
             value = given.partition("Given value:")[2].strip()
             field = ".".join(re.findall(r'key "([^"]+)"', before))

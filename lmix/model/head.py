@@ -66,14 +66,14 @@ class MixingHead:
         return mix_streams_log_probs([logits.log_softmax(-1) for logits in logits_K], weights)
 
     def log_probs(
-        self, hidden_K: Sequence[Tensor], tokens: Tensor, mixture: Mixture, chunk: int | None = None
+        self, hidden_K: Sequence[Tensor], tokens: Tensor, mixture: Mixture | RowMixtures, chunk: int | None = None
     ) -> Tensor:
         """Log-probabilities of chosen tokens under the mixed policy; only the policy's hidden states get a gradient.
 
         Args:
             hidden_K: `[N, H]` of each of `mixture.streams`.
             tokens: `[N]`.
-            mixture: the weights.
+            mixture: the weights; with a row axis, one row a token.
             chunk: tokens whose logits exist at once; by default about 256 MB of them.
 
         Returns:
@@ -87,8 +87,11 @@ class MixingHead:
         # the policy, whose hidden states alone may carry a gradient, is the first stream of any mixture that has it
         first, *others = hidden_K
 
-        def chosen(hidden: Tensor, tokens: Tensor, *others: Tensor) -> Tensor:
-            return token_log_probs(self.mixed_logits([hidden, *others], mixture), tokens)
+        def chosen(hidden: Tensor, tokens: Tensor, rows: Tensor, *others: Tensor) -> Tensor:
+            of_rows = mixture.rows(rows) if isinstance(mixture, RowMixtures) else mixture
+            return token_log_probs(self.mixed_logits([hidden, *others], of_rows), tokens)
+
+        others.insert(0, torch.arange(len(tokens), device=tokens.device))
 
         if not (is_adapted(head) and torch.is_grad_enabled()):
             return tokenwise(chosen, first, tokens, *others, chunk=chunk)

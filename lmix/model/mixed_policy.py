@@ -145,7 +145,7 @@ class MixedPolicy(nn.Module):
         return self.head.mixed_logits(hidden_K, mixture)
 
     def log_probs(
-        self, hidden_K: Sequence[Tensor], tokens: Tensor, mixture: Mixture, chunk: int | None = None
+        self, hidden_K: Sequence[Tensor], tokens: Tensor, mixture: Mixture | RowMixtures, chunk: int | None = None
     ) -> Tensor:
         """See `MixingHead.log_probs`."""
         return self.head.log_probs(hidden_K, tokens, mixture, chunk)

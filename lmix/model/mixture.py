@@ -78,6 +78,11 @@ class Mixture:
         """Whether a bias that all streams share comes out once."""
         return math.isclose(sum(self.weights), 1.0)
 
+    def of_tokens(self, positions_N: Tensor) -> "Mixture | RowMixtures":
+        """What tokens at these positions of their completions, counted from 0, are drawn from: this mixture, whatever
+        the position. A subclass may give `RowMixtures` of the same streams, with a row for each of N tokens."""
+        return self
+
     def by_name(self) -> dict[str, float]:
         """Weight by stream, zeros as well."""
         return dict(zip(stream_names(len(self.weights)), self.weights, strict=True))
@@ -107,8 +112,10 @@ def row_mixtures(mixtures: Sequence[Mixture], device: torch.device | str = "cpu"
     """One mixture a row. All rows run every stream that any of them needs.
 
     Raises:
-        ValueError: mixtures of different kinds.
+        ValueError: mixtures of different kinds, or one whose weights depend on the token.
     """
+    if any(type(mixture).of_tokens is not Mixture.of_tokens for mixture in mixtures):
+        raise ValueError("a mixture whose weights depend on the token must be drawn alone, not beside others")
     kinds: set[MixtureKind] = {mixture.kind for mixture in mixtures}
     if len(kinds) != 1:
         raise ValueError(f"mixtures that are drawn together must be of one kind, not of {len(kinds)}")

@@ -107,7 +107,10 @@ class DecodeStep:
 
     def _choose(self, hidden_K: list[Tensor], at: Tensor) -> Tensor:
         """Draw a token for the slots `at` from each stream's hidden states, and write it down."""
-        mixture = self.mixture.rows(self.samples[at]) if isinstance(self.mixture, RowMixtures) else self.mixture
+        if isinstance(self.mixture, RowMixtures):
+            mixture = self.mixture.rows(self.samples[at])
+        else:
+            mixture = self.mixture.of_tokens(self.counts[at])
         logits = self.policy.mixed_logits(hidden_K, mixture)
         if self.greedy:
             tokens, log_probs = greedy(logits)

@@ -24,6 +24,8 @@ class Packed:
     """`[N]`, flat places in `MixedPolicy.stream_hidden`'s `[B, T]` that predict a completion token, row by row."""
     targets: Tensor
     """`[N]`, those completion tokens."""
+    positions: Tensor
+    """`[N]`, each one's place in its completion, from 0."""
     mask: Tensor
     """`[B, C]`, true for the tokens of each row's completion; C of the longest."""
     counted: Tensor
@@ -65,6 +67,7 @@ def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu", share_
         input_ids.to(device),
         predicts.to(device),
         torch.tensor(targets, dtype=torch.long, device=device),
+        torch.cat([torch.arange(len(r.completion_ids)) for r in rollouts]).to(device),
         mask.to(device),
         counted_mask(rollouts).to(device),
         torch.cat(hidden).to(device) if len(hidden) == len(rollouts) else None,

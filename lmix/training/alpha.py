@@ -1,6 +1,7 @@
 """Callbacks that move alpha between steps, never inside one."""
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
@@ -34,7 +35,7 @@ class AlphaCallback(L.Callback):
 
     def move(self, pl_module: GRPOModule, alpha: float) -> None:
         """Let the next step's mixture have this alpha."""
-        pl_module.mixture = Mixture.at(alpha, pl_module.mixture.kind)
+        pl_module.mixture = replace(pl_module.mixture, weights=Mixture.at(alpha).weights)
 
 
 class AdaptiveAlpha(AlphaCallback):

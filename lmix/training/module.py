@@ -233,5 +233,5 @@ class AdapterModule(OptimisedModule):
         """Take up the alpha of a checkpoint, unless the settings name another one than they did then."""
         both_move = self.weights is None and saved["weights"] is None
         if both_move and self.initial_mixture.alpha == saved["initial_alpha"]:
-            self.mixture = Mixture.at(saved["alpha"], self.mixture.kind)
+            self.mixture = replace(self.mixture, weights=Mixture.at(saved["alpha"]).weights)
             log.info("alpha %g, as in the checkpoint", saved["alpha"])

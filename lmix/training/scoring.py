@@ -16,7 +16,7 @@ from lmix.tasks.task import Problem
 def score(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> Tensor:
     """Log-probability of each completion token, `[N]`, float32; only the policy has a gradient."""
     hidden_K = [_hidden(policy, mixture, packed, stream) for stream in mixture.streams]
-    return policy.log_probs(hidden_K, packed.targets, mixture)
+    return policy.log_probs(hidden_K, packed.targets, mixture.of_tokens(packed.positions))
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def test_another_number_of_prompts_goes_on_at_the_same_problem():
     one = loader()
     steps = iter(one)
     seen = [e.problem.id for e in next(steps)]
-    other = StepLoader(one.examples, 2, seed=0)
+    other = StepLoader(one.prompts, 2, seed=0)
     other.load_state_dict(one.state_dict())
     rest = list(chain(*ids(other)))
     assert [*seen, *rest] == list(chain(*ids(loader())))
@@ -80,9 +80,9 @@ def test_held_out_problems_are_chosen_by_seed():
 def test_a_prompt_longer_than_the_limit():
     with pytest.raises(ValueError, match=r"data.max_prompt_tokens is 20, but the prompt of train problem \d+ has \d+"):
         module(max_prompt_tokens=20).read(["train"])["train"]
-    lengths = sorted(len(e.prompt_ids) for e in module().read(["train"])["train"])
+    lengths = sorted(len(e.ids) for e in module().read(["train"])["train"])
     kept = module(max_prompt_tokens=lengths[4], long_prompts="drop").read(["train"])["train"]
-    assert sorted(len(e.prompt_ids) for e in kept) == [n for n in lengths if n <= lengths[4]]
+    assert sorted(len(e.ids) for e in kept) == [n for n in lengths if n <= lengths[4]]
     with pytest.raises(ValueError, match=r"no problem is left for \w+: .* all prompts are longer than data.max_prompt"):
         module(max_prompt_tokens=1, long_prompts="drop").read(["train"])["train"]
 
@@ -100,7 +100,7 @@ def test_long_prompts_are_passed_over_before_any_are_chosen(own_splits, tmp_path
     found = RLDataModule(task, eval_size=3, validation_size=2, **common).read(["train", "validation", "test"])
     sizes = {split: len(examples) for split, examples in found.items()}
     assert sizes == {"train": 5 if own_splits else 2, "validation": 2, "test": 3}
-    assert all(len(e.prompt_ids) <= 40 for examples in found.values() for e in examples)
+    assert all(len(e.ids) <= 40 for examples in found.values() for e in examples)
     assert RLDataModule(task, eval_size=3, **common).read(["test"])["test"] == found["test"]
 
 

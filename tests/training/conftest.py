@@ -3,13 +3,15 @@ import pytest
 import torch
 
 from lmix.functional import group_advantages
-from lmix.rollout.engine import Draw
+from lmix.model.tokenizer import end_tokens
+from lmix.rollout.sampler import Limits
+from lmix.rollout.types import Draw
 from tests.training.helpers import data, module
 
 
 @pytest.fixture(scope="module")
 def step():
-    """A module with rollouts that hold live and dead groups, and their advantages."""
+    """A module with groups of which some are live and some dead, and their advantages `[P, G]`."""
     L.seed_everything(0)
     m = module()
     m.configure_model()
@@ -22,7 +24,7 @@ def step():
     source.setup("fit")
     m.manual_backward = lambda loss: loss.backward()  # no trainer here
     m.__dict__["_fabric"] = None
-    batch = source.sets["train"][:4]
-    rollouts = m.engine.generate([e.prompt_ids for e in batch], 48, Draw(seed=3), samples=4, keep_frozen=True)
+    prompts, limits = source.sets["train"][:4], Limits(48, tuple(end_tokens(m.policy, m.tokenizer)))
+    groups = m.sampler.generate(prompts, limits, Draw(seed=3), m.mixture, samples=4, keep_frozen=True)
     rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
-    return m, rollouts, group_advantages(rewards).flatten()
+    return m, groups, group_advantages(rewards)

@@ -1,16 +1,28 @@
-"""A small module, its data and a trainer, for tests of training."""
+"""A small module, its data and a trainer, for tests of training; an update of given groups, and a canned sampler."""
 
-import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import lightning as L
+import pytest
+import torch
+from torch import Tensor
 
 from lmix.data.module import RLDataModule
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
+from lmix.model.mixture import Mixture
+from lmix.model.tokenizer import load_tokenizer
+from lmix.rollout.packing import Packed
+from lmix.rollout.types import Group, Rollout
 from lmix.tasks import ArithmeticTask
+from lmix.training import grpo
 from lmix.training.checkpoints import PolicyCheckpoint
-from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
-from lmix.training.grpo import BeforeUpdate, GRPOModule
+from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.grpo import GRPOModule
+from lmix.training.objectives import GRPO
+from lmix.training.update import Update, UpdateStats
 
 SFT = "lmix:tiny-arithmetic-sft"
 
@@ -50,9 +62,76 @@ def trainer(tmp_path, steps, **arguments) -> L.Trainer:
     return L.Trainer(**{**defaults, **arguments})
 
 
-def gradients(m, rollouts, advantages, **changes):
-    m.objective = dataclasses.replace(ObjectiveConfig(), **changes)
+def texts(groups: Sequence[Group]) -> list[str]:
+    """The completions, group after group."""
+    return [rollout.text for group in groups for rollout in group.rollouts]
+
+
+def changed(groups: Sequence[Group], **changes: Any) -> list[Group]:
+    """Copies of groups whose rollouts have other values: the value itself, or a function of the rollout."""
+
+    def copy(rollout: Rollout) -> Rollout:
+        return replace(rollout, **{name: v(rollout) if callable(v) else v for name, v in changes.items()})
+
+    return [replace(group, rollouts=[copy(rollout) for rollout in group.rollouts]) for group in groups]
+
+
+def update_of(m: GRPOModule, groups: Sequence[Group], advantages_PG: Tensor, mixture=None, **settings) -> Update:
+    """The update of groups under GRPO with these settings."""
+    sampling = replace(m.sampling, samples_per_prompt=advantages_PG.shape[1])
+    return Update(m, mixture or m.mixture, GRPO(**settings), groups, advantages_PG, sampling)
+
+
+def gradient(m: GRPOModule, update: Update) -> tuple[list[Tensor], UpdateStats]:
+    """Of one inner update."""
     m.policy.zero_grad()
-    before = BeforeUpdate()
-    stats = m.accumulate_gradient(rollouts, advantages, m.token_weights(rollouts), before)
-    return [p.grad.clone() for p in m.policy.policy_parameters()], stats, before.log_probs
+    stats = update.accumulate_gradient()
+    return [p.grad.clone() for p in m.policy.policy_parameters()], stats
+
+
+def gradients(m, groups, advantages_PG, **changes) -> tuple[list[Tensor], UpdateStats, list[Tensor]]:
+    """The gradient, the figures, and each micro-batch's old log-probabilities."""
+    update = update_of(m, groups, advantages_PG, **changes)
+    return *gradient(m, update), update.old
+
+
+def written_out_log_probs(m: GRPOModule, packed: Packed, mixture: Mixture | None = None) -> Tensor:
+    """The slow twin of `score`: whole logits of all streams, by autograd. `[N]`."""
+    logits = m.policy(packed.input_ids, mixture or m.mixture).flatten(0, 1)[packed.predicts]
+    return logits.log_softmax(-1).gather(1, packed.targets[:, None]).squeeze(1)
+
+
+def watch_updates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Group], Tensor]]:
+    """The groups and advantages `[P, G]` of each update that a module makes from now on."""
+    seen: list[tuple[list[Group], Tensor]] = []
+
+    def watched(module, mixture, objective, groups, advantages_PG, sampling):
+        seen.append((list(groups), advantages_PG))
+        return Update(module, mixture, objective, groups, advantages_PG, sampling)
+
+    monkeypatch.setattr(grpo, "Update", watched)
+    return seen
+
+
+@dataclass
+class Canned:
+    """A `Sampler` that knows the answers: sample g is right where g is even, and blank else.
+
+    It draws from no model: log-probabilities are 0, and no hidden states are kept.
+    """
+
+    mixtures: list[Any] = field(default_factory=list)
+    synced: int = 0
+
+    def generate(self, prompts, limits, draw, mixture, samples=1, keep_frozen=False, progress=None):
+        self.mixtures.append(mixture)
+        return [Group(prompt, [self.rollout(prompt, g, limits) for g in range(samples)], draw) for prompt in prompts]
+
+    def rollout(self, prompt, sample, limits):
+        text = "." if sample % 2 else f"1 + 1 = 2. \\boxed{{{prompt.problem.answer}}}"
+        ids = load_tokenizer("lmix:tiny-arithmetic")(text, add_special_tokens=False)["input_ids"]
+        ids = [*ids, limits.end_ids[0]][: limits.max_new_tokens]
+        return Rollout(prompt, sample, ids, torch.zeros(len(ids)), ended=ids[-1] == limits.end_ids[0])
+
+    def sync(self, policy):
+        self.synced += 1

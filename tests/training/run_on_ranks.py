@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -15,11 +16,13 @@ import torch
 import lmix.model.backbone
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
+from lmix.rollout.engine import Engine
 from lmix.training.alpha import AdaptiveAlpha
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.completion_log import CompletionLog
-from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
+from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.grpo import GRPOModule
+from lmix.training.objectives import GRPO
 from lmix.training.sft import SFTModule
 from lmix.training.strategies import ShardedStrategy
 from tests.training.helpers import SFT, data, trainer
@@ -40,6 +43,13 @@ class LargeEps(L.Callback):
         trainer.optimizers[0].param_groups[0]["eps"] = 1e-6
 
 
+class Endless(Engine):
+    """Its rows go on to the limit."""
+
+    def generate(self, prompts, limits, *arguments, **others):
+        return super().generate(prompts, replace(limits, end_ids=()), *arguments, **others)
+
+
 class Groups(L.Callback):
     """How many groups each step of this rank has, and how many of them are live."""
 
@@ -52,16 +62,13 @@ class Groups(L.Callback):
     def on_train_start(self, trainer, pl_module):
         self.began = checksum(pl_module)
 
-    def on_train_batch_start(self, trainer, pl_module, *_):
         if pl_module.late and trainer.global_rank == 1:
-            pl_module.engine.eos_ids = ()  # its rows go on to the limit
+            pl_module.sampler = Endless(pl_module.policy, slots=16)
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        rewards = [row.reward for row in pl_module.rows]
-        groups = [rewards[i : i + 4] for i in range(0, len(rewards), 4)]
-        self.groups.append(len(groups))
+        self.groups.append(len(pl_module.groups))
         self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-        self.live.append(sum(len(set(group)) > 1 for group in groups))
+        self.live.append(sum(len(set(group.rewards)) > 1 for group in pl_module.groups))
 
 
 def main(
@@ -96,7 +103,7 @@ def main(
         m = SFTModule(backbone, AdapterConfig(rank=4), micro_batch_tokens=100, **common)
     else:
         adapters = AdapterConfig(reference=SFT, rank=4)
-        m = GRPOModule(backbone, adapters, alpha, objective=ObjectiveConfig(**objective), **common)
+        m = GRPOModule(backbone, adapters, alpha, objective=GRPO(**objective), **common)
         if adaptive:
             callbacks.append(AdaptiveAlpha(offset=20.0, scale=80.0))
     m.late = late
@@ -104,7 +111,7 @@ def main(
     settings = {"strategy": kinds[strategy], "devices": ranks} if ranks > 1 else {}
     t = trainer(out, steps, callbacks=callbacks, val_check_interval=steps, **settings)
     t.fit(m, data(prompts=prompts, validation_size=5), ckpt_path=ckpt_path)
-    found = {"alpha": m.policy.alpha, "metrics": groups.metrics, "groups": groups.groups, "live": groups.live}
+    found = {"alpha": m.mixture.alpha, "metrics": groups.metrics, "groups": groups.groups, "live": groups.live}
     found |= {"began": groups.began, "ended": checksum(m), "dense": m.policy.dense_rollouts}
     (out / f"rank{t.global_rank}.json").write_text(json.dumps(found))
 

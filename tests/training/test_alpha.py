@@ -6,10 +6,12 @@ import torch
 
 from lmix.functional import net_gain_alpha
 from lmix.model.backbone import BackboneConfig
-from lmix.rollout.engine import Draw
+from lmix.model.mixture import Mixture
+from lmix.rollout.types import Draw
+from lmix.training import update
 from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
 from lmix.training.checkpoints import PolicyCheckpoint
-from lmix.training.config import ObjectiveConfig
+from lmix.training.objectives import GRPO
 from lmix.training.sft import SFTModule
 from tests.training.helpers import data, module, trainer
 
@@ -21,7 +23,7 @@ class Watch(L.Callback):
         self.alphas = []
 
     def on_train_batch_start(self, trainer, pl_module, *_):
-        self.alphas.append(pl_module.policy.alpha)
+        self.alphas.append(pl_module.mixture.alpha)
 
 
 def test_alpha_follows_the_validation_problems_between_steps(tmp_path):
@@ -33,10 +35,9 @@ def test_alpha_follows_the_validation_problems_between_steps(tmp_path):
     # the newest update again, by two decodings one after the other: the slow twin
     correct = []
     for alpha in (0.0, watch.alphas[-1]):
-        m.policy.alpha = alpha
-        examples = source.sets["validation"]
-        rollouts = m.engine.generate([e.prompt_ids for e in examples], 48, Draw(greedy=True))
-        correct.append(torch.tensor([j.answer_correct for j in m.judge(rollouts, examples)]))
+        groups = m.decoder.complete(source.sets["validation"], Draw(greedy=True), Mixture.at(alpha))
+        m.decoder.judge(groups)
+        correct.append(torch.tensor([group.rollouts[0].solved for group in groups]))
     expected = net_gain_alpha(*correct, offset=16.0, scale=33.0)
     assert metrics["alpha/next"] == pytest.approx(expected.alpha)
     score = (100 / 6 * expected.net_gain - 16.0) / 33.0  # 6 problems
@@ -51,15 +52,16 @@ def test_alpha_follows_the_validation_problems_between_steps(tmp_path):
 
 
 def test_alpha_is_constant_inside_a_step(tmp_path, monkeypatch):
-    m = module(objective=ObjectiveConfig(inner_updates=2, micro_batch_tokens=100))
+    m = module(objective=GRPO(inner_updates=2, micro_batch_tokens=100))
     seen = []
-    score = m.score
+    score = update.score
 
-    def watched(packed):
-        seen.append((m.global_step, m.policy.alpha))
-        return score(packed)
+    def watched(policy, mixture, packed):
+        seen.append((m.global_step, mixture.alpha))
+        assert m.mixture == mixture
+        return score(policy, mixture, packed)
 
-    monkeypatch.setattr(m, "score", watched)
+    monkeypatch.setattr(update, "score", watched)
     trainer(tmp_path, 3, callbacks=[AdaptiveAlpha(offset=16.0, scale=33.0)]).fit(m, data(validation_size=6))
     assert len(seen) > 6
     for step in {s for s, _ in seen}:
@@ -71,7 +73,7 @@ def test_the_new_alpha_is_in_the_checkpoint_and_resumed(tmp_path):
     keep = PolicyCheckpoint(every_n_steps=1, keep=-1)
     trainer(tmp_path, 2, callbacks=[keep, AdaptiveAlpha(offset=8.0, scale=33.0)]).fit(m, data(validation_size=6))
     saved = torch.load(keep.saved[-1], weights_only=True)["lmix"]["alpha"]
-    assert saved == m.policy.alpha
+    assert saved == m.mixture.alpha
     assert saved != 0.5
     again, watch = module(), Watch()
     callbacks = [watch, AdaptiveAlpha(offset=8.0, scale=33.0)]
@@ -101,7 +103,7 @@ def test_the_evaluation_before_the_first_step_is_at_the_schedule_s_first_alpha(t
 
     class Look(L.Callback):
         def on_validation_start(self, trainer, pl_module):
-            seen.append(pl_module.policy.alpha)
+            seen.append(pl_module.mixture.alpha)
 
     callbacks = [AlphaSchedule(0.8, 0.2), Look()]
     trainer(tmp_path, 1, callbacks=callbacks, num_sanity_val_steps=-1).fit(module(alpha=0.5), data())

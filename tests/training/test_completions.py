@@ -9,11 +9,13 @@ import pytest
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import Mixture
 from lmix.model.tokenizer import load_tokenizer
 from lmix.tasks import ArithmeticTask
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.completion_log import CompletionLog
-from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
+from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.objectives import GRPO
 from tests.training.helpers import SFT, data, module, trainer
 
 DOCS = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -28,11 +30,11 @@ def documented(name: str):
     return space[name]
 
 
-def policy_at(folder: Path, step: int, alpha: float) -> MixedPolicy:
+def policy_at(folder: Path, step: int) -> MixedPolicy:
     """As the run had it after so many updates."""
     saved = str(folder / "checkpoints" / f"step={step:04d}") if step else "base"
     backbone = BackboneConfig(quantization="none", dtype="float32")
-    return MixedPolicy.from_pretrained(backbone, AdapterConfig(reference=SFT, policy=saved, rank=4), alpha)
+    return MixedPolicy.from_pretrained(backbone, AdapterConfig(reference=SFT, policy=saved, rank=4))
 
 
 def run(folder: Path, **parts) -> list[dict]:
@@ -48,7 +50,7 @@ def run(folder: Path, **parts) -> list[dict]:
     ("alpha", "parts"),
     [
         (0.5, {}),
-        (0.0, {"objective": ObjectiveConfig(inner_updates=2)}),
+        (0.0, {"objective": GRPO(inner_updates=2)}),
         (0.25, {"sampling": {"seed": 11, "slots": 4}}),
         (0.5, {"sampling": {"resample_dead": 1}}),
     ],
@@ -58,14 +60,14 @@ def test_the_documented_call_draws_each_row_again(tmp_path, alpha, parts):
     assert {(row["step"], row["draw_step"]) for row in rows} == {(1, 0), (2, 1), (3, 2)}
     assert {row["seed"] for row in rows} == {parts.get("sampling", {}).get("seed", 3)}
     draw_again, tokenizer, task = documented("draw_again"), load_tokenizer("lmix:tiny-arithmetic"), ArithmeticTask()
-    as_the_row_s_step_says = 0
+    mixture, as_the_row_s_step_says = Mixture.at(alpha), 0
     for step in range(3):
-        policy = policy_at(tmp_path, step, alpha)
+        policy = policy_at(tmp_path, step)
         drawn = [row for row in rows if row["draw_step"] == step]
         for row in [drawn[0], drawn[-2], drawn[-1]]:
-            assert draw_again(row, policy, tokenizer, task, TOKENS) == row["completion"]
+            assert draw_again(row, policy, mixture, tokenizer, task, TOKENS) == row["completion"]
             other = row | {"draw_step": row["step"]}
-            as_the_row_s_step_says += draw_again(other, policy, tokenizer, task, TOKENS) == row["completion"]
+            as_the_row_s_step_says += draw_again(other, policy, mixture, tokenizer, task, TOKENS) == row["completion"]
     assert as_the_row_s_step_says < 9  # another step is another draw
 
 

@@ -8,40 +8,52 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
-from lmix.rollout.rollout import pack
 
+from lmix.evaluation.rows import completion_rows
 from lmix.functional import clipped_surrogate_loss
 from lmix.model.adapters import AdapterConfig
+from lmix.rollout.packing import pack
+from lmix.rollout.types import flatten
 from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.completion_log import CompletionLog, drop_later_rows
-from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
-from lmix.training.grpo import BeforeUpdate
+from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.objectives import GRPO
 from lmix.training.strategies import ShardedStrategy, check_strategy
 from tests.conftest import close
-from tests.training.helpers import SFT, data, gradients, module, trainer
+from tests.training.helpers import (
+    SFT,
+    changed,
+    data,
+    gradient,
+    gradients,
+    module,
+    texts,
+    trainer,
+    update_of,
+    written_out_log_probs,
+)
 
 
 def test_the_gradient_is_that_of_equation_6_by_autograd(step):
-    m, rollouts, advantages = step
-    found, stats, _ = gradients(m, rollouts, advantages)
+    m, groups, advantages = step
+    found, stats, _ = gradients(m, groups, advantages)
     # the slow twin: whole logits of both streams by autograd, all rows at once, dead groups and all
-    packed = pack(rollouts)
-    logits = m.policy(packed.input_ids).flatten(0, 1)[packed.predicts]
-    log_probs = packed.unflatten(logits.log_softmax(-1).gather(1, packed.targets[:, None]).squeeze(1))
-    group = torch.tensor([r.prompt for r in rollouts])
-    loss, _ = clipped_surrogate_loss(log_probs, log_probs.detach(), advantages, packed.mask, group)
+    packed = pack(flatten(groups))
+    log_probs = packed.unflatten(written_out_log_probs(m, packed))
+    group = torch.arange(4).repeat_interleave(4)
+    loss, _ = clipped_surrogate_loss(log_probs, log_probs.detach(), advantages.flatten(), packed.mask, group)
     expected = torch.autograd.grad(loss, m.policy.policy_parameters())
-    assert stats["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert stats.loss == pytest.approx(loss.item(), abs=1e-6)
     for a, b in zip(found, expected, strict=True):
         assert close(a, b, 1e-5)
         assert (a - b).norm() <= 1e-4 * b.norm()
 
 
 def test_1_x_8_and_8_x_1_micro_batches_agree(step):
-    m, rollouts, advantages = step
-    whole, _, _ = gradients(m, rollouts, advantages, micro_batch_tokens=10**6)
-    single, _, old = gradients(m, rollouts, advantages, micro_batch_tokens=1)
+    m, groups, advantages = step
+    whole, _, _ = gradients(m, groups, advantages, micro_batch_tokens=10**6)
+    single, _, old = gradients(m, groups, advantages, micro_batch_tokens=1)
     assert len(old) == 8  # rows of the two live groups, one by one
     for a, b in zip(whole, single, strict=True):
         assert (a - b).norm() <= 1e-4 * a.norm()
@@ -49,65 +61,50 @@ def test_1_x_8_and_8_x_1_micro_batches_agree(step):
 
 @pytest.mark.parametrize("normaliser", ["batch", "constant"])
 def test_micro_batches_agree_under_every_normaliser(step, normaliser):
-    m, rollouts, advantages = step
-    whole, stats, _ = gradients(m, rollouts, advantages, normaliser=normaliser, micro_batch_tokens=10**6)
-    single, other, _ = gradients(m, rollouts, advantages, normaliser=normaliser, micro_batch_tokens=1)
-    assert stats["loss"] == pytest.approx(other["loss"], abs=1e-7)
+    m, groups, advantages = step
+    whole, stats, _ = gradients(m, groups, advantages, normaliser=normaliser, micro_batch_tokens=10**6)
+    single, other, _ = gradients(m, groups, advantages, normaliser=normaliser, micro_batch_tokens=1)
+    assert stats.loss == pytest.approx(other.loss, abs=1e-7)
     for a, b in zip(whole, single, strict=True):
         assert (a - b).norm() <= 1e-4 * a.norm()
 
 
 def test_the_figures_of_the_sampler_s_gap_by_hand(step):
-    """The sampler claims other probabilities than the trainer finds: by -0.5, 0.25 and 1 in one rollout's tokens."""
-    m, rollouts, advantages = step
-    _, _, old = gradients(m, rollouts, advantages, micro_batch_tokens=1)
-    first = next(i for i in range(16) if advantages[i] != 0)
-    alone, weights = [rollouts[first]], m.token_weights(rollouts)[[first]]
-    before = BeforeUpdate()
-    m.accumulate_gradient(alone, advantages[[first]], weights, before)
-    old = before.log_probs[0][0]
-    shift = torch.zeros(len(old))
+    """The sampler claims other probabilities than the trainer computes: by -0.5, 0.25 and 1 in a rollout's tokens."""
+    m, groups, advantages = step
+    alone, advantage = [dataclasses.replace(groups[0], rollouts=groups[0].rollouts[:1])], advantages[:1, :1]
+    assert advantage != 0
+    _, _, (old,) = gradients(m, alone, advantage)
+    shift = torch.zeros(old.shape[1])
     shift[:3] = torch.tensor([-0.5, 0.25, 1.0])
-    stats = m.accumulate_gradient(
-        [dataclasses.replace(rollouts[first], log_probs=old - shift)], advantages[[first]], weights, BeforeUpdate()
-    )
-    assert stats["gap"] == pytest.approx(1.75, abs=1e-4)
-    assert stats["gap_max"] == pytest.approx(1.0, abs=1e-4)
+    _, stats, _ = gradients(m, changed(alone, log_probs=old[0] - shift), advantage)
+    assert stats.sums["sampler_logprob_gap"] == pytest.approx(1.75, abs=1e-4)
+    assert stats.largest_gap == pytest.approx(1.0, abs=1e-4)
     k3 = sum(math.exp(d) - d - 1 for d in (-0.5, 0.25, 1.0))  # d = log p_trainer - log p_sampler
-    assert stats["gap_k3"] == pytest.approx(k3, abs=1e-4)
+    assert stats.sums["sampler_gap_k3"] == pytest.approx(k3, abs=1e-4)
 
 
 @pytest.mark.parametrize(("normaliser", "mu"), [("group", 1), ("constant", 1), ("group", 2)])
 def test_the_gradient_under_truncated_importance_weights_is_that_of_the_written_out_loss(step, normaliser, mu):
     """Autograd of whole logits. With mu 2 the ratio is not 1: the policy has moved since the old log-probabilities."""
-    m, rollouts, advantages = step
+    m, groups, advantages = step
     cap, generator = 1.5, torch.Generator().manual_seed(0)
-    noisy = [
-        dataclasses.replace(r, log_probs=r.log_probs + 0.7 * torch.randn(len(r.log_probs), generator=generator))
-        for r in rollouts
-    ]
-    sampler = torch.cat([r.log_probs for r in noisy])
-    packed = pack(noisy)
-
-    def log_probs():
-        logits = m.policy(packed.input_ids).flatten(0, 1)[packed.predicts]
-        return logits.log_softmax(-1).gather(1, packed.targets[:, None]).squeeze(1)
-
-    old = log_probs().detach()
-    m.objective = ObjectiveConfig(sampler_weight_cap=cap, normaliser=normaliser, inner_updates=mu)
-    weights, before = m.token_weights(noisy), BeforeUpdate()
+    noisy = changed(groups, log_probs=lambda r: r.log_probs + 0.7 * torch.randn(len(r.log_probs), generator=generator))
+    sampler = torch.cat([r.log_probs for r in flatten(noisy)])
+    packed = pack(flatten(noisy))
+    rows = packed.mask.nonzero()[:, 0]
+    advantages_N = advantages.flatten()[rows]
+    old = written_out_log_probs(m, packed).detach()
+    update = update_of(m, noisy, advantages, sampler_weight_cap=cap, normaliser=normaliser, inner_updates=mu)
     kept = [p.detach().clone() for p in m.policy.policy_parameters()]
     try:
         for _ in range(mu):
-            m.policy.zero_grad()
-            m.accumulate_gradient(noisy, advantages, weights, before)
-            found = [p.grad.clone() for p in m.policy.policy_parameters()]
-            now = log_probs()
-            rows = packed.mask.nonzero()[:, 0]
-            tokens = torch.tensor([float(sum(len(r.completion_ids) for r in noisy if r.prompt == p)) for p in range(4)])
-            divisor = 4 * tokens[[noisy[i].prompt for i in rows]] if normaliser == "group" else 16 * 48
+            found, _ = gradient(m, update)
+            now = written_out_log_probs(m, packed)
+            tokens = torch.tensor([float(sum(len(r.completion_ids) for r in group.rollouts)) for group in noisy])
+            divisor = 4 * tokens[rows // 4] if normaliser == "group" else 16 * 48
             ratio, scale = (now - old).exp(), (old - sampler).exp().clamp(max=cap)
-            terms = torch.min(ratio * advantages[rows], ratio.clamp(0.8, 1.2) * advantages[rows])
+            terms = torch.min(ratio * advantages_N, ratio.clamp(0.8, 1.2) * advantages_N)
             expected = torch.autograd.grad(-(scale * terms / divisor).sum(), m.policy.policy_parameters())
             assert (scale == cap).any()
             assert (scale < 1).any()
@@ -123,48 +120,49 @@ def test_the_gradient_under_truncated_importance_weights_is_that_of_the_written_
 
 
 def test_weights_of_an_exact_sampler_change_nothing_that_matters(step):
-    m, rollouts, advantages = step
-    plain, _, _ = gradients(m, rollouts, advantages)
-    weighed, _, _ = gradients(m, rollouts, advantages, sampler_weight_cap=2.0)
+    m, groups, advantages = step
+    plain, _, _ = gradients(m, groups, advantages)
+    weighed, _, _ = gradients(m, groups, advantages, sampler_weight_cap=2.0)
     for a, b in zip(plain, weighed, strict=True):
         assert (a - b).norm() <= 1e-3 * a.norm()
 
 
 def test_a_reference_pass_gives_the_same_gradient_as_cached_hidden_states(step):
-    m, rollouts, advantages = step
-    cached, _, _ = gradients(m, rollouts, advantages)
-    bare = [dataclasses.replace(r, frozen_hidden=None) for r in rollouts]
-    passed, _, _ = gradients(m, bare, advantages)
+    m, groups, advantages = step
+    assert all(r.frozen_hidden is not None for r in flatten(groups))
+    cached, _, _ = gradients(m, groups, advantages)
+    passed, _, _ = gradients(m, changed(groups, frozen_hidden=None), advantages)
     for a, b in zip(cached, passed, strict=True):
         assert (a - b).norm() <= 1e-4 * a.norm()
 
 
 def test_dead_groups_give_exactly_zero(step):
-    m, rollouts, advantages = step
+    m, groups, advantages = step
     m.policy.zero_grad()
-    stats = m.accumulate_gradient(rollouts, torch.zeros_like(advantages), m.token_weights(rollouts), BeforeUpdate())
-    assert stats["loss"] == 0.0
+    stats = update_of(m, groups, torch.zeros_like(advantages)).accumulate_gradient()
+    assert stats.loss == 0.0
     assert all(p.grad is None for p in m.policy.policy_parameters())
 
 
 def test_the_gap_between_sampler_and_scoring_is_rounding(step):
-    m, rollouts, advantages = step
-    _, stats, _ = gradients(m, rollouts, advantages)
-    assert 0 <= stats["gap"] < 1e-4 * stats["tokens"]
-    assert stats["gap"] / stats["tokens"] <= stats["gap_max"] < 1e-3
-    assert 0 <= stats["gap_k3"] < 1e-6 * stats["tokens"]
-    assert stats["clipped"] == 0.0  # the ratio is exactly 1 before the first update
+    m, groups, advantages = step
+    _, stats, _ = gradients(m, groups, advantages)
+    gap = stats.sums["sampler_logprob_gap"]
+    assert 0 <= gap < 1e-4 * stats.tokens
+    assert gap / stats.tokens <= stats.largest_gap < 1e-3
+    assert 0 <= stats.sums["sampler_gap_k3"] < 1e-6 * stats.tokens
+    assert stats.sums["clip_fraction"] == 0.0  # the ratio is exactly 1 before the first update
 
 
 def test_gradients_reach_the_policy_only(step):
-    m, rollouts, advantages = step
-    gradients(m, rollouts, advantages)
+    m, groups, advantages = step
+    gradients(m, groups, advantages)
     assert all((p.grad is not None) == (".policy." in name) for name, p in m.policy.named_parameters())
 
 
 def test_max_steps_counts_outer_steps_whatever_mu(tmp_path):
     for mu in (1, 3):
-        m = module(objective=ObjectiveConfig(inner_updates=mu))
+        m = module(objective=GRPO(inner_updates=mu))
         t = trainer(tmp_path, 2)
         t.fit(m, data())
         assert t.global_step == 2
@@ -173,7 +171,7 @@ def test_max_steps_counts_outer_steps_whatever_mu(tmp_path):
 
 def test_inner_updates_use_the_log_probs_from_before_the_first(tmp_path):
     """With mu = 2 and a large step the second update meets ratios away from 1, and clips."""
-    m = module(objective=ObjectiveConfig(inner_updates=2), optimizer=OptimizerConfig(lr=0.05))
+    m = module(objective=GRPO(inner_updates=2), optimizer=OptimizerConfig(lr=0.05))
     t = trainer(tmp_path, 1)
     t.fit(m, data())
     assert float(t.callback_metrics["train/clip_fraction"]) > 0
@@ -199,7 +197,7 @@ def test_alpha_0_is_the_policy_alone(tmp_path):
         L.seed_everything(0)  # of LoRA's A
         m = module(alpha=alpha, adapters=AdapterConfig(policy=SFT, reference=reference))
         trainer(tmp_path / name, 1).fit(m, data(prompts=8))
-        drawn[name] = [row.completion for row in m.rows]
+        drawn[name] = texts(m.groups)
         trained[name] = torch.cat([p.detach().flatten() for p in m.policy.policy_parameters()])
     assert drawn["sft"] == drawn["base"] != drawn["mixed"]
     assert torch.equal(trained["sft"], trained["base"])
@@ -210,10 +208,11 @@ def test_the_held_out_rates_are_those_of_the_mixed_policy_decoded_greedily(tmp_p
     m = module()
     t = trainer(tmp_path, 1)
     (metrics,) = t.validate(m, data(), verbose=False)
-    assert len(m.rows) == 8
-    assert metrics["val/solve_rate"] == pytest.approx(sum(r.answer_correct and r.ended for r in m.rows) / 8)
-    assert metrics["val/answer_rate"] == pytest.approx(sum(row.answer_correct for row in m.rows) / 8)
-    assert metrics["val/format_rate"] == pytest.approx(sum(row.format_correct for row in m.rows) / 8)
+    rows = completion_rows(m.groups)
+    assert len(rows) == 8
+    assert metrics["val/solve_rate"] == pytest.approx(sum(row.answer_correct and row.ended for row in rows) / 8)
+    assert metrics["val/answer_rate"] == pytest.approx(sum(row.answer_correct for row in rows) / 8)
+    assert metrics["val/format_rate"] == pytest.approx(sum(row.format_correct for row in rows) / 8)
 
 
 def test_predict_gives_rows(tmp_path):
@@ -238,7 +237,7 @@ def test_alpha_that_a_callback_moved_goes_on_with_one_and_is_left_without(tmp_pa
     m, keep = module(), PolicyCheckpoint()
     callbacks = [AdaptiveAlpha(offset=8.0, scale=33.0), keep]
     trainer(tmp_path, 1, callbacks=callbacks).fit(m, data(validation_size=6))
-    moved = m.policy.alpha
+    moved = m.mixture.alpha
     assert moved != 0.5
     seen = {}
     for name, more in (("adaptive", [AdaptiveAlpha(offset=8.0, scale=33.0)]), ("fixed", [])):
@@ -248,7 +247,7 @@ def test_alpha_that_a_callback_moved_goes_on_with_one_and_is_left_without(tmp_pa
     assert seen == {"adaptive": pytest.approx(moved), "fixed": 0.5}
     again = module()
     trainer(tmp_path, 2).validate(again, data(), ckpt_path=str(keep.saved[-1]), verbose=False)
-    assert again.policy.alpha == moved
+    assert again.mixture.alpha == moved
 
 
 def test_rows_after_the_checkpoint_are_dropped_when_a_run_goes_on(tmp_path):
@@ -289,9 +288,9 @@ def test_strategies_that_were_not_tried_are_refused(strategy):
         ),
         ({"weights": [0.5, 0.5]}, {"callbacks": [AlphaSchedule()]}, "model.weights is given and fixed"),
         (
-            {"alpha": 0.0, "objective": ObjectiveConfig(beta=0.01)},
+            {"alpha": 0.0, "objective": GRPO(beta=0.01)},
             {"callbacks": [AlphaSchedule()]},
-            "objective.beta 0.01 with AlphaSchedule would take the mixture's KL",
+            "AlphaSchedule moves alpha, but objective.beta needs alpha 0",
         ),
     ],
 )
@@ -305,14 +304,17 @@ def test_settings_that_do_not_go_together(parts, arguments, message, tmp_path):
     [
         (lambda: module(alpha=1.2), r"alpha must lie in \[0, 1\]"),
         (lambda: SamplingConfig(samples_per_prompt=0), "samples_per_prompt must be at least 1"),
-        (lambda: ObjectiveConfig(clip_radius=1.5), "clip_radius"),
-        (lambda: ObjectiveConfig(sampler_weight_cap=0.0), "sampler_weight_cap must be positive and finite, not 0.0"),
-        (lambda: ObjectiveConfig(sampler_weight_cap=float("nan")), "sampler_weight_cap must be positive"),
-        (lambda: module(objective=ObjectiveConfig(beta=0.01)), r"objective.beta 0.01 with model.alpha 0.5 .* to 0 \("),
-        (lambda: module(alpha=1.0, objective=ObjectiveConfig(beta=0.5)), "with model.alpha 1 would take the mixture's"),
+        (lambda: GRPO(clip_radius=1.5), "clip_radius"),
+        (lambda: GRPO(sampler_weight_cap=0.0), "sampler_weight_cap must be positive and finite, not 0.0"),
+        (lambda: GRPO(sampler_weight_cap=float("nan")), "sampler_weight_cap must be positive"),
         (
-            lambda: module(alpha=0.0, weights=[0.5, 0.5], objective=ObjectiveConfig(beta=0.1)),
-            r"objective.beta 0.1 with model.weights \[0.5, 0.5\]",
+            lambda: module(objective=GRPO(beta=0.01)),
+            r"\(objective.beta\) is the policy's, but model.alpha 0.5 .* to 0 \(",
+        ),
+        (lambda: module(alpha=1.0, objective=GRPO(beta=0.5)), "but model.alpha 1 mixes it"),
+        (
+            lambda: module(alpha=0.0, weights=[0.5, 0.5], objective=GRPO(beta=0.1)),
+            r"\(objective.beta\) is the policy's, but model.weights \[0.5, 0.5\]",
         ),
         (lambda: OptimizerConfig(lr=0.0), "lr must be positive"),
         (lambda: PolicyCheckpoint(keep=0), "keep"),

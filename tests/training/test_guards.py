@@ -6,16 +6,19 @@ import lightning as L
 import pytest
 import torch
 
-from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
+from lmix.training import update
+from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.objectives import GRPO
 from tests.training.helpers import data, module, trainer
 
 
 class Poison(L.Callback):
     """Make one thing of the first step not finite."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.what = what
         self.before: dict[str, torch.Tensor] = {}
+        self.score, self.monkeypatch = update.score, monkeypatch
 
     def on_train_start(self, trainer, pl_module):
         self.before = {name: value.clone() for name, value in pl_module.policy.adapter_state().items()}
@@ -23,10 +26,9 @@ class Poison(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, *_):
         policy = pl_module.policy
         if trainer.global_step:
-            for owner, name in ((policy, "mixed_logits"), (pl_module, "score")):
-                owner.__dict__.pop(name, None)
+            self.monkeypatch.undo()
             return
-        logits, score, calls = policy.mixed_logits, pl_module.score, []
+        logits, calls = policy.mixed_logits, []
 
         def mixed_logits(*arguments):
             calls.append(1)
@@ -35,17 +37,17 @@ class Poison(L.Callback):
                 found[5] = {"nan": float("nan"), "inf": float("inf")}[self.what]
             return found
 
-        def bad_score(packed):
-            found = score(packed)
+        def bad_score(*arguments):
+            found = self.score(*arguments)
             if self.what == "loss":
                 return found * torch.ones_like(found).index_fill(0, torch.tensor([0]), float("nan"))
             found.register_hook(lambda gradient: gradient * float("inf"))
             return found
 
         if self.what in ("nan", "inf"):
-            policy.mixed_logits = mixed_logits
+            self.monkeypatch.setattr(policy, "mixed_logits", mixed_logits)
         else:
-            pl_module.score = bad_score
+            self.monkeypatch.setattr(update, "score", bad_score)
 
 
 CAUSES = {
@@ -56,14 +58,14 @@ CAUSES = {
 }
 
 
-def poisoned(what, **optimizer):
-    objective = ObjectiveConfig(micro_batch_tokens=10**6)
-    return module(objective=objective, optimizer=OptimizerConfig(lr=1e-3, **optimizer)), Poison(what)
+def poisoned(what, monkeypatch, **optimizer):
+    objective = GRPO(micro_batch_tokens=10**6)
+    return module(objective=objective, optimizer=OptimizerConfig(lr=1e-3, **optimizer)), Poison(what, monkeypatch)
 
 
 @pytest.mark.parametrize("what", CAUSES)
-def test_what_is_not_finite_stops_the_run_before_the_step_and_is_reported(tmp_path, what):
-    m, poison = poisoned(what)
+def test_what_is_not_finite_stops_the_run_before_the_step_and_is_reported(tmp_path, what, monkeypatch):
+    m, poison = poisoned(what, monkeypatch)
     cause, count = CAUSES[what]
     message = rf"^logits or gradient of step 1 are not finite \(the {cause}; .*nonfinite-step=0001-rank0.jsonl has the"
     with pytest.raises(ValueError, match=message):
@@ -80,13 +82,13 @@ def test_what_is_not_finite_stops_the_run_before_the_step_and_is_reported(tmp_pa
 
 
 @pytest.mark.parametrize("what", CAUSES)
-def test_a_step_that_is_skipped_changes_nothing_and_the_next_one_trains(tmp_path, what, caplog):
+def test_a_step_that_is_skipped_changes_nothing_and_the_next_one_trains(tmp_path, what, caplog, monkeypatch):
     class Look(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             same = {n: torch.equal(v, poison.before[n]) for n, v in pl_module.policy.adapter_state().items()}
             looks.append((trainer.global_step, all(same.values()), len(trainer.optimizers[0].state)))
 
-    m, poison = poisoned(what, nonfinite="skip")
+    m, poison = poisoned(what, monkeypatch, nonfinite="skip")
     looks: list = []
     trainer(tmp_path, 2, callbacks=[poison, Look()]).fit(m, data(prompts=16))
     (first, second) = looks

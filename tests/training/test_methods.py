@@ -1,36 +1,45 @@
 """The baselines and the objective's options."""
 
+from collections import Counter
+
 import lightning as L
 import pytest
 import torch
-from lmix.rollout.rollout import pack
 
 from lmix.functional import group_token_weights, k3_kl
 from lmix.model.adapters import AdapterConfig
-from lmix.training.config import ObjectiveConfig, SamplingConfig
-from tests.training.helpers import SFT, data, gradients, module, trainer
+from lmix.model.mixture import Mixture
+from lmix.rollout.packing import pack
+from lmix.rollout.types import flatten
+from lmix.training import update
+from lmix.training.config import SamplingConfig
+from lmix.training.objectives import GRPO
+from tests.training.helpers import (
+    SFT,
+    data,
+    gradients,
+    module,
+    texts,
+    trainer,
+    update_of,
+    watch_updates,
+    written_out_log_probs,
+)
 
 
 def test_the_kl_term_against_autograd_of_the_written_out_loss(step):
-    m, rollouts, advantages = step
-    alpha, m.policy.alpha = m.policy.alpha, 0.0
-    try:
-        found, stats, _ = gradients(m, rollouts, advantages, beta=0.5)
-        packed = pack(rollouts)
-        chosen = packed.targets[:, None]
-        policy = m.policy(packed.input_ids).flatten(0, 1)[packed.predicts].log_softmax(-1).gather(1, chosen)[:, 0]
-        m.policy.alpha = 1.0
-        with torch.no_grad():
-            logits = m.policy(packed.input_ids).flatten(0, 1)[packed.predicts]
-        reference = logits.log_softmax(-1).gather(1, chosen)[:, 0]
-        rows = packed.mask.nonzero()[:, 0]
-        weights = group_token_weights(packed.mask, torch.tensor([r.prompt for r in rollouts]))[rows]
-        kl = k3_kl(policy, reference)
-        loss = -(((policy - policy.detach()).exp() * advantages[rows] - 0.5 * kl) * weights).sum()
-        expected = torch.autograd.grad(loss, m.policy.policy_parameters())
-    finally:
-        m.policy.alpha = alpha
-    assert stats["kl"] / stats["tokens"] == pytest.approx(kl.mean().item(), rel=1e-4)
+    m, groups, advantages = step
+    found, stats, _ = gradients(m, groups, advantages, mixture=Mixture.at(0.0), beta=0.5)
+    packed = pack(flatten(groups))
+    policy = written_out_log_probs(m, packed, Mixture.at(0.0))
+    with torch.no_grad():
+        reference = written_out_log_probs(m, packed, Mixture.at(1.0))
+    rows = packed.mask.nonzero()[:, 0]
+    weights = group_token_weights(packed.mask.sum(dim=1), torch.arange(4).repeat_interleave(4))[rows]
+    kl = k3_kl(policy, reference)
+    loss = -(((policy - policy.detach()).exp() * advantages.flatten()[rows] - 0.5 * kl) * weights).sum()
+    expected = torch.autograd.grad(loss, m.policy.policy_parameters())
+    assert stats.sums["kl"] / stats.tokens == pytest.approx(kl.mean().item(), rel=1e-4)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm()
 
@@ -47,8 +56,8 @@ def test_kl_grpo_at_beta_0_is_grpo(tmp_path):
     """The configurations of the two methods: with an anchor and without."""
     anchored = {"alpha": 0.0, "adapters": AdapterConfig(policy=SFT, reference=SFT)}
     grpo = trained(tmp_path, alpha=0.0, adapters=AdapterConfig(policy=SFT))
-    zero = trained(tmp_path, **anchored, objective=ObjectiveConfig(beta=0.0))
-    other = trained(tmp_path, **anchored, objective=ObjectiveConfig(beta=0.5))
+    zero = trained(tmp_path, **anchored, objective=GRPO(beta=0.0))
+    other = trained(tmp_path, **anchored, objective=GRPO(beta=0.5))
     assert all(torch.equal(a, b) for a, b in zip(grpo, zero, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(grpo, other, strict=True))
 
@@ -75,110 +84,92 @@ def test_the_base_as_an_expert(tmp_path):
     m = module(weights=[0.5, 0.25, 0.25], adapters=experts)
     t = trainer(tmp_path, 1)
     t.fit(m, data(prompts=16))
-    assert m.policy.streams == ("policy", "reference", "expert_1")
+    assert m.mixture.streams == ("policy", "reference", "expert_1")
     assert 0 <= float(t.callback_metrics["train/sampler_logprob_gap"]) < 1e-4
     assert float(t.callback_metrics["train/grad_norm"]) > 0
 
 
 def test_the_kl_s_reference_is_scored_once(tmp_path, monkeypatch):
-    objective = ObjectiveConfig(beta=0.1, inner_updates=3, micro_batch_tokens=300)
+    objective = GRPO(beta=0.1, inner_updates=3, micro_batch_tokens=300)
     m = module(alpha=0.0, adapters=AdapterConfig(policy=SFT, reference=SFT), objective=objective)
-    calls = {"score": 0, "reference": 0}
-    score, reference = m.score, m.reference_log_probs
-    monkeypatch.setattr(m, "score", lambda packed: (calls.update(score=calls["score"] + 1), score(packed))[1])
-    monkeypatch.setattr(
-        m, "reference_log_probs", lambda packed: (calls.update(reference=calls["reference"] + 1), reference(packed))[1]
-    )
+    calls: Counter[str] = Counter()
+
+    def counted(name, function):
+        return lambda *arguments: (calls.update([name]), function(*arguments))[1]
+
+    for name in ("score", "score_stream"):
+        monkeypatch.setattr(update, name, counted(name, getattr(update, name)))
     trainer(tmp_path, 1).fit(m, data())
-    assert calls["score"] == 3 * calls["reference"] > 3
+    assert calls["score"] == 3 * calls["score_stream"] > 3
 
 
 def test_dead_groups_are_replaced_by_other_prompts(tmp_path, monkeypatch):
     sampling = SamplingConfig(samples_per_prompt=4, max_new_tokens=48, seed=0, resample_dead=2)
     m = module(sampling=sampling)
-    updates = []
-    accumulate = m.accumulate_gradient
-
-    def watched(rollouts, advantages, weights, before):
-        updates.append((rollouts, advantages))
-        return accumulate(rollouts, advantages, weights, before)
-
-    monkeypatch.setattr(m, "accumulate_gradient", watched)
+    updates = watch_updates(monkeypatch)
     t = trainer(tmp_path, 1)
     t.fit(m, data())
-    groups = [m.rows[i : i + 4] for i in range(0, len(m.rows), 4)]
-    assert all(len({row.problem_id for row in group}) == 1 for group in groups)
-    ids = [group[0].problem_id for group in groups]
+    assert all(len(group.rollouts) == 4 for group in m.groups)
+    ids = [group.problem.id for group in m.groups]
     assert len(ids) == len(set(ids)) > 4  # 16 problems, 4 a step: none is drawn twice, and what was dead is among them
     assert float(t.callback_metrics["train/replaced_groups"]) == len(ids) - 4
-    assert float(t.callback_metrics["train/reward"]) == pytest.approx(sum(r.reward for r in m.rows) / len(m.rows))
-    dead = [len({row.reward for row in group}) == 1 for group in groups]
-    ((rollouts, advantages),) = updates
-    used = [advantages[i : i + 4].any().item() for i in range(0, 16, 4)]
-    assert sum(used) == dead.count(False)  # all that is live is in the update
+    rewards = [r.reward for r in flatten(m.groups)]
+    assert float(t.callback_metrics["train/reward"]) == pytest.approx(sum(rewards) / len(rewards))
+    live = [group for group in m.groups if len(set(group.rewards)) > 1]
+    ((groups, advantages),) = updates
+    used = advantages.any(dim=1).tolist()
+    assert sum(used) == len(live)  # all that is live is in the update
     assert float(t.callback_metrics["train/dead_groups"]) == pytest.approx(1 - sum(used) / 4)
-    assert [r.prompt for r in rollouts] == [p for p in range(4) for _ in range(4)]
-    texts = {row.completion for group, d in zip(groups, dead, strict=True) for row in group if not d}
-    assert texts == {r.text for i, r in enumerate(rollouts) if used[i // 4]}
+    assert len(groups) == 4
+    assert all(r.prompt is group.prompt for group in groups for r in group.rollouts)
+    assert set(texts(live)) == set(texts([group for group, u in zip(groups, used, strict=True) if u]))
     again = module(sampling=sampling)
     trainer(tmp_path, 1).fit(again, data())
-    assert [r.completion for r in again.rows] == [r.completion for r in m.rows]
+    assert texts(again.groups) == texts(m.groups)
 
 
 def test_dead_groups_have_a_gradient_where_there_is_a_kl(step):
-    m, rollouts, advantages = step
-    alpha, m.policy.alpha = m.policy.alpha, 0.0
-    try:
-        found, _, _ = gradients(m, rollouts, torch.zeros_like(advantages), beta=0.1)
-    finally:
-        m.policy.alpha = alpha
+    m, groups, advantages = step
+    found, _, _ = gradients(m, groups, torch.zeros_like(advantages), mixture=Mixture.at(0.0), beta=0.1)
     assert sum(float(g.abs().sum()) for g in found) > 0
 
 
 def test_the_batch_s_normaliser_weighs_every_token_alike(step):
-    m, rollouts, _ = step
-    m.objective = ObjectiveConfig(normaliser="batch")
-    tokens = sum(len(r.completion_ids) for r in rollouts)
-    assert torch.allclose(m.token_weights(rollouts), torch.full((16,), 1 / tokens))
+    m, groups, advantages = step
+    tokens = sum(len(r.completion_ids) for r in flatten(groups))
+    weights = update_of(m, groups, advantages, normaliser="batch").weights_B
+    assert torch.allclose(weights, torch.full((16,), 1 / tokens))
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(48, 16), (10, 16), (64, 4)])
+@pytest.mark.parametrize(("limit", "kept"), [(48, 4), (10, 4), (64, 1)])
 def test_the_constant_normaliser_weighs_tokens_by_the_limit_and_the_step_s_rollouts(step, limit, kept, monkeypatch):
-    m, rollouts, _ = step
-    monkeypatch.setattr(m, "objective", ObjectiveConfig(normaliser="constant"))
+    m, groups, advantages = step
     monkeypatch.setattr(m, "sampling", SamplingConfig(samples_per_prompt=4, max_new_tokens=limit))
-    found = m.token_weights(rollouts[:kept])
-    assert torch.allclose(found, torch.full((kept,), 1 / (limit * kept)))
+    weights = update_of(m, groups[:kept], advantages[:kept], normaliser="constant").weights_B
+    assert torch.allclose(weights, torch.full((4 * kept,), 1 / (limit * 4 * kept)))
 
 
 def test_the_clip_s_half_widths():
-    assert ObjectiveConfig().clip == (0.2, 0.2)
-    assert ObjectiveConfig(clip_radius_above=0.28).clip == (0.2, 0.28)
+    assert GRPO().clip == (0.2, 0.2)
+    assert GRPO(clip_radius_above=0.28).clip == (0.2, 0.28)
     with pytest.raises(ValueError, match="beta must be at least 0"):
-        ObjectiveConfig(beta=-1.0)
+        GRPO(beta=-1.0)
     with pytest.raises(ValueError, match="clip_radius_above must be positive"):
-        ObjectiveConfig(clip_radius_above=0.0)
+        GRPO(clip_radius_above=0.0)
 
 
 def test_the_step_s_advantages_follow_scale_by_std(tmp_path, monkeypatch):
     """With and without the division by the standard deviation, against the rewards of the step's own rows."""
     for scale_by_std in (True, False):
-        m = module(objective=ObjectiveConfig(scale_by_std=scale_by_std))
-        seen = []
-        accumulate = m.accumulate_gradient
-
-        def watched(rollouts, advantages, weights, before, seen=seen, accumulate=accumulate):
-            seen.append(advantages)
-            return accumulate(rollouts, advantages, weights, before)
-
-        monkeypatch.setattr(m, "accumulate_gradient", watched)
+        m = module(objective=GRPO(scale_by_std=scale_by_std))
+        seen = watch_updates(monkeypatch)
         trainer(tmp_path, 1).fit(m, data())
-        rewards = torch.tensor([row.reward for row in m.rows]).view(-1, 4)
+        rewards = torch.tensor([group.rewards for group in m.groups])
         assert len(set(rewards.sum(1).tolist()) - {0.0, 4.0}) > 0  # a live group
         expected = rewards - rewards.mean(1, keepdim=True)
         if scale_by_std:
             expected = expected / (rewards.std(1, keepdim=True, correction=0) + 1e-6)
-        assert torch.allclose(seen[0].view(-1, 4), expected, atol=1e-5)
+        assert torch.allclose(seen[0][1], expected, atol=1e-5)
 
 
 def test_sft_lowers_the_loss_of_its_demonstrations(tmp_path):

@@ -1,17 +1,15 @@
 import pytest
 import torch
-from lmix.data.example import Example
-from lmix.rollout.rollout import Rollout
-from lmix.training.completions import completion_rows
 
+from lmix.rollout.types import Prompt, Rollout
 from lmix.tasks.task import Judgement, Problem
 from lmix.training.metrics import AnswerRate, FormatRate, SolveRate
 
 
 def row(answer, correct, ended=True):
-    judged, rollout = Judgement(answer, correct, float(correct and ended)), Rollout(0, 0, [4], [5, 6], ended=ended)
-    (made,) = completion_rows([rollout], [judged], [Example(Problem(0, "2 + 2", "4"), [4])], step=1)
-    return made
+    judged = Judgement(answer, correct)
+    reward = float(correct and ended)
+    return Rollout(Prompt(Problem(0, "2 + 2", "4"), [4]), 0, [5, 6], ended=ended, judgement=judged, reward=reward)
 
 
 RIGHT, WRONG, BARE, CUT = row("4", True), row("5", False), row(None, False), row("4", True, ended=False)

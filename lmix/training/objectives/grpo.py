@@ -51,16 +51,18 @@ class GRPO(Objective):
         return group_advantages(rewards_PG, scale_by_std=self.scale_by_std)
 
     def terms(self, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. 5 and the summand of eq. 6, less the KL where there is one."""
-        terms_bC, clipped_bC, _ = clipped_surrogate(
-            scored.log_probs, scored.old, scored.advantages, scored.mask, self.clip
-        )
+        """The surrogate, less the KL where there is one."""
+        terms_bC, clipped_bC = self.surrogate(scored)
         logged = {"clip_fraction": clipped_bC}
         if scored.reference is not None:
             kl_bC = k3_kl(scored.log_probs, scored.reference).masked_fill(~scored.mask, 0.0)
             terms_bC = terms_bC - self.beta * kl_bC
             logged["kl"] = kl_bC.detach()
         return terms_bC, logged
+
+    def surrogate(self, scored: Scored) -> tuple[Tensor, Tensor]:
+        """Eq. 5 and the summand of eq. 6: `[b, C]`, and which tokens the clip holds."""
+        return clipped_surrogate(scored.log_probs, scored.old, scored.advantages, scored.mask, self.clip)[:2]
 
     def token_weights(self, tokens_PG: Tensor, totals: StepTotals) -> Tensor:
         """The normaliser of eq. 6, or a variant's."""

@@ -1,0 +1,117 @@
+"""Rewards: functions, callables on groups and the verifier, weighted and summed."""
+
+import math
+
+import pytest
+
+from lmix.rewards import RewardSum
+from lmix.rollout.types import Group, Prompt, Rollout, flatten
+from lmix.tasks.task import Judgement, Problem
+
+
+def groups() -> list[Group]:
+    """Two problems of two completions: right; right and truncated; wrong; without an answer."""
+    made = []
+    for number, cases in enumerate(
+        [[("4", True, True), ("4", True, False)], [("5", False, True), (None, False, True)]]
+    ):
+        prompt = Prompt(Problem(number, "2 + 2", "4"), [7])
+        rollouts = [
+            Rollout(prompt, g, [5] * (g + 1), ended=ended, text="x" * (10 * g), judgement=Judgement(answer, correct))
+            for g, (answer, correct, ended) in enumerate(cases)
+        ]
+        made.append(Group(prompt, rollouts))
+    return made
+
+
+def length(problem, completion) -> float:
+    return len(completion) + 100 * problem.id
+
+
+class Tokens:
+    def __call__(self, groups):
+        return [[len(r.completion_ids) * (1 if r.ended else -1) for r in group.rollouts] for group in groups]
+
+
+def nan(problem, completion):
+    return math.nan if completion else 0.0
+
+
+def infinite(groups):
+    return [[math.inf for _ in group.rollouts] for group in groups]
+
+
+def too_few(groups):
+    return [[1.0] for _ in groups]
+
+
+def one_group(groups):
+    return [[1.0, 1.0]]
+
+
+def three(a, b, c):
+    return 0.0
+
+
+NUMBER = 3
+HERE = "tests.rewards.test_rewards"
+
+
+def rewarded(weights) -> list[Group]:
+    judged = groups()
+    RewardSum(weights)(judged)
+    return judged
+
+
+def test_the_verifier_rewards_what_ended_with_the_right_answer():
+    assert [group.rewards for group in rewarded({"verifier": 1.0})] == [[1.0, 0.0], [0.0, 0.0]]
+
+
+def test_several_are_weighted_and_each_has_its_curve():
+    names = {"verifier": 2.0, f"{HERE}.length": 0.1, f"{HERE}.Tokens": -1.0}
+    judged = rewarded(names)
+    assert [group.rewards for group in judged] == [
+        pytest.approx([2.0 + 0.0 - 1.0, 0.0 + 1.0 + 2.0]),
+        pytest.approx([10.0 - 1.0, 11.0 - 2.0]),
+    ]
+    assert judged[0].rollouts[1].rewards == {"verifier": 0.0, f"{HERE}.length": 10.0, f"{HERE}.Tokens": -2.0}
+    means = RewardSum(names).means(flatten(judged))
+    assert means == {
+        "reward/verifier": (1.0, 4),
+        f"reward/{HERE}.length": (220.0, 4),
+        f"reward/{HERE}.Tokens": (2.0, 4),
+    }
+    assert RewardSum({"verifier": 1.0}).means(flatten(judged)) == {}  # train/reward says it
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nan", "gave nan on problem 0: it must be finite"),
+        ("infinite", "gave inf on problem 0: it must be finite"),
+        ("too_few", "must give one number for each rollout of each group"),
+        ("one_group", "must give one number for each rollout of each group"),
+    ],
+)
+def test_a_reward_gives_one_finite_number_for_each_rollout(name, message):
+    with pytest.raises(ValueError, match=rf"^reward {HERE}.{name} {message}$"):
+        rewarded({f"{HERE}.{name}": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({}, "model.rewards is empty: give a weight"),
+        ({"verifier": math.nan}, "the weight of verifier must be finite, not nan"),
+        ({"verifyer": 1.0}, "model.rewards names verifyer: give verifier, or the import path"),
+        ({"no.such.module": 1.0}, r"names no.such.module, which can't be imported: No module named 'no'"),
+        ({f"{HERE}.nothing": 1.0}, r"nothing, which can't be imported: module .* has no attribute 'nothing'"),
+        ({f"{HERE}.NUMBER": 1.0}, r"NUMBER: give verifier, or the import path of a function of \(problem"),
+        ({f"{HERE}.three": 1.0}, r"three: give verifier, or the import path"),
+        ({"lmix.rollout.types.Group": 1.0}, "Group, which can't be imported: .*missing 2 required"),
+    ],
+)
+def test_names_and_weights_that_are_wrong(weights, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        RewardSum(weights)
+    assert "\n" not in str(raised.value)
