@@ -30,7 +30,7 @@ from lmix.tasks import Problem
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-torch.set_num_threads(max(1, 2 // WORKERS))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, 2 // WORKERS))))
 if WORKERS > 1:  # on two cores, threads that wait for one another slow all: those of what tests start too
     os.environ["OMP_NUM_THREADS"] = "1"
 

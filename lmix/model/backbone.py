@@ -93,7 +93,8 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
             ),
         }
     with one_line_errors(f"backbone {config.path!r} can't be loaded", way_out(method)), without_vocabulary():
-        model, info = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **arguments)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **arguments)
+        model, info = loaded
     if missing := sorted(info["missing_keys"]):  # transformers warns, and gives them random values
         raise ValueError(
             f"backbone {config.path!r} can't be loaded: its files lack {missing[0]} ({len(missing)} such)"

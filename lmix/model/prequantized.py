@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from transformers import FineGrainedFP8Config, Mxfp4Config, PretrainedConfig, PreTrainedModel
+from transformers import FineGrainedFP8Config, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.utils.quantization_config import Mxfp4Config
 
 DEQUANTIZED = {"fp8": FineGrainedFP8Config, "mxfp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
 """Methods that transformers unpacks to plain weights with no further package, on every device. Their own kernels are

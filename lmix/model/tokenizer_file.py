@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 FILE = "tokenizer.json"
 SAMPLES = (
@@ -65,7 +65,7 @@ def check_against_file(tokenizer: PreTrainedTokenizerBase, file: str | Path) -> 
     expected.no_truncation()
     expected.no_padding()
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
-    marks = [token for token in tokenizer.get_added_vocab() if token in template]
+    marks = [str(token) for token in tokenizer.added_tokens_decoder.values() if str(token) in template]
     for text in (*SAMPLES, " ".join(f"{mark}user\n42 {mark}" for mark in marks)):
         ids = expected.encode(text, add_special_tokens=False).ids
         own: Any = tokenizer(text, add_special_tokens=False)["input_ids"]

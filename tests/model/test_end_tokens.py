@@ -4,10 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lmix.data.example import Example
 
 from lmix.model.end_tokens import all_end_tokens, closing_token, end_tokens
 from lmix.model.tokenizer import load_tokenizer
+from lmix.rollout.types import Prompt
 from lmix.tasks.task import Problem, Task
 from lmix.training.sft import SFTModule
 from tests.model.tokenizers import CHATML, MARKS, byte_level, write_tokenizer
@@ -55,7 +55,7 @@ def test_sft_teaches_the_template_s_token_where_prompts_are_in_it(case, chat, mo
     tokenizer, closing = case
     monkeypatch.setattr(SFTModule, "task", Task(prompt="{problem}", chat=chat))
     monkeypatch.setattr(SFTModule, "tokenizer", tokenizer)
-    ids = SFTModule().demonstration_ids(Example(Problem(0, "1 + 1", "2", "Two: \\boxed{2}"), []))
+    ids = SFTModule().demonstration_ids(Prompt(Problem(0, "1 + 1", "2", "Two: \\boxed{2}"), []))
     assert ids[-1] == (closing if chat and closing is not None else EOS)
     assert tokenizer.decode(ids[:-1]) == "Two: \\boxed{2}"
     assert MARKS[ids[-1]] == tokenizer.decode(ids[-1:])

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lmix.functional import group_advantages
-from lmix.model.tokenizer import end_tokens
+from lmix.model.end_tokens import end_tokens
 from lmix.rollout.sampler import Limits
 from lmix.rollout.types import Draw
 from tests.training.helpers import data, module

@@ -11,8 +11,8 @@ from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.session import Session
 from lmix.inspection.completer import Completer
 from lmix.model.causal_lm import MixedPolicyForCausalLM
+from lmix.model.end_tokens import end_tokens
 from lmix.model.mixture import Mixture, RowMixtures
-from lmix.model.tokenizer import end_tokens
 from lmix.rollout.packing import pack
 from lmix.rollout.sampler import Limits
 from lmix.rollout.types import Draw, flatten
