@@ -30,7 +30,8 @@ class HeaderReader(GGUFReader):
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if raw_type == GGUFValueType.ARRAY and self.byte_order == "I":
-            kind, length = struct.unpack_from("<IQ", memoryview(self.data), orig_offs)
+            data: Any = self.data
+            kind, length = struct.unpack_from("<IQ", data, orig_offs)
             start = orig_offs + 12
             if length > LONG and (end := self._end_of_array(start, GGUFValueType(kind), length)):
                 counted = self.data[orig_offs:start]
@@ -45,7 +46,7 @@ class HeaderReader(GGUFReader):
             return start + length * np.dtype(self.gguf_scalar_to_np[kind]).itemsize
         if kind != GGUFValueType.STRING:
             return None
-        data = memoryview(self.data)
+        data: Any = self.data
         for _ in range(length):
             start += 8 + struct.unpack_from("<Q", data, start)[0]
         return start
