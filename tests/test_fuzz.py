@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lmix import cli
 from lmix.model.adapters import AdapterConfig
 from lmix.tasks import DatasetTask, MathTask, MMLUTask, Problem, normalise_answer
-from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig
+from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.objectives import GRPO
 from lmix.verifier.comparison import compare
 from lmix.verifier.costly import is_costly
 from lmix.verifier.pool import MAX_ANSWER_CHARS, judge_by_text
@@ -160,7 +161,7 @@ def test_an_optimizer_s_settings_are_refused_or_work(lr, norm, decay, betas, war
 @fuzzed
 def test_an_objective_s_settings_are_refused_or_in_range(radius, above, beta, mu, tokens):
     try:
-        config = ObjectiveConfig(mu, radius, above, beta=beta, micro_batch_tokens=tokens)
+        config = GRPO(radius, above, beta=beta, inner_updates=mu, micro_batch_tokens=tokens)
     except ValueError as error:
         assert_one_line(error, "objective.")
         return
