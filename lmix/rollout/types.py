@@ -91,3 +91,9 @@ class Group:
 def flatten(groups: Sequence[Group]) -> list[Rollout]:
     """All rollouts, group after group."""
     return [rollout for group in groups for rollout in group.rollouts]
+
+
+def release_hidden(groups: Sequence[Group]) -> None:
+    """Free the frozen hidden states: they are large, and nothing needs them after the update."""
+    for rollout in flatten(groups):
+        rollout.frozen_hidden = None

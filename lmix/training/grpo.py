@@ -13,7 +13,7 @@ from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import MixtureKind
 from lmix.rewards import RewardSum
-from lmix.rollout.types import Group, Prompt, flatten
+from lmix.rollout.types import Group, Prompt, flatten, release_hidden
 from lmix.training.clock import Clock
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.module import AdapterModule
@@ -84,6 +84,7 @@ class GRPOModule(AdapterModule):
         update_seconds = clock.lap()
 
         self.log_step(groups, stats, {"train/grad_norm": norm, "train/lr": rate}, rollout_seconds, update_seconds)
+        release_hidden(self.groups)
 
     def sample(self, batch: Sequence[Prompt]) -> list[Group]:
         """Draw G completions of each prompt from the mixed policy."""

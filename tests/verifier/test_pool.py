@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lmix.tasks import Verdict, Verifier, normalise_answer, verify_answer
-from lmix.verifier import pool
+from lmix.verifier import pool as verifier_pool
 from lmix.verifier.costly import is_costly
 
 HANG_GUARD = 100.0
@@ -193,23 +193,23 @@ def test_an_endless_answer_costs_itself(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_killed_worker_costs_its_answer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Killed in the middle of an answer, and once more while it starts and while it is idle, which cost nothing."""
     kills = iter(["starting", "answering"])
-    send, start = pool._Worker.send, pool._Worker.__init__
+    send, start = verifier_pool._Worker.send, verifier_pool._Worker.__init__
 
-    def kill(worker: pool._Worker) -> None:
+    def kill(worker: verifier_pool._Worker) -> None:
         os.kill(worker.process.pid, signal.SIGKILL)
 
-    def start_then_kill(worker: pool._Worker, memory_mb: int, deadline: float) -> None:
+    def start_then_kill(worker: verifier_pool._Worker, memory_mb: int, deadline: float) -> None:
         start(worker, memory_mb, deadline)
         if next(kills, None) == "starting":
             kill(worker)
 
-    def send_then_kill(worker: pool._Worker, pair: tuple[str, str], deadline: float) -> None:
+    def send_then_kill(worker: verifier_pool._Worker, pair: tuple[str, str], deadline: float) -> None:
         send(worker, pair, deadline)
         if pair[0] == ENDLESS:
             kill(worker)
 
-    monkeypatch.setattr(pool._Worker, "__init__", start_then_kill)
-    monkeypatch.setattr(pool._Worker, "send", send_then_kill)
+    monkeypatch.setattr(verifier_pool._Worker, "__init__", start_then_kill)
+    monkeypatch.setattr(verifier_pool._Worker, "send", send_then_kill)
     with Verifier(workers=1, deadline=HANG_GUARD) as pool:
         verdicts = pool.verify(["1+x", ENDLESS, "2+x"], ["x+1", "x+1", "x+2"])
         assert [verdict.outcome for verdict in verdicts] == ["right", "crash", "right"]
