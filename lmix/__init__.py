@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lmix.training.grpo import GRPOModule as GRPOModule
     from lmix.training.sft import SFTModule as SFTModule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # imported on first use, so that the verifier's workers and `--help` need not wait for torch
 _HOMES = {
