@@ -296,7 +296,7 @@ def test_tables_are_text(ending, tmp_path):
     path = tmp_path / f"a.{ending}"
     path.write_bytes(("\ufeff" + text.getvalue()).encode())
     if ending.lower().endswith("gz"):
-        path.write_bytes(gzip.compress(path.read_bytes()))
+        path.write_bytes(gzip.compress(mtime=0, data=path.read_bytes()))
     read = DatasetTask(str(path)).problems("train")
     assert [p.answer for p in read] == ["12345678901234567", "0.50", "NA", "None"]
     assert read[0].problem == 'What is\n1+1, "really"?'
@@ -315,7 +315,7 @@ def test_json_files_by_any_ending(ending, tmp_path):
         else "\r\n".join(map(json.dumps, rows))
     )
     data = ("\ufeff" + text).encode()
-    (tmp_path / f"a.{ending}").write_bytes(gzip.compress(data) if ending.lower().endswith("gz") else data)
+    (tmp_path / f"a.{ending}").write_bytes(gzip.compress(mtime=0, data=data) if ending.lower().endswith("gz") else data)
     task = DatasetTask(str(tmp_path / f"a.{ending}"))
     assert [p.answer for p in task.problems("train")] == ["1", "2"]
     assert task.splits == {"train"}
@@ -374,7 +374,7 @@ def test_cells_of_typed_files_that_are_refused(cell, message, tmp_path):
         ("a.json", b'{"problem": ["p", "q"], "answer": ["1", "2"]}', "row 0 of .* column 'problem': .* is a list of 2"),
         ("a.jsonl", b'{"problem": "p"}\n{"problem": "q", "answer": 2}\n', "row 0 of .* has nothing in column 'answer'"),
         ("a.jsonl.gz", b"{}\n", "can't be read: Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(b'{"problem": "p", "answer": "1"}\n' * 99)[:-12], "can't be read: "),
+        ("a.jsonl.gz", gzip.compress(mtime=0, data=b'{"problem": "p", "answer": "1"}\n' * 99)[:-12], "can't be read: "),
         ("a.jsonl.gz", b"", "the file is empty"),
         ("a.parquet", b"PAR1", "can't be read: "),
         ("a.parquet.gz", b"PAR1", "it is no folder, no hub id, and no .json, .jsonl, .csv, .tsv, .parquet file"),
