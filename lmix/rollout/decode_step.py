@@ -20,6 +20,10 @@ from lmix.rollout.sampler import Limits
 from lmix.rollout.sampling import greedy, inverse_cdf
 
 
+EXTENT = 64
+"""Attention reads a multiple of so many places of the cache: a pass then has few shapes, which can be compiled or recorded."""
+
+
 class DecodeStep:
     """The device's part of one call of `generate`.
 
@@ -94,14 +98,16 @@ class DecodeStep:
         """Feed every slot's newest token, and draw the next. Slots that nobody reads compute along.
 
         Args:
-            visible: no position that anybody reads reaches this one.
+            visible: tokens of the longest row that anybody reads. The pass has the shape of the next multiple of
+                `EXTENT`.
 
         Returns:
             The tokens `[S]`.
         """
-        # rows that are past their limit write their last place again and again
-        positions = self.positions.clamp(max=visible - 1)
-        arguments = self.cache.step_arguments(positions, visible, self.policy.backbone.dtype)
+        extent = min(-(-visible // EXTENT) * EXTENT, self.cache.length)
+        # rows that nobody reads may be past the end: they write the last place again and again
+        positions = self.positions.clamp(max=extent - 1)
+        arguments = self.cache.step_arguments(positions, extent, self.policy.backbone.dtype)
         hidden_KSTH = self.policy.hidden(self.newest[:, None], self.mixture.streams, **arguments)
         return self._choose(list(hidden_KSTH[:, :, 0]), torch.arange(len(positions), device=self.device))
 

@@ -58,7 +58,8 @@ class StreamCache:
 
         Args:
             positions: `[S]`, where the token goes.
-            visible: no position reaches this one; known to the host, so that nothing must be read back from a GPU.
+            visible: places that the pass reads; no position reaches this one. Known to the host, so that nothing must
+                be read back from a GPU.
             dtype: of additive masks.
         """
         self._visible = visible
