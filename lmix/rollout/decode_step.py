@@ -19,9 +19,8 @@ from lmix.rollout.randomness import uniforms
 from lmix.rollout.sampler import Limits
 from lmix.rollout.sampling import greedy, inverse_cdf
 
-
 EXTENT = 64
-"""Attention reads a multiple of so many places of the cache: a pass then has few shapes, which can be compiled or recorded."""
+"""Attention reads the cache in multiples of so many places: passes then have few shapes, to be compiled or recorded."""
 
 
 class DecodeStep:
