@@ -5,6 +5,7 @@ export HF_HUB_OFFLINE=1
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright
+.venv/bin/lint-imports --no-cache
 NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --site-dir "$(mktemp -d)"
 # two processes of one thread: most tests wait for Python, not for products
 exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
