@@ -130,7 +130,7 @@ def fails_with(monkeypatch, error: BaseException) -> None:
     def run_trainer(args):
         raise error
 
-    monkeypatch.setattr(cli, "run_trainer", run_trainer)
+    monkeypatch.setattr("lmix.cli.commands.run_trainer", run_trainer)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_lost_rank_is_one_line_and_other_failures_are_not_hidden(capsys, monke
         def run_trainer(args):
             raise RuntimeError(message)
 
-        monkeypatch.setattr(cli, "run_trainer", run_trainer)
+        monkeypatch.setattr("lmix.cli.commands.run_trainer", run_trainer)
 
     fails("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
     assert run("fit") == 1

@@ -1,5 +1,5 @@
 """The command line."""
 
-from lmix.cli.main import FUNCTIONS, main, report_parser
+from lmix.cli.commands import FUNCTIONS, main, report_parser
 
 __all__ = ["FUNCTIONS", "main", "report_parser"]

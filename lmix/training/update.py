@@ -5,7 +5,7 @@ longest completion.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,12 +25,13 @@ from lmix.training.scoring import idle_rollout, score, score_stream
 class UpdateStats:
     """What happened in the passes of one inner update, on one rank."""
 
+    sums: dict[str, float]
+    """Over the counted tokens that got a pass: what the objective logs, by its name, and the gap between the sampler's
+    log-probabilities and the old ones (`sampler_logprob_gap`: absolute values; `sampler_gap_k3`: k3 estimates of
+    KL(sampler || trainer)). The same names on every rank, whatever it scores."""
     loss: float = 0.0
     tokens: float = 0.0
     """Counted tokens that got a pass."""
-    sums: dict[str, float] = field(default_factory=dict)
-    """Over these tokens: what the objective logs, by its name, and the gap between the sampler's log-probabilities and
-    the old ones (`sampler_logprob_gap`: absolute values; `sampler_gap_k3`: k3 estimates of KL(sampler || trainer))."""
     largest_gap: float = 0.0
 
     def add(self, scored: Scored, sampled_bC: Tensor, logged: Mapping[str, Tensor]) -> None:
@@ -39,7 +40,9 @@ class UpdateStats:
         # in float64: a difference of rounding's size would be lost in exp(d) - d - 1
         k3_bC = k3_kl(sampled_bC.double(), scored.old.double()).masked_fill(~scored.mask, 0.0)
         for name, values_bC in {**logged, "sampler_logprob_gap": gap_bC, "sampler_gap_k3": k3_bC}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(values_bC.sum())
+            if name not in self.sums:
+                raise ValueError(f"the objective's terms log {name!r}, which its `logged` does not name: add it there")
+            self.sums[name] += float(values_bC.sum())
         self.tokens += float(scored.mask.sum())
         self.largest_gap = max(self.largest_gap, float(gap_bC.max()))
 
@@ -93,7 +96,8 @@ class Update:
         Returns:
             What happened, on this rank.
         """
-        stats = UpdateStats()
+        names = (*self.objective.logged, "sampler_logprob_gap", "sampler_gap_k3")
+        stats = UpdateStats(dict.fromkeys(names, 0.0))
         for number, rows in enumerate(self.passes):
             rollouts_b = [self.rollouts_B[i] for i in rows]
             packed = pack(rollouts_b, self.module.device, self.share_prompts)

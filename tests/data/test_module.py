@@ -122,7 +122,7 @@ class Recorder(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         self.seen.append([example.problem.id for example in batch])
-        self.spare.append(len(self.trainer.datamodule.spare_examples(2, batch_idx, 0, set())))
+        self.spare.append(len(self.trainer.datamodule.spare_prompts(2, batch_idx, 0, set())))
         self.optimizers().step()  # pyright: ignore
 
     def configure_optimizers(self):

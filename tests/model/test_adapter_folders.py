@@ -16,6 +16,7 @@ from lmix.model.adapters import AdapterConfig, check_adapter, read_adapter
 from lmix.model.backbone import BackboneConfig, fingerprint, load_backbone
 from lmix.model.lora_fields import FACTOR, FREE, other_weight, unknown_field
 from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import Mixture
 from lmix.model.source_digest import weights_digest
 from lmix.training.state import check_origin
 from tests.conftest import close, tiny_model, tokens
@@ -102,11 +103,10 @@ def test_patterns_are_computed_as_peft_does(folders, tmp_path):
     policy = MixedPolicy.from_pretrained(
         BackboneConfig(str(folders["qwen2"]), "none", dtype="float32"),
         AdapterConfig(policy=str(tmp_path / "patterns")),
-        alpha=0.0,
     )
     ids = tokens(2, 7)
     with torch.no_grad():
-        assert close(policy(ids), model(ids).logits)
+        assert close(policy(ids, Mixture.at(0.0)), model(ids).logits)
 
 
 def test_an_adapted_head_brings_no_weights_of_the_base(folders, tmp_path):
@@ -128,7 +128,7 @@ def test_an_adapted_head_brings_no_weights_of_the_base(folders, tmp_path):
     policy = MixedPolicy.from_pretrained(
         backbone, AdapterConfig(reference=str(tmp_path / "without"), policy=str(tmp_path / "without"))
     )
-    assert torch.equal(policy.head.base_layer.weight, tiny_model("qwen2").lm_head.weight)
+    assert torch.equal(policy.head.module.base_layer.weight, tiny_model("qwen2").lm_head.weight)
     policy.save_policy(tmp_path / "own")
     assert set(load_file(tmp_path / "own" / "adapter_model.safetensors")) == set(read_adapter(str(tmp_path / "own"))[1])
     check_adapter(str(tmp_path / "own"), str(folders["qwen2"]))

@@ -6,7 +6,7 @@ import torch
 from lmix.model.backbone import BackboneConfig, compute_dtype
 from lmix.model.frozen import freeze_backbone
 from lmix.model.nf4 import is_4bit, quantize_linears
-from tests.conftest import close, make_policy, tiny_model, tokens
+from tests.conftest import MIXED, close, make_policy, tiny_model, tokens
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
@@ -18,14 +18,14 @@ def test_a_dequantised_copy_changes_no_value_and_lasts_as_long_as_the_rollouts(f
         policy.dense_rollouts = wanted
         with policy.rollouts():
             assert [layer.dense is not None for layer in layers] == [wanted is not False] * len(layers)
-            found.append(policy(ids))
+            found.append(policy(ids, MIXED))
         assert all(layer.dense is None for layer in layers)
     policy.dense_rollouts = False
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
     with torch.no_grad():
-        assert close(policy(ids), found[0])
-    assert close(policy(ids).detach(), found[0])  # with a gradient: bitsandbytes' own product
+        assert close(policy(ids, MIXED), found[0])
+    assert close(policy(ids, MIXED).detach(), found[0])  # with a gradient: bitsandbytes' own product
 
 
 def test_a_copy_is_made_by_itself_where_half_of_the_free_memory_holds_it(folders, monkeypatch):
@@ -33,7 +33,7 @@ def test_a_copy_is_made_by_itself_where_half_of_the_free_memory_holds_it(folders
     layers = [m for m in policy.modules() if is_4bit(m)]
     size = sum(4 * layer.in_features * layer.out_features for layer in layers)
     for free, copied in ((2 * size, False), (2 * size + 1, True)):
-        monkeypatch.setattr("lmix.model.backbone.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("lmix.model.frozen.free_memory", lambda device, free=free: free)
         policy.dense_rollouts = None
         with policy.rollouts():
             assert (layers[0].dense is not None) == copied
@@ -45,7 +45,7 @@ def test_the_copy_is_decided_once_whatever_is_free_later(folders, monkeypatch, f
     policy = make_policy("qwen2-nf4", folders)
     layers = [m for m in policy.modules() if is_4bit(m)]
     for free in (first, 0, 2**40):
-        monkeypatch.setattr("lmix.model.backbone.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("lmix.model.frozen.free_memory", lambda device, free=free: free)
         with policy.rollouts():
             assert (layers[0].dense is not None) == kept
 

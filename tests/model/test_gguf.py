@@ -125,7 +125,7 @@ def test_nothing_is_read_twice(path, monkeypatch):
         return counted
 
     monkeypatch.setattr(tokenizer_module, "read_tokenizer", count("tokenizer", tokenizer_module.read_tokenizer))
-    monkeypatch.setattr(tokenizer_module.AutoConfig, "from_pretrained", count("config", AutoConfig.from_pretrained))
+    monkeypatch.setattr(AutoConfig, "from_pretrained", count("config", AutoConfig.from_pretrained))
     monkeypatch.setattr(HeaderReader, "__init__", count("header", HeaderReader.__init__))
     monkeypatch.setattr(GGUFReader, "__init__", count("whole header", GGUFReader.__init__))
     load_tokenizer(path)

@@ -19,6 +19,7 @@ from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig, load_backbone
 from lmix.model.frozen import freeze_backbone
 from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import Mixture
 from lmix.model.nf4 import is_4bit
 from tests.conftest import close, randomise_adapters, tokens
 
@@ -111,11 +112,11 @@ def test_a_4bit_checkpoint_computes_in_the_run_s_dtype(four_bit, dtype, quantiza
     layers = [m for m in model.modules() if is_4bit(m)]
     assert len(layers) == LINEARS
     assert {m.compute_dtype for m in layers} == {getattr(torch, dtype)}
-    policy = randomise_adapters(MixedPolicy(model, AdapterConfig(rank=4), alpha=0.0))
+    policy = randomise_adapters(MixedPolicy(model, AdapterConfig(rank=4)))
     ids = tokens(2, 7)
     with policy.rollouts():
-        drawn = policy(ids)
-    trained = policy(ids)
+        drawn = policy(ids, Mixture.at(0.0))
+    trained = policy(ids, Mixture.at(0.0))
     assert trained.dtype == drawn.dtype
     assert close(trained.detach().float(), drawn.float(), 1e-5 if dtype == "float32" else 0.05)
     trained.float().logsumexp(-1).sum().backward()

@@ -224,10 +224,10 @@ def test_gsm8k_s_layout(tmp_path):
     assert (first.answer, second.answer) == ("72", "70,000")
     assert task.demonstration(first) == GSM8K["answer"]
     try:
-        judged = task.judge(["It is\n#### 72", "#### 71", "72"], [True] * 3, ["72"] * 3)
+        judged = task.judge(["It is\n#### 72", "#### 71", "72"], ["72"] * 3)
     finally:
         task.close()
-    assert [j.reward for j in judged] == [1.0, 0.0, 0.0]
+    assert [j.answer_correct for j in judged] == [True, False, False]
     said = refusal(DatasetTask(path, problem_column="question").problems, "train")  # the whole solution as the gold
     assert "row 0 of" in said
     assert "column 'answer'" in said

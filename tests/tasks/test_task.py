@@ -36,10 +36,9 @@ def test_arithmetic_is_right_seeded_and_its_splits_are_disjoint():
 def test_judging():
     task = ArithmeticTask()
     texts = ["1 + 1 = 2. \\boxed{2}", "\\boxed{3}", "The answer is 2.", "\\boxed{2}", "\\boxed{2", "\\boxed{}"]
-    judged = task.judge(texts, [True, True, True, False, True, True], ["2"] * 6)
+    judged = task.judge(texts, ["2"] * 6)
     assert [j.format_correct for j in judged] == [True, True, False, True, False, False]
     assert [j.answer_correct for j in judged] == [True, False, False, True, False, False]
-    assert [j.reward for j in judged] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # the fourth did not end by itself
 
 
 def test_prompts_with_and_without_a_chat_template():
@@ -162,12 +161,10 @@ def test_cn_k12_keeps_its_own_rows_that_can_be_judged(tmp_path):
     assert [p.id for p in problems] == [0, 5]
     assert task.splits == {"train"}
     try:
-        judged = task.judge(
-            ["\\boxed{2}", "It is \\boxed{A}.", "\\boxed{B}"], [True] * 3, ["2", "\\text{A}", "\\text{A}"]
-        )
+        judged = task.judge(["\\boxed{2}", "It is \\boxed{A}.", "\\boxed{B}"], ["2", "\\text{A}", "\\text{A}"])
     finally:
         task.close()
-    assert [j.reward for j in judged] == [1.0, 1.0, 0.0]
+    assert [j.answer_correct for j in judged] == [True, True, False]
     local = write(tmp_path / "test.jsonl", [ROW])  # files of ours have no column `source`
     assert len(CnK12Task(str(tmp_path), test_source=local).problems("test")) == 1
     assert CnK12Task(str(tmp_path), test_source=local).splits == {"train", "test"}
@@ -196,11 +193,11 @@ def test_mmlu(tmp_path):
     assert task.demonstration(problem) == "Answer: B"
     try:
         texts = ["2 is even.\nAnswer: B", "Answer: A", "The answer is B", "**Answer: (b)**"]
-        judged = task.judge(texts, [True] * 4, ["B"] * 4)
+        judged = task.judge(texts, ["B"] * 4)
     finally:
         task.close()
     assert [j.format_correct for j in judged] == [True, True, False, True]
-    assert [j.reward for j in judged] == [1.0, 0.0, 0.0, 1.0]
+    assert [j.answer_correct for j in judged] == [True, False, False, True]
     assert len(MMLUTask(str(tmp_path), subjects=["algebra"]).problems("test")) == 2
     assert len(MMLUTask(str(tmp_path), train_split="validation", subjects=["law"]).problems("train")) == 2
     with pytest.raises(ValueError, match="holds no problem"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-import lmix.model.backbone
+import lmix.model.frozen
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.rollout.engine import Engine
@@ -93,7 +93,7 @@ def main(
     L.seed_everything(0)
     if uneven:
         torch.rand(int(os.environ["RANK"]))
-        lmix.model.backbone.free_memory = lambda device: 0 if os.environ["RANK"] == "1" else 2**40
+        lmix.model.frozen.free_memory = lambda device: 0 if os.environ["RANK"] == "1" else 2**40
     backbone = BackboneConfig(quantization=quantization, dtype=dtype, activation_checkpointing=checkpointing)
     sampling = SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0, keep_frozen=keep_frozen)
     common = {"sampling": sampling, "optimizer": OptimizerConfig(lr=1e-3)}

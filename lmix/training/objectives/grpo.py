@@ -45,6 +45,7 @@ class GRPO(Objective):
         self.clip = clip_radius, clip_radius if clip_radius_above is None else clip_radius_above
         self.normaliser, self.scale_by_std, self.beta = normaliser, scale_by_std, beta
         self.needs_reference = beta > 0
+        self.logged = ("clip_fraction", "kl") if beta else ("clip_fraction",)
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
         """Eq. 4."""

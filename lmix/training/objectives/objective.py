@@ -58,6 +58,9 @@ class Objective:
     """Whether `terms` wants the log-probabilities under the reference alone, for a KL of the policy to it: then alpha
     must be 0, and dead groups are scored as well."""
 
+    logged: tuple[str, ...] = ()
+    """Names of what `terms` gives to be logged; the same on all ranks, also on one that scores nothing in a step."""
+
     def __init__(
         self, inner_updates: int = 1, micro_batch_tokens: int = 8192, sampler_weight_cap: float | None = None
     ) -> None:
@@ -83,8 +86,8 @@ class Objective:
         """What is maximised, a token at a time.
 
         Returns:
-            `[b, C]`, zero where the mask is false; and what is logged as means over the counted tokens, by name:
-            `[b, C]` each, without gradient.
+            `[b, C]`, zero where the mask is false; and what is logged as means over the counted tokens, by the names of
+            `logged`: `[b, C]` each, without gradient.
         """
         raise NotImplementedError
 
