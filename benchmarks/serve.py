@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     work = Work(**json.loads(settings))
     torch.set_num_threads(work.threads)
     if name in TRL_BETAS:
-        from benchmarks.trl import serve_trl  # TRL need not be installed
+        from benchmarks.trl_grpo import serve_trl  # TRL need not be installed
 
         serve_trl(work, TRL_BETAS[name])
     else:

@@ -4,26 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.growth import planned_gb
+from benchmarks.__main__ import parser
+from benchmarks.growth import Growth, planned_gb
 from benchmarks.limit import limit
 from benchmarks.ours import Ours
+from benchmarks.protocol import Worker
 from benchmarks.report import ratios, report, summary, table_ratios
 from benchmarks.work import Work
 from lmix.rollout.types import flatten
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"prompts": 2, "samples": 2, "tokens": 4, "prompt_tokens": 8}
-
-
-def benchmarks(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """`python -m benchmarks`, started in another folder than the checkout's."""
-    line = [sys.executable, "-m", "benchmarks", *(f"--{name}={value}" for name, value in SMALL.items()), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(line, capture_output=True, text=True, cwd=folder, env=environment, check=False)
 
 
 def test_ratios_are_of_medians_and_what_was_not_measured_is_none():
@@ -70,9 +66,31 @@ def test_a_cut_vocabulary_is_drawn_from_and_planned_for():
     assert planned_gb(work, 200_000) > 2 * planned_gb(work, 20_000)
 
 
+def test_further_tables_are_measured():
+    ours = Ours(Work(**SMALL, threads=1, alpha_rollouts=64))
+    tables = {"alpha": ours.alpha(), "natural": ours.natural()}
+    assert (tables["alpha"]["rollouts"], tables["alpha"]["decodes"]) == (64, 6)
+    found = table_ratios(tables)
+    assert found["alpha_of_rollouts"] == tables["alpha"]["alpha_seconds"] / tables["alpha"]["rollout_seconds"] > 0
+    assert found["natural_of_forced"] > 0
+    assert "\nnatural:\n" in report(tables | {"figures": {"ours": {}}})
+
+
+def test_growth_changes_one_size_at_a_time():
+    growth = Growth(Work(threads=1))
+    (small, whole), *others = growth.sizes()
+    changed = [{n for n, v in asdict(work).items() if v != asdict(small)[n]} for work, size in others if size == whole]
+    assert changed == [{"samples"}] * 2 + [{"tokens"}] * 2 + [{"prompt_tokens"}] * 2
+    row = growth.row(replace(small, tokens=4), whole // 4)
+    assert (row["tokens"], row["vocabulary"]) == (4, whole // 4)
+    assert row["update_tokens_per_second"] > 0
+
+
 def test_a_quick_run_writes_its_figures_and_no_other_file(tmp_path):
-    done = benchmarks(tmp_path, "--quick", "--contenders=ours,naive", "--warmup=0", "--json=figures.json")
-    assert done.returncode == 0, done.stderr
+    line = [sys.executable, "-m", "benchmarks", "--quick", "--contenders=ours,naive", "--warmup=0", "--threads=1"]
+    line += [f"--{name}={value}" for name, value in SMALL.items()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*line, "--json=figures.json"], check=True, capture_output=True, cwd=tmp_path, env=environment)
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["rollout_vs_naive"] == found["figures"]["naive"]["rollout"] / found["figures"]["ours"]["rollout"]
@@ -82,27 +100,12 @@ def test_a_quick_run_writes_its_figures_and_no_other_file(tmp_path):
     assert found["settings"]["tokens"] == 4
 
 
-def test_further_tables_are_measured(tmp_path):
-    flags = ["--quick", "--contenders=", "--tables=natural,alpha", "--alpha_rollouts=64", "--json=figures.json"]
-    done = benchmarks(tmp_path, *flags)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "figures.json").read_text())
-    assert (found["alpha"]["rollouts"], found["alpha"]["decodes"]) == (64, 6)
-    assert found["alpha_of_rollouts"] == table_ratios(found)["alpha_of_rollouts"] > 0
-    assert found["natural_of_forced"] > 0
-    assert found["rollout_vs_naive"] is None
-    assert "natural:" in done.stdout
+def test_a_wrong_name_is_refused_before_anything_is_started(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parser().parse_args(["--contenders=ours,other"])
+    assert "--contenders: other: give some of ours, naive, trl, trl_kl" in capsys.readouterr().err
 
 
-def test_a_wrong_name_is_refused_before_anything_is_started(tmp_path):
-    done = benchmarks(tmp_path, "--contenders=ours,other")
-    assert done.returncode == 2
-    assert "--contenders: other: give some of ours, naive, trl, trl_kl" in done.stderr
-
-
-def test_a_contender_that_fails_ends_the_run_with_the_line_that_shows_why(tmp_path):
-    done = benchmarks(tmp_path, "--quick", "--contenders=ours", "--model=nowhere")
-    assert done.returncode == 1
-    assert "a contender ended; run it alone to see why" in done.stderr
-    assert "benchmarks.serve ours" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_a_contender_that_fails_ends_the_run_with_the_line_that_shows_why():
+    with pytest.raises(SystemExit, match=r"a contender ended; run it alone to see why: .*benchmarks.serve ours"):
+        Worker("ours", Work(model="nowhere"))

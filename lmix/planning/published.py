@@ -6,8 +6,8 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from lmix.errors import first_line
 from lmix.model.sources import load_config
+from lmix.errors import first_line
 
 
 def planned_config(path: str) -> PretrainedConfig:
