@@ -76,7 +76,9 @@ def import_path(kind: type) -> str:
     """The shortest name that a class can be imported by, as configurations give it."""
     parts = kind.__module__.split(".")
     packages = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return next(f"{name}.{kind.__name__}" for name in packages if vars(import_module(name)).get(kind.__name__) is kind)
+    return next(
+        f"{name}.{kind.__name__}" for name in packages if getattr(import_module(name), kind.__name__, None) is kind
+    )
 
 
 def paragraph(kind: type) -> str:
