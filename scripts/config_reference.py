@@ -9,6 +9,7 @@ import re
 import sys
 import textwrap
 from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from lmix.files import write_lines  # noqa: E402
 from lmix.inspection.config import MixedPolicyChoice  # noqa: E402
 from lmix.model.adapters import AdapterConfig  # noqa: E402
 from lmix.model.backbone import BackboneConfig  # noqa: E402
+from lmix.rewards import RewardSum  # noqa: E402
 from lmix.tasks import ArithmeticTask, CnK12Task, DatasetTask, MathTask, MMLUTask  # noqa: E402
 from lmix.tasks.task import Task  # noqa: E402
 from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule  # noqa: E402
 from lmix.training.checkpoints import PolicyCheckpoint  # noqa: E402
 from lmix.training.completion_log import CompletionLog  # noqa: E402
-from lmix.training.config import ObjectiveConfig, OptimizerConfig, SamplingConfig  # noqa: E402
+from lmix.training.config import OptimizerConfig, SamplingConfig  # noqa: E402
 from lmix.training.grpo import GRPOModule  # noqa: E402
+from lmix.training.objectives import GRPO, Objective  # noqa: E402
 from lmix.training.sft import SFTModule  # noqa: E402
 from lmix.training.strategies import ShardedStrategy  # noqa: E402
 
@@ -35,8 +38,10 @@ TARGET = ROOT / "docs" / "reference.md"
 SECTIONS = {
     "Model: `--model`": (GRPOModule, SFTModule),
     "Its parts: `--model.backbone` and so on": (
-        BackboneConfig, AdapterConfig, SamplingConfig, ObjectiveConfig, OptimizerConfig,
+        BackboneConfig, AdapterConfig, SamplingConfig, OptimizerConfig,
     ),
+    "Rewards: `--model.rewards`": (RewardSum,),
+    "Objective: `--model.objective`": (GRPO, Objective),
     "Data: `--data`": (RLDataModule,),
     "Tasks: `--data.task`": (Task, DatasetTask, MathTask, CnK12Task, MMLUTask, ArithmeticTask),
     "Callbacks: `--trainer.callbacks`": (AdaptiveAlpha, AlphaSchedule, PolicyCheckpoint, CompletionLog),
@@ -63,8 +68,17 @@ def reference() -> str:
     for title, classes in SECTIONS.items():
         parts.append(f"## {title}\n")
         for kind in classes:
-            parts += [f"### {kind.__module__}.{kind.__name__}\n", paragraph(kind) + "\n", table(kind) + "\n"]
+            parts += [f"### {import_path(kind)}\n", paragraph(kind) + "\n", table(kind) + "\n"]
     return "\n".join(parts)
+
+
+def import_path(kind: type) -> str:
+    """The shortest name that a class can be imported by, as configurations give it."""
+    parts = kind.__module__.split(".")
+    packages = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return next(
+        f"{name}.{kind.__name__}" for name in packages if getattr(import_module(name), kind.__name__, None) is kind
+    )
 
 
 def paragraph(kind: type) -> str:
@@ -118,9 +132,11 @@ def argument_rows(kind: Any) -> list[tuple[str, str | None, str]]:
 
 
 def shown(value: Any) -> str:
-    """A default as it would be typed; one that is a dataclass by its name alone."""
+    """A default as it would be typed; one that is an instance of a class of settings by the class's name alone."""
     if is_dataclass(value):
         return f"{type(value).__name__}()"
+    if isinstance(value, Objective):  # jsonargparse makes a subclass of it, to build it when it is needed
+        return f"{type(value).__bases__[-1].__name__}()"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

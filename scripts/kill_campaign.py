@@ -142,12 +142,11 @@ def victim(plan: str, args: list[str]) -> int:
     import threading
     import time
 
-    from lmix.training.base import AdapterModule
-
     from lmix import cli, files
     from lmix.training.alpha import AdaptiveAlpha
     from lmix.training.checkpoints import PolicyCheckpoint
     from lmix.training.grpo import GRPOModule
+    from lmix.training.update import Update
 
     given = json.loads(plan)
     phase, entries, fraction = (given["phase"], given["entries"], given["fraction"]) if given else (None, 0, 0.0)
@@ -184,9 +183,9 @@ def victim(plan: str, args: list[str]) -> int:
 
         setattr(owner, name, watched)
 
-    watch(AdapterModule, "sample", "rollout")
-    watch(AdapterModule, "judge", "reward")
-    watch(GRPOModule, "accumulate_gradient", "update")
+    watch(GRPOModule, "sample", "rollout")
+    watch(GRPOModule, "reward", "reward")
+    watch(Update, "accumulate_gradient", "update")
     watch(AdaptiveAlpha, "on_train_batch_end", "alpha")
     if phase == "save":
         calls = {"number": 0, "before": 0}

@@ -11,3 +11,13 @@ def test_the_page_is_up_to_date():
 def test_every_setting_has_its_text():
     assert "| `samples_per_prompt` | `8` | G, the completions of one prompt. |" in config_reference.reference()
     assert "|  |\n" not in config_reference.reference()
+
+
+def test_objective_and_rewards_are_listed_as_configurations_name_them():
+    page = config_reference.reference()
+    assert "### lmix.training.objectives.GRPO\n" in page
+    assert "### lmix.tasks.MathTask\n" in page
+    assert "| `objective` | `GRPO()` |" in page
+    assert "| `rewards` | `{'verifier': 1.0}` |" in page
+    for setting in ("`clip_radius` | `0.2`", "`beta` | `0.0`", "`micro_batch_tokens` | `8192`"):
+        assert page.count(f"| {setting} |") == 1
