@@ -1,5 +1,6 @@
 """Tiny random models of four architectures, and mixed policies made of them."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -73,6 +74,7 @@ MIXTURES = {"logits": MIXED, "probs": PROBS}
 def tiny_model(architecture: str) -> PreTrainedModel:
     """A random model, the same for the same name."""
     model_class, config = ARCHITECTURES[architecture]
+    config = copy.deepcopy(config)  # a model that is cast changes its own
     torch.manual_seed(1)
     return model_class._from_config(config, attn_implementation=attention_for(config)).eval()
 
