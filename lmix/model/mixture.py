@@ -64,14 +64,20 @@ class Mixture:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that are run, in the order in which they are stacked: those of weight 0 cost nothing."""
+        """The streams that are run, in the order in which they are stacked: those of weight 0 cost nothing, unless
+        weights depend on the token."""
         names = stream_names(len(self.weights))
-        return tuple(name for name, weight in zip(names, self.weights, strict=True) if weight != 0.0)
+        return tuple(n for n, w in zip(names, self.weights, strict=True) if w != 0.0 or self.depends_on_token)
 
     @property
     def stream_weights(self) -> tuple[float, ...]:
         """The weight of each of `streams`."""
-        return tuple(weight for weight in self.weights if weight != 0.0)
+        return tuple(weight for weight in self.weights if weight != 0.0 or self.depends_on_token)
+
+    @property
+    def depends_on_token(self) -> bool:
+        """Whether a subclass makes weights depend on the token's position."""
+        return type(self).of_tokens is not Mixture.of_tokens
 
     @property
     def sums_to_one(self) -> bool:
@@ -114,7 +120,7 @@ def row_mixtures(mixtures: Sequence[Mixture], device: torch.device | str = "cpu"
     Raises:
         ValueError: mixtures of different kinds, or one whose weights depend on the token.
     """
-    if any(type(mixture).of_tokens is not Mixture.of_tokens for mixture in mixtures):
+    if any(mixture.depends_on_token for mixture in mixtures):
         raise ValueError("a mixture whose weights depend on the token must be drawn alone, not beside others")
     kinds: set[MixtureKind] = {mixture.kind for mixture in mixtures}
     if len(kinds) != 1:

@@ -42,14 +42,12 @@ class RewardSum:
             ValueError: a reward gave other than one finite number for each rollout.
         """
         for name, reward in self.rewards.items():
-            values = reward(groups)
-            if [len(of_group) for of_group in values] != [len(group.rollouts) for group in groups]:
-                raise ValueError(f"reward {name} must give one number for each rollout of each group")
+            values = numbers_of(name, reward, groups)
             for group, of_group in zip(groups, values, strict=True):
                 for rollout, value in zip(group.rollouts, of_group, strict=True):
                     if not math.isfinite(value):
                         raise ValueError(f"reward {name} gave {value} on problem {group.problem.id}: it must be finite")
-                    rollout.rewards[name] = float(value)
+                    rollout.rewards[name] = value
         for group in groups:
             for rollout in group.rollouts:
                 rollout.reward = sum(weight * rollout.rewards[name] for name, weight in self.weights.items())
@@ -59,6 +57,17 @@ class RewardSum:
         if len(self.rewards) == 1:
             return {}
         return {f"reward/{name}": (sum(r.rewards[name] for r in rollouts), len(rollouts)) for name in self.rewards}
+
+
+def numbers_of(name: str, reward: Reward, groups: Sequence[Group]) -> list[list[float]]:
+    """What a reward gives, as floats. Raises ValueError unless it is one number for each rollout of each group."""
+    try:
+        values = [[float(value) for value in of_group] for of_group in reward(groups)]
+    except TypeError as error:
+        raise ValueError(f"reward {name} must give numbers, a list for each group: {error}") from error
+    if [len(of_group) for of_group in values] != [len(group.rollouts) for group in groups]:
+        raise ValueError(f"reward {name} must give one number for each rollout of each group")
+    return values
 
 
 def imported_reward(path: str) -> Reward:
@@ -85,6 +94,6 @@ def by_completion(function: Callable[[Problem, str], float]) -> Reward:
     """A reward from a function of a problem and a completion's text."""
 
     def reward(groups: Sequence[Group]) -> list[list[float]]:
-        return [[float(function(group.problem, r.text)) for r in group.rollouts] for group in groups]
+        return [[function(group.problem, r.text) for r in group.rollouts] for group in groups]
 
     return reward

@@ -55,5 +55,5 @@ class Sampler(Protocol):
         ...
 
     def sync(self, policy: MixedPolicy) -> None:
-        """Take over the policy's weights after an update. Every rank calls it, before the next `generate`."""
+        """Take over the policy's weights. Every rank calls it before the first `generate`, and after each update."""
         ...

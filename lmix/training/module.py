@@ -126,6 +126,19 @@ class AdapterModule(OptimisedModule):
         if not hasattr(self, "sampler"):
             self.sampler = Engine(self.policy, self.sampling.slots)
 
+    def on_fit_start(self) -> None:
+        self.sampler.sync(self.policy)
+
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn != "fit":  # in `fit` it has been done
+            self.sampler.sync(self.policy)
+
+    def on_test_start(self) -> None:
+        self.sampler.sync(self.policy)
+
+    def on_predict_start(self) -> None:
+        self.sampler.sync(self.policy)
+
     def settle_dense_rollouts(self) -> None:
         """Decide `dense_rollouts: null` once a run, on rank 0 for all: the two kinds of kernels round differently."""
         if self.backbone.dense_rollouts is not None or self.policy.draws_in_step or not has_4bit(self.policy):

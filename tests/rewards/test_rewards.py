@@ -49,6 +49,14 @@ def one_group(groups):
     return [[1.0, 1.0]]
 
 
+def nothing_returned(problem, completion):
+    return None
+
+
+def flat(groups):
+    return [1.0 for group in groups for _ in group.rollouts]
+
+
 def three(a, b, c):
     return 0.0
 
@@ -91,6 +99,8 @@ def test_several_are_weighted_and_each_has_its_curve():
         ("infinite", "gave inf on problem 0: it must be finite"),
         ("too_few", "must give one number for each rollout of each group"),
         ("one_group", "must give one number for each rollout of each group"),
+        ("nothing_returned", "must give numbers, a list for each group: float.. argument must be .*NoneType.*"),
+        ("flat", "must give numbers, a list for each group: 'float' object is not iterable"),
     ],
 )
 def test_a_reward_gives_one_finite_number_for_each_rollout(name, message):

@@ -72,18 +72,19 @@ def test_a_mask_of_all_tokens_is_no_mask_and_one_of_none_no_gradient(step):
 
 
 class Fading(Mixture):
-    """Alpha 0.6 at the first token, 0 from the tenth on."""
+    """Alpha 0.6 at the first token, 0 from the tenth on, whatever the weights say."""
 
     def of_tokens(self, positions_N):
         alpha_N = (0.6 - 0.06 * positions_N).clamp(min=0.0)
         return RowMixtures(self.kind, self.streams, torch.stack([1.0 - alpha_N, alpha_N], dim=1), True)
 
 
-@pytest.mark.parametrize("kind", ["logits", "probs"])
-def test_a_mixture_that_depends_on_the_position_is_drawn_and_scored_alike(step, kind):
+@pytest.mark.parametrize(("kind", "weights"), [("logits", (0.4, 0.6)), ("logits", (0.0, 1.0)), ("probs", (1.0, 0.0))])
+def test_a_mixture_that_depends_on_the_position_is_drawn_and_scored_alike(step, kind, weights):
     """The sampler's log-probabilities are the scored ones, and differ from those of the fixed mixture."""
     m, groups, advantages = step
-    fading = Fading((0.4, 0.6), kind)
+    fading = Fading(weights, kind)  # runs both streams, also where one has no nominal weight
+    assert fading.streams == ("policy", "reference")
     prompts = [group.prompt for group in groups]
     drawn = m.sampler.generate(
         prompts, Limits(48, tuple(end_tokens(m.policy, m.tokenizer))), Draw(seed=3), fading, samples=4, keep_frozen=True
@@ -109,7 +110,7 @@ def test_training_and_the_alpha_rule_run_on_another_sampler(tmp_path):
     assert (metrics["alpha/forgetting"], metrics["alpha/gain"]) == (6.0, 0.0)
     assert metrics["alpha/next"] == pytest.approx(m.mixture.alpha)
     assert m.mixture.alpha < 0.1
-    assert canned.synced == 2
+    assert canned.synced == 3  # before the first step, and after each
     assert any(p.abs().sum() > 0 for name, p in m.policy.adapter_state().items() if "lora_B.policy" in name)
 
 
