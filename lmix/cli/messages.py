@@ -49,9 +49,7 @@ def named(filename: object, args: Sequence[str]) -> bool:
 def lightnings_complaint(error: RuntimeError) -> str | None:
     """What Lightning and torch.distributed raise as a RuntimeError for a user's mistake, in one line."""
     message = one_line(str(error))
-    if match := re.match(
-        r"Early stopping conditioned on metric `(.*?)` which is not available.*following: (.*)", message
-    ):
+    if match := EARLY_STOPPING.match(message):
         return f"EarlyStopping.monitor {match[1]!r} is not logged: use one of {match[2].replace('`', '')}"
     if "EADDRINUSE" in message or "address already in use" in message.lower():
         return f"the port that ranks meet at is in use ({message}): set another by MASTER_PORT"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lmix.files import json_lines, write_lines
 from lmix.model.mixture import Mixture, MixtureKind
-from lmix.rollout.types import Group, flatten
+from lmix.rollout.types import Group, Rollout, flatten
 
 Who = Literal["mixed", "policy", "reference"]
 ROWS = "rows.jsonl"
@@ -71,27 +71,17 @@ def completion_rows(groups: Sequence[Group]) -> list[CompletionRow]:
     """Rows of judged groups; sampled ones are a training step's, greedy ones an evaluation's."""
     rows = []
     for group in groups:
-        draw, problem = group.draw, group.problem
+        draw = group.draw
         assert draw is not None
         for rollout in group.rollouts:
-            judgement = rollout.judgement
-            assert judgement is not None
             rows.append(
                 CompletionRow(
                     step=draw.step if draw.greedy else draw.step + 1,
-                    problem_id=problem.id,
-                    sample=rollout.sample,
-                    problem=problem.problem,
-                    completion=rollout.text,
-                    gold=problem.answer,
-                    answer=judgement.answer,
-                    format_correct=judgement.format_correct,
-                    answer_correct=judgement.answer_correct,
-                    ended=rollout.ended,
+                    problem=group.problem.problem,
                     reward=rollout.reward,
-                    tokens=len(rollout.completion_ids),
                     seed=None if draw.greedy else draw.seed,
                     draw_step=draw.step,
+                    **shared_fields(rollout),
                 )
             )
     return rows
@@ -101,25 +91,26 @@ def evaluation_rows(groups: Sequence[Group], who: Who, mixtures: Sequence[Mixtur
     """Rows of judged groups, whose sample g was drawn from `mixtures[g]`."""
     rows = []
     for rollout in flatten(groups):
-        mixture, problem, judgement = mixtures[rollout.sample], rollout.prompt.problem, rollout.judgement
-        assert judgement is not None
-        rows.append(
-            EvaluationRow(
-                who=who,
-                mixture=mixture.kind,
-                alpha=mixture.alpha,
-                problem_id=problem.id,
-                sample=rollout.sample,
-                completion=rollout.text,
-                answer=judgement.answer,
-                gold=problem.answer,
-                format_correct=judgement.format_correct,
-                answer_correct=judgement.answer_correct,
-                ended=rollout.ended,
-                tokens=len(rollout.completion_ids),
-            )
-        )
+        mixture = mixtures[rollout.sample]
+        rows.append(EvaluationRow(who=who, mixture=mixture.kind, alpha=mixture.alpha, **shared_fields(rollout)))
     return rows
+
+
+def shared_fields(rollout: Rollout) -> dict[str, Any]:
+    """What both kinds of row say of a judged rollout, by field."""
+    problem, judgement = rollout.prompt.problem, rollout.judgement
+    assert judgement is not None
+    return {
+        "problem_id": problem.id,
+        "sample": rollout.sample,
+        "completion": rollout.text,
+        "gold": problem.answer,
+        "answer": judgement.answer,
+        "format_correct": judgement.format_correct,
+        "answer_correct": judgement.answer_correct,
+        "ended": rollout.ended,
+        "tokens": len(rollout.completion_ids),
+    }
 
 
 def rows_as_single(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:

@@ -54,7 +54,7 @@ def dtype_name(name: str, device: torch.device | str) -> Literal["float32", "bfl
 
 
 def compute_dtype(name: str, device: torch.device | str) -> torch.dtype:
-    """The same as torch's."""
+    """Like `dtype_name`, as a `torch.dtype`."""
     return DTYPES[dtype_name(name, device)]
 
 

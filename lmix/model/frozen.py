@@ -44,9 +44,9 @@ def frozen_forward(layer: Any, x: Tensor) -> Tensor:
 
 @contextmanager
 def dequantized(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Within, 4-bit layers compute from a dequantised copy, without gradient. Values are the same on a CPU; on a GPU
-    they round as a dense product does and not as bitsandbytes' own kernels."""
-    layers: list[Any] = [m for m in model.modules() if is_4bit(m)]
+    """Let 4-bit layers compute from a dequantised copy inside this context, without gradient. Values are the same on a
+    CPU; on a GPU they round as a dense product does and not as bitsandbytes' own kernels."""
+    layers = four_bit_layers(model)
     try:
         for layer in layers if wanted else []:
             layer.dense = dequantize(layer)
@@ -56,14 +56,15 @@ def dequantized(model: nn.Module, wanted: bool) -> Iterator[None]:
             layer.dense = None
 
 
-def has_4bit(model: nn.Module) -> bool:
-    return any(is_4bit(m) for m in model.modules())
+def four_bit_layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if is_4bit(module)]
 
 
 def dense_copy_fits(model: nn.Module, device: torch.device) -> bool:
     """Whether a dequantised copy of a model's 4-bit layers takes less than half of a device's free memory."""
-    layers: list[Any] = [m for m in model.modules() if is_4bit(m)]
-    size = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
+    size = sum(
+        layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in four_bit_layers(model)
+    )
     return copy_fits(size, free_memory(device))
 
 

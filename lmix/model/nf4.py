@@ -48,4 +48,4 @@ def quantize_linears(model: PreTrainedModel, double_quantization: bool, dtype: t
             )
             four_bit.bias = layer.bias
             setattr(parent, name, four_bit)
-    model.is_loaded_in_4bit = True  # pyright: ignore[reportArgumentType]  # peft looks at it
+    model.is_loaded_in_4bit = True  # pyright: ignore[reportArgumentType]  # peft reads it

@@ -16,7 +16,7 @@ from lmix.evaluation.rows import completion_rows
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig, dtype_name
 from lmix.model.end_tokens import end_tokens
-from lmix.model.frozen import has_4bit
+from lmix.model.frozen import four_bit_layers
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture, MixtureKind, mixture_of
 from lmix.model.sources import check_places
@@ -46,12 +46,14 @@ class AdapterModule(OptimisedModule):
     Attributes:
         mixture: what is sampled, scored and evaluated. Callbacks may put another value there between steps.
         sampler: draws completions from the policy.
+        end_ids: the tokens that end a completion.
         groups: the judged groups of the newest step or evaluation on this rank, for callbacks.
         progress: told of each token that is drawn; set by a callback.
     """
 
     policy: MixedPolicy
     sampler: Sampler
+    end_ids: tuple[int, ...]
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class AdapterModule(OptimisedModule):
 
     @property
     def decoder(self) -> Decoder:
-        limits = Limits(self.sampling.max_new_tokens, tuple(end_tokens(self.policy.backbone, self.tokenizer)))
+        limits = Limits(self.sampling.max_new_tokens, self.end_ids)
         return Decoder(self.sampler, limits, self.tokenizer, self.task)
 
     def configure_callbacks(self) -> list[Any]:
@@ -123,6 +125,7 @@ class AdapterModule(OptimisedModule):
         # ranks draw an adapter's first values from generators that need not be in the same state
         self.copy_from_rank_0(self.policy.adapter_state().values())
         self.settle_dense_rollouts()
+        self.end_ids = tuple(end_tokens(self.policy.backbone, self.tokenizer))
         if not hasattr(self, "sampler"):
             self.sampler = Engine(self.policy, self.sampling.slots)
 
@@ -141,7 +144,7 @@ class AdapterModule(OptimisedModule):
 
     def settle_dense_rollouts(self) -> None:
         """Decide `dense_rollouts: null` once a run, on rank 0 for all: the two kinds of kernels round differently."""
-        if self.backbone.dense_rollouts is not None or self.policy.draws_in_step or not has_4bit(self.policy):
+        if self.backbone.dense_rollouts is not None or self.policy.draws_in_step or not four_bit_layers(self.policy):
             return
         dense = self.policy.settle_dense_rollouts(self.root_device)
         if self.ranks > 1:

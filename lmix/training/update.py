@@ -72,7 +72,7 @@ class Update:
         sampling: SamplingConfig,
     ) -> None:
         self.module, self.mixture, self.objective, self.sampling = module, mixture, objective, sampling
-        self.rollouts_B = flatten(list(groups))
+        self.rollouts_B = flatten(groups)
         self.advantages_B = advantages_PG.flatten()
         self.weights_B = self._token_weights(len(groups)).flatten()
         # without a KL the gradient of a dead group is zero: it gets no pass, but the loss's normaliser counts it
