@@ -8,9 +8,9 @@ Shapes are written with one letter an axis, and tensors carry them as a suffix w
 Equation numbers are those of Gan & Zhu, arXiv 2605.20555. This package imports torch and nothing else.
 """
 
-from lmix.functional.advantages import dead_groups, group_advantages
+from lmix.functional.advantages import AdvantageStd, dead_groups, group_advantages, leave_one_out_advantages
 from lmix.functional.alpha import AlphaUpdate, alpha_of_counts, forgetting_and_gain, net_gain_alpha
-from lmix.functional.logprobs import linear_log_probs, token_log_probs, tokenwise
+from lmix.functional.logprobs import entropies, linear_entropies, linear_log_probs, token_log_probs, tokenwise
 from lmix.functional.mixing import mix_log_probs, mix_logits, mix_streams, mix_streams_log_probs
 from lmix.functional.objective import (
     SurrogateStats,
@@ -19,19 +19,25 @@ from lmix.functional.objective import (
     group_token_weights,
     k3_kl,
     sampler_weights,
+    shaped_probability,
+    uncertainty_weight,
 )
 
 __all__ = [
+    "AdvantageStd",
     "AlphaUpdate",
     "SurrogateStats",
     "alpha_of_counts",
     "clipped_surrogate",
     "clipped_surrogate_loss",
     "dead_groups",
+    "entropies",
     "forgetting_and_gain",
     "group_advantages",
     "group_token_weights",
     "k3_kl",
+    "leave_one_out_advantages",
+    "linear_entropies",
     "linear_log_probs",
     "mix_log_probs",
     "mix_logits",
@@ -39,6 +45,8 @@ __all__ = [
     "mix_streams_log_probs",
     "net_gain_alpha",
     "sampler_weights",
+    "shaped_probability",
     "token_log_probs",
     "tokenwise",
+    "uncertainty_weight",
 ]

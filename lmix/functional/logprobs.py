@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens without holding `[B, T, V]`."""
+"""Log-probabilities of chosen tokens, and entropies, without holding `[B, T, V]`."""
 
 from collections.abc import Callable
 
@@ -12,6 +12,13 @@ def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     logits = logits.float()
     chosen = logits.gather(-1, tokens[..., None]).squeeze(-1)
     return chosen - logits.logsumexp(-1)
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) in nats, `[..., V]` -> `[...]`, in float32."""
+    log_probs = logits.float().log_softmax(-1)
+    # a token of probability 0 adds nothing, where 0 * -inf would be NaN
+    return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
 
 
 def tokenwise(function: Callable[..., Tensor], hidden: Tensor, *others: Tensor, chunk: int = 1024) -> Tensor:
@@ -70,6 +77,28 @@ def linear_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens
         # the chosen row is taken off before the product: in bfloat16 the difference of two products would cancel
         weights_nV.scatter_add_(-1, tokens[part, None], -total_n1)
         return value_n, -(weights_nV.to(weight.dtype) @ weight) / total_n1
+
+    return _Tokenwise.apply(work, chunk, torch.is_grad_enabled(), hidden)  # pyright: ignore[reportReturnType]
+
+
+def linear_entropies(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int = 1024) -> Tensor:
+    """Entropy of softmax(`hidden weight^T + bias`) in nats, a chunk at a time, in float32.
+
+    The gradient is written down: `d H / d h = -sum_v p_v (log p_v + H) weight_v`. Arguments and errors as in
+    `linear_log_probs`.
+
+    Returns:
+        `[N]`, float32.
+    """
+
+    def work(part: slice, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        logits_nV = torch.nn.functional.linear(hidden[part], weight, bias).float()
+        log_p_nV = logits_nV.log_softmax(-1).clamp_(min=torch.finfo(torch.float32).min)
+        p_nV = log_p_nV.exp()
+        value_n = -(p_nV * log_p_nV).sum(-1)
+        if not wants_gradient:
+            return value_n, None
+        return value_n, -(p_nV.mul_(log_p_nV.add_(value_n[:, None])).to(weight.dtype) @ weight)
 
     return _Tokenwise.apply(work, chunk, torch.is_grad_enabled(), hidden)  # pyright: ignore[reportReturnType]
 

@@ -110,3 +110,18 @@ def k3_kl(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
     """
     difference = reference_log_probs - log_probs
     return difference.exp() - difference - 1.0
+
+
+def uncertainty_weight(log_probs: Tensor) -> Tensor:
+    """CHORD's phi, `p (1 - p)` of tokens with these log-probabilities, without gradient (arXiv 2508.11408, eq. 5)."""
+    p = log_probs.detach().exp()
+    return p * (1.0 - p)
+
+
+def shaped_probability(log_probs: Tensor, gamma: float) -> Tensor:
+    """LUFFY's policy shaping, `p / (p + gamma)` of tokens with these log-probabilities (arXiv 2504.14945).
+
+    Its slope is largest at p = 0: unlikely tokens of a demonstration get more of the gradient than by p itself.
+    """
+    p = log_probs.exp()
+    return p / (p + gamma)

@@ -3,14 +3,22 @@
 Shapes: B rows, N chosen tokens, H hidden size, V vocabulary, K streams of the mixture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lmix.functional import linear_log_probs, mix_streams, mix_streams_log_probs, token_log_probs, tokenwise
+from lmix.functional import (
+    entropies,
+    linear_entropies,
+    linear_log_probs,
+    mix_streams,
+    mix_streams_log_probs,
+    token_log_probs,
+    tokenwise,
+)
 from lmix.model.adapters import is_adapted
 from lmix.model.mixture import POLICY, Mixture, RowMixtures
 from lmix.model.streams import StreamRouter
@@ -33,12 +41,13 @@ class MixingHead:
         vocabulary: V.
     """
 
-    def __init__(self, module: nn.Module, router: StreamRouter, softcap: float | None, vocabulary: int) -> None:
+    def __init__(self, module: Any, router: StreamRouter, softcap: float | None, vocabulary: int) -> None:
         self.module, self.router, self.softcap, self.vocabulary = module, router, softcap, vocabulary
 
     def mixes_hidden(self, mixture: Mixture | RowMixtures) -> bool:
         """Whether hidden states can be mixed before the head."""
-        unbiased = getattr(self.module, "bias", None) is None or mixture.sums_to_one
+        biased_once = mixture.sums_to_one and mixture.temperature == 1.0
+        unbiased = getattr(self.module, "bias", None) is None or biased_once
         return mixture.kind == "logits" and self.softcap is None and not is_adapted(self.module) and unbiased
 
     def logits(self, hidden: Tensor, stream: str = POLICY) -> Tensor:
@@ -54,16 +63,18 @@ class MixingHead:
             hidden_K: `[..., H]` of each of `mixture.streams`; `[B, H]` where the mixture has a row axis.
             mixture: the weights.
         """
-        weights = mixture.stream_weights
         if self.mixes_hidden(mixture):
-            return self.module(mix_streams(hidden_K, weights)).float()
+            return self.module(mix_streams(hidden_K, mixture.tempered_weights)).float()
         pairs = zip(hidden_K, mixture.streams, strict=True)
         logits_K = [self.logits(hidden, stream).float() for hidden, stream in pairs]
-        if isinstance(mixture, Mixture) and weights == (1.0,):
-            return logits_K[0]  # exactly that stream, whichever kind of mixture
         if mixture.kind == "logits":
-            return mix_streams(logits_K, weights)
-        return mix_streams_log_probs([logits.log_softmax(-1) for logits in logits_K], weights)
+            return mix_streams(logits_K, mixture.tempered_weights)
+        if isinstance(mixture, Mixture) and mixture.stream_weights == (1.0,):
+            mixed = logits_K[0]  # exactly that stream
+        else:
+            log_probs_K = [logits.log_softmax(-1) for logits in logits_K]
+            mixed = mix_streams_log_probs(log_probs_K, mixture.stream_weights)
+        return mixed if mixture.temperature == 1.0 else mixed / mixture.temperature
 
     def log_probs(
         self, hidden_K: Sequence[Tensor], tokens: Tensor, mixture: Mixture | RowMixtures, chunk: int | None = None
@@ -79,22 +90,48 @@ class MixingHead:
         Returns:
             `[N]`, float32.
         """
-        chunk = chunk or max(1, CHUNK_LOGITS // self.vocabulary)
-        head: Any = self.module
-        if self.mixes_hidden(mixture) and type(head) is nn.Linear:
-            mixed_NH = mix_streams(hidden_K, mixture.stream_weights)
-            return linear_log_probs(mixed_NH, head.weight, head.bias, tokens, chunk)
+        chunk = chunk or self.chunk
+        if self.fused(mixture):
+            mixed_NH = mix_streams(hidden_K, mixture.tempered_weights)
+            return linear_log_probs(mixed_NH, self.module.weight, self.module.bias, tokens, chunk)
+        return self._of_tokens(token_log_probs, hidden_K, mixture, chunk, tokens)
+
+    def entropies(self, hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures, chunk: int | None = None) -> Tensor:
+        """Entropy of the mixed policy at each token, `[N]`, in nats; arguments and gradient as in `log_probs`."""
+        chunk = chunk or self.chunk
+        if self.fused(mixture):
+            mixed_NH = mix_streams(hidden_K, mixture.tempered_weights)
+            return linear_entropies(mixed_NH, self.module.weight, self.module.bias, chunk)
+        return self._of_tokens(entropies, hidden_K, mixture, chunk)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens whose logits exist at once."""
+        return max(1, CHUNK_LOGITS // self.vocabulary)
+
+    def fused(self, mixture: Mixture | RowMixtures) -> bool:
+        """Whether one plain product gives the mixed logits, so that their gradient can be written down."""
+        return self.mixes_hidden(mixture) and type(self.module) is nn.Linear
+
+    def _of_tokens(
+        self,
+        function: Callable[..., Tensor],
+        hidden_K: Sequence[Tensor],
+        mixture: Mixture | RowMixtures,
+        chunk: int,
+        *others: Tensor,
+    ) -> Tensor:
+        """`function(mixed logits [n, V], *others [n]) -> [n]` of all tokens, a chunk at a time."""
         # the policy, whose hidden states alone may carry a gradient, is the first stream of any mixture that has it
-        first, *others = hidden_K
+        first, *frozen = hidden_K
 
-        def chosen(hidden: Tensor, tokens: Tensor, rows: Tensor, *others: Tensor) -> Tensor:
+        def of_chunk(hidden: Tensor, rows: Tensor, *rest: Tensor) -> Tensor:
             of_rows = mixture.rows(rows) if isinstance(mixture, RowMixtures) else mixture
-            return token_log_probs(self.mixed_logits([hidden, *others], of_rows), tokens)
+            return function(self.mixed_logits([hidden, *rest[: len(frozen)]], of_rows), *rest[len(frozen) :])
 
-        others.insert(0, torch.arange(len(tokens), device=tokens.device))
-
-        if not (is_adapted(head) and torch.is_grad_enabled()):
-            return tokenwise(chosen, first, tokens, *others, chunk=chunk)
+        rows = torch.arange(len(first), device=first.device)
+        if not (is_adapted(self.module) and torch.is_grad_enabled()):
+            return tokenwise(of_chunk, first, rows, *frozen, *others, chunk=chunk)
         # the head itself is trained: it needs a weight gradient, so autograd does the work, a chunk at a time
-        parts = zip(*(x.split(chunk) for x in (first, tokens, *others)), strict=True)
-        return torch.cat([checkpoint(chosen, *part, use_reentrant=False) for part in parts])  # pyright: ignore
+        parts = zip(*(x.split(chunk) for x in (first, rows, *frozen, *others)), strict=True)
+        return torch.cat([checkpoint(of_chunk, *part, use_reentrant=False) for part in parts])  # pyright: ignore

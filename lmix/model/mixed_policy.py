@@ -150,6 +150,10 @@ class MixedPolicy(nn.Module):
         """See `MixingHead.log_probs`."""
         return self.head.log_probs(hidden_K, tokens, mixture, chunk)
 
+    def entropies(self, hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures) -> Tensor:
+        """See `MixingHead.entropies`."""
+        return self.head.entropies(hidden_K, mixture)
+
     def stream_hidden(self, input_ids: Tensor, stream: str, prefix: Prefix | None = None) -> Tensor:
         """Hidden states of one stream, with a gradient for the policy only.
 

@@ -5,7 +5,7 @@ Legend: B rows, K streams of the mixture.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,13 +28,16 @@ class Mixture:
         weights: of the policy, the reference and each expert. Logits take any numbers (DExperts, contrastive decoding);
             weights of probabilities are at least 0 and sum to 1.
         kind: `logits` averages logits (eq. 1), `probs` averages probabilities (section 5).
+        temperature: what the mixture's logits are divided by, after averaging: `softmax(z_mix / temperature)`.
 
     Raises:
-        ValueError: weights that are not finite or all 0, or that do not fit the kind.
+        ValueError: weights that are not finite or all 0, or that do not fit the kind; a temperature that is not
+            positive.
     """
 
     weights: tuple[float, ...]
     kind: MixtureKind = "logits"
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         weights = tuple(map(float, self.weights))
@@ -43,6 +46,8 @@ class Mixture:
             raise ValueError(f"mixture must be logits or probs, not {self.kind!r}")
         if not all(map(math.isfinite, weights)) or not any(weights):
             raise ValueError(f"weights must be finite, and one of them not 0: not {list(weights)}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive, not {self.temperature}")
         if self.kind == "probs" and (min(weights) < 0 or abs(sum(weights) - 1.0) > 1e-6):
             raise ValueError(f"weights of probabilities must be at least 0 and sum to 1, not {list(weights)}")
 
@@ -62,6 +67,10 @@ class Mixture:
         """Weight of the reference."""
         return self.weights[1]
 
+    def with_alpha(self, alpha: float) -> "Mixture":
+        """The same with other weights of policy and reference. Errors as in `at`."""
+        return replace(self, weights=Mixture.at(alpha).weights)
+
     @property
     def streams(self) -> tuple[str, ...]:
         """The streams that are run, in the order in which they are stacked: those of weight 0 cost nothing, unless
@@ -73,6 +82,11 @@ class Mixture:
     def stream_weights(self) -> tuple[float, ...]:
         """The weight of each of `streams`."""
         return tuple(weight for weight in self.weights if weight != 0.0 or self.depends_on_token)
+
+    @property
+    def tempered_weights(self) -> tuple[float, ...]:
+        """`stream_weights` over the temperature: what logits are added by."""
+        return tuple(weight / self.temperature for weight in self.stream_weights)
 
     @property
     def depends_on_token(self) -> bool:
@@ -103,36 +117,47 @@ class RowMixtures:
     weights_BK: Tensor
     """float32."""
     sums_to_one: bool
+    temperature: float = 1.0
 
     @property
     def stream_weights(self) -> tuple[Tensor, ...]:
         """`[B, 1]` of each stream, to weigh its `[B, ...]`."""
         return self.weights_BK[..., None].unbind(-2)
 
+    @property
+    def tempered_weights(self) -> tuple[Tensor, ...]:
+        """See `Mixture.tempered_weights`."""
+        return tuple(weight / self.temperature for weight in self.stream_weights)
+
     def rows(self, rows: Tensor) -> "RowMixtures":
         """Of these rows only, `[b]`."""
-        return RowMixtures(self.kind, self.streams, self.weights_BK[rows], self.sums_to_one)
+        return replace(self, weights_BK=self.weights_BK[rows])
 
 
 def row_mixtures(mixtures: Sequence[Mixture], device: torch.device | str = "cpu") -> RowMixtures:
     """One mixture a row. All rows run every stream that any of them needs.
 
     Raises:
-        ValueError: mixtures of different kinds, or one whose weights depend on the token.
+        ValueError: mixtures of different kinds or temperatures, or one whose weights depend on the token.
     """
     if any(mixture.depends_on_token for mixture in mixtures):
         raise ValueError("a mixture whose weights depend on the token must be drawn alone, not beside others")
     kinds: set[MixtureKind] = {mixture.kind for mixture in mixtures}
     if len(kinds) != 1:
         raise ValueError(f"mixtures that are drawn together must be of one kind, not of {len(kinds)}")
+    temperatures = {mixture.temperature for mixture in mixtures}
+    if len(temperatures) != 1:
+        raise ValueError(f"mixtures that are drawn together must have one temperature, not {sorted(temperatures)}")
     needed = {name for mixture in mixtures for name in mixture.streams}
     streams = tuple(name for name in stream_names(max(len(m.weights) for m in mixtures)) if name in needed)
     weights = [[mixture.by_name().get(name, 0.0) for name in streams] for mixture in mixtures]
     weights_BK = torch.tensor(weights, dtype=torch.float32, device=device)
-    return RowMixtures(kinds.pop(), streams, weights_BK, all(m.sums_to_one for m in mixtures))
+    return RowMixtures(kinds.pop(), streams, weights_BK, all(m.sums_to_one for m in mixtures), *temperatures)
 
 
-def mixture_of(alpha: float, kind: MixtureKind, weights: Sequence[float] | None, streams: int) -> Mixture:
+def mixture_of(
+    alpha: float, kind: MixtureKind, weights: Sequence[float] | None, streams: int, temperature: float = 1.0
+) -> Mixture:
     """The mixture that settings name: alpha for policy and reference, or a weight for each stream of an ensemble.
 
     Args:
@@ -140,6 +165,7 @@ def mixture_of(alpha: float, kind: MixtureKind, weights: Sequence[float] | None,
         kind: what is averaged.
         weights: of the policy, the reference and each expert.
         streams: how many streams there are.
+        temperature: see `Mixture`.
 
     Raises:
         ValueError: weights that are not one a stream, a policy of weight 0, or as in `Mixture`.
@@ -147,14 +173,14 @@ def mixture_of(alpha: float, kind: MixtureKind, weights: Sequence[float] | None,
     if weights is None:
         if streams > 2:
             raise ValueError("adapters.experts needs weights: of the policy, the reference and each expert")
-        return Mixture.at(alpha, kind)
+        return replace(Mixture.at(alpha, kind), temperature=temperature)
     if len(weights) != streams:
         raise ValueError(
             f"weights must be {streams} numbers, not {list(weights)}: of the policy, the reference and each expert"
         )
     if weights[0] == 0:
         raise ValueError(f"weights must be finite, and the first, the policy's, not 0: not {list(weights)}")
-    return Mixture(tuple(weights), kind)
+    return Mixture(tuple(weights), kind, temperature)
 
 
 def check_alpha(alpha: float) -> float:

@@ -11,10 +11,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "beta": 0.0,
         "clip_radius_above": None,
         "normaliser": "group",
-        "scale_by_std": True,
+        "advantage_std": "population",
         "inner_updates": 1,
+        "mini_batches": 1,
+        "entropy_bonus": 0.0,
     },
-    "sampling": {"resample_dead": 0},
+    "sampling": {"resample_dead": 0, "temperature": 1.0},
 }
 """Options that are always part of a method's name where they are not at these defaults."""
 IGNORED = {"seed_everything", "seed", "ckpt_path", "default_root_dir", "logger"}

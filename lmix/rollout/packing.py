@@ -32,6 +32,8 @@ class Packed:
     """`[B, C]`, true for those of them that count in the loss."""
     frozen_hidden: Tensor | None
     """`[N, F, H]`, where every rollout has it."""
+    demonstration: Tensor
+    """`[B]`, bool: rows that were not sampled."""
     prefix: Prefix | None = None
     """The prompts, each once, where rows share them."""
 
@@ -71,6 +73,7 @@ def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu", share_
         mask.to(device),
         counted_mask(rollouts).to(device),
         torch.cat(hidden).to(device) if len(hidden) == len(rollouts) else None,
+        torch.tensor([r.is_demonstration for r in rollouts], device=device),
         prefix,
     )
 
@@ -94,6 +97,21 @@ def counted_mask(rollouts: Sequence[Rollout]) -> Tensor:
         if rollout.mask is not None:
             counted[row, : len(rollout.mask)] &= rollout.mask
     return counted
+
+
+def mini_batch_places(places: Sequence[int], total: int, parts: int) -> list[list[int]]:
+    """Split a step's groups in order into mini-batches that differ by one group at most.
+
+    Args:
+        places: this rank's groups among those of all ranks.
+        total: groups of all ranks.
+        parts: mini-batches; where there are fewer groups, each is one.
+
+    Returns:
+        For each mini-batch, indices into `places`; a rank may have none in it.
+    """
+    parts = min(parts, total)
+    return [[i for i, place in enumerate(places) if place * parts // total == part] for part in range(parts)]
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

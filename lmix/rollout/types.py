@@ -43,6 +43,8 @@ class Rollout:
     """Whether an end-of-sequence token was sampled within the limit; otherwise the completion is truncated."""
     frozen_hidden: Tensor | None = None
     """`[T, F, H]`, hidden states of the mixture's F frozen streams that predicted each token, if they were kept."""
+    is_demonstration: bool = False
+    """Whether it was not sampled: the problem's worked solution."""
     mask: Tensor | None = None
     """`[T]`, bool: the tokens that count in the loss; None counts all."""
     text: str = ""
@@ -81,11 +83,6 @@ class Group:
     def rewards(self) -> list[float]:
         """R of eq. 4, one a rollout."""
         return [rollout.reward for rollout in self.rollouts]
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether all rewards are equal, so that all advantages are zero."""
-        return len(set(self.rewards)) <= 1
 
 
 def flatten(groups: Sequence[Group]) -> list[Rollout]:

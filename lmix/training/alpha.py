@@ -1,14 +1,13 @@
 """Callbacks that move alpha between steps, never inside one."""
 
 import math
-from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
 import torch
 
 from lmix.functional import alpha_of_counts, forgetting_and_gain
-from lmix.model.mixture import POLICY, Mixture, check_alpha
+from lmix.model.mixture import check_alpha
 from lmix.training.clock import Clock
 from lmix.training.grpo import GRPOModule
 
@@ -35,7 +34,7 @@ class AlphaCallback(L.Callback):
 
     def move(self, pl_module: GRPOModule, alpha: float) -> None:
         """Let the next step's mixture have this alpha."""
-        pl_module.mixture = replace(pl_module.mixture, weights=Mixture.at(alpha).weights)
+        pl_module.mixture = pl_module.mixture.with_alpha(alpha)
 
 
 class AdaptiveAlpha(AlphaCallback):
@@ -66,7 +65,7 @@ class AdaptiveAlpha(AlphaCallback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: GRPOModule, *_: Any, **__: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         clock = Clock(pl_module.device)
         mixed = pl_module.mixture
-        mixtures = [Mixture.alone(POLICY, mixed.kind), mixed]
+        mixtures = [mixed.with_alpha(0.0), mixed]
         groups = pl_module.answer(pl_module.datamodule.validation_share(), mixtures, samples=2)
         correct_N2 = torch.tensor(
             [[rollout.solved for rollout in group.rollouts] for group in groups],

@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How rollouts are drawn. There is no temperature, top-k or top-p: in training they would make the ratio wrong."""
+    """How rollouts are drawn. There is no top-k or top-p: in training they would make the ratio wrong."""
 
     samples_per_prompt: int = 8
     """G, the completions of one prompt."""
@@ -19,6 +19,9 @@ class SamplingConfig:
     """Keep the frozen streams' hidden states from decoding, so that the update needs no pass of theirs."""
     resample_dead: int = 0
     """How often dead groups are replaced by other prompts' groups (DAPO's dynamic sampling); 0 leaves them in."""
+    temperature: float = 1.0
+    """What the mixture's logits are divided by (the paper: 1). Rollouts are drawn from, and scored under, the tempered
+    mixture, so the ratio of eq. 5 stays right. Evaluation is greedy at any temperature."""
     seed: int | None = None
     """A row's tokens depend on (seed, step, problem, sample, position) and on nothing else; null: seed_everything."""
 
@@ -26,6 +29,8 @@ class SamplingConfig:
         _at_least_one(self, "sampling", "samples_per_prompt", "max_new_tokens", "slots")
         if self.resample_dead < 0:
             raise ValueError(f"sampling.resample_dead must be at least 0, not {self.resample_dead}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"sampling.temperature must be positive, not {self.temperature}")
 
 
 @dataclass(frozen=True)

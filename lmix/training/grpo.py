@@ -4,6 +4,7 @@ Legend: P prompts, G samples of a prompt.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jsonargparse.typing import lazy_instance
@@ -13,9 +14,11 @@ from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import MixtureKind
 from lmix.rewards import RewardSum
+from lmix.rollout.packing import mini_batch_places
 from lmix.rollout.types import Group, Prompt, flatten, release_hidden
 from lmix.training.clock import Clock
 from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.demonstrations import demonstration, limit_demonstrations
 from lmix.training.module import AdapterModule
 from lmix.training.objectives import GRPO, Objective
 from lmix.training.update import Update, UpdateStats
@@ -55,13 +58,25 @@ class GRPOModule(AdapterModule):
         optimizer: OptimizerConfig = OptimizerConfig(),
     ) -> None:
         super().__init__(backbone, adapters, alpha, mixture, sampling, optimizer, weights)
-        self.rewards, self.objective = RewardSum(rewards), objective
-        if objective.needs_reference and (alpha or weights is not None):
+        self.rewards = RewardSum(rewards)
+        # the default is jsonargparse's placeholder, which shows its settings in --help and is not initialised yet
+        self.objective = GRPO() if hasattr(objective, "lazy_get_init_data") else objective
+        if self.objective.needs_reference and (alpha or weights is not None):
             mixed = f"model.alpha {alpha:g}" if weights is None else f"model.weights {weights}"
             raise ValueError(
                 f"the objective's KL (objective.beta) is the policy's, but {mixed} mixes it: set model.alpha to 0 "
                 "(configs/methods/kl_grpo.yaml) or objective.beta to 0"
             )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        prompts, parts = self.datamodule.prompts_per_step, self.objective.mini_batches
+        if parts > prompts:
+            raise ValueError(
+                f"objective.mini_batches {parts} must be at most data.prompts_per_step {prompts}: each needs a prompt"
+            )
+        if stage == "fit" and self.objective.adds_demonstration:
+            limit_demonstrations(self.datamodule, self.backbone.path, self.tokenizer)
 
     def training_step(self, batch: list[Prompt], batch_idx: int) -> None:
         """One outer step of Algorithm 1."""
@@ -73,17 +88,20 @@ class GRPOModule(AdapterModule):
         rollout_seconds += self.replace_dead(groups)
 
         clock.lap()
-        rewards_PG = self.rewards_of(groups)
-        advantages_PG = self.objective.advantages(rewards_PG)
-        update = Update(self, self.mixture, self.objective, groups, advantages_PG, self.sampling)
         rate = self.learning_rate()
+        updates = self.mini_batches(groups)
         for inner in range(self.objective.inner_updates):
-            stats = update.accumulate_gradient()
-            norm = self.step_optimizer(last=inner == self.objective.inner_updates - 1)
+            stats, norms = [], []
+            for update in updates:
+                stats.append(update.accumulate_gradient())
+                last = inner == self.objective.inner_updates - 1 and update is updates[-1]
+                norms.append(self.step_optimizer(last))
         self.sampler.sync(self.policy)
         update_seconds = clock.lap()
 
-        self.log_step(groups, stats, {"train/grad_norm": norm, "train/lr": rate}, rollout_seconds, update_seconds)
+        norm = sum(norms) / len(norms)
+        figures = {"train/grad_norm": norm, "train/lr": rate}
+        self.log_step(groups, UpdateStats.over_steps(stats), figures, rollout_seconds, update_seconds)
         release_hidden(self.groups)
 
     def sample(self, batch: Sequence[Prompt]) -> list[Group]:
@@ -108,32 +126,65 @@ class GRPOModule(AdapterModule):
     def replace_dead(self, groups: list[Group]) -> float:
         """Put other prompts' groups in the place of dead ones, in place (DAPO's dynamic sampling, arXiv 2503.14476).
 
-        Which prompts is a function of (seed, step, attempt), so nothing of it needs to be saved. Where no prompt is
-        left, dead groups stay. Replaced groups remain among the step's `groups`, which rates are taken from.
+        Which prompts is a function of (seed, step, attempt) and of which groups of all ranks are dead, so nothing of it
+        needs to be saved, ranks draw no prompt twice, and several ranks draw what one would. Where no prompt is left,
+        dead groups stay. Replaced groups remain among the step's `groups`, which rates are taken from.
 
         Returns:
             Seconds of sampling.
         """
-        seconds = 0.0
+        if not self.sampling.resample_dead:
+            return 0.0
+        seconds, seen = 0.0, {int(i) for i in self.gather_shares([group.problem.id for group in groups])}
         for attempt in range(self.sampling.resample_dead):
-            dead = [i for i, group in enumerate(groups) if group.is_dead]
-            if not dead:
+            is_dead = self.gather_shares(dead_groups(self.rewards_of(groups)).tolist())
+            dead = [place for place, flag in enumerate(is_dead) if flag]
+            spare = self.datamodule.spare_prompts(len(dead), self.global_step, attempt, seen) if dead else []
+            if not spare:
                 break
-            seen = {group.problem.id for group in self.groups}
-            spare = self.datamodule.spare_prompts(len(dead), self.global_step, attempt, seen)
+            seen |= {prompt.problem.id for prompt in spare}
+            mine = [pair for pair in zip(dead, spare, strict=False) if pair[0] % self.ranks == self.rank]
             clock, before = Clock(self.device), self.groups
-            fresh = self.sample(spare)
+            fresh = self.sample([prompt for _, prompt in mine])
             seconds += clock.lap()
             self.reward(fresh)
             self.groups = before + fresh
-            for i, group in zip(dead, fresh, strict=False):
-                groups[i] = group
+            for (place, _), group in zip(mine, fresh, strict=True):
+                groups[place // self.ranks] = group
         return seconds
+
+    def mini_batches(self, groups: Sequence[Group]) -> list[Update]:
+        """The step's groups in order, in a part for each optimiser step of a pass, with old log-probabilities where the
+        policy moves before they are used (theta_old of eq. 5)."""
+        members = self.with_demonstrations(groups)
+        advantages_PG = self.objective.advantages(self.rewards_of(members))
+        (total,) = self.sum_over_ranks([len(groups)])
+        places = [self.rank + i * self.ranks for i in range(len(groups))]
+        parts = mini_batch_places(places, int(total), self.objective.mini_batches)
+        updates = [
+            Update(self, self.mixture, self.objective, [members[i] for i in part], advantages_PG[part], self.sampling)
+            for part in parts
+        ]
+        for update in updates[1:]:
+            update.record_old()
+        return updates
+
+    def with_demonstrations(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups, each with its problem's demonstration, judged, as one more completion where the objective learns
+        from them."""
+        if not self.objective.adds_demonstration:
+            return [*groups]
+        shown = [demonstration(group.prompt, self.task, self.tokenizer) for group in groups]
+        alone = [Group(group.prompt, [one]) for group, one in zip(groups, shown, strict=True)]
+        self.decoder.judge(alone)
+        self.rewards(alone)
+        return [replace(g, rollouts=[*g.rollouts, one]) for g, one in zip(groups, shown, strict=True)]
 
     def rewards_of(self, groups: Sequence[Group]) -> torch.Tensor:
         """Rewards `[P, G]`."""
-        rewards = [group.rewards for group in groups]
-        return torch.tensor(rewards).reshape(-1, self.sampling.samples_per_prompt)
+        samples = self.sampling.samples_per_prompt
+        samples = len(groups[0].rollouts) if groups else samples + self.objective.adds_demonstration
+        return torch.tensor([group.rewards for group in groups]).reshape(len(groups), samples)
 
     def log_step(
         self,

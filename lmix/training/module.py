@@ -69,7 +69,9 @@ class AdapterModule(OptimisedModule):
         self.strict_loading = False  # checkpoints hold adapters only; load_state_dict makes the check
         self.backbone, self.adapters = backbone, adapters
         self.weights = weights
-        self.mixture = self.initial_mixture = mixture_of(alpha, mixture, weights, adapters.streams)
+        self.mixture = self.initial_mixture = mixture_of(
+            alpha, mixture, weights, adapters.streams, sampling.temperature
+        )
         self.sampling, self.optimizer = sampling, optimizer
         self.solve_rate, self.answer_rate, self.format_rate = SolveRate(), AnswerRate(), FormatRate()
         self.groups: list[Group] = []
@@ -105,8 +107,6 @@ class AdapterModule(OptimisedModule):
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
-        if self.trainer.world_size > 1 and self.sampling.resample_dead:
-            raise ValueError("sampling.resample_dead must be 0 on several ranks: they could draw each other's prompts")
         longest = max((len(p.ids) for prompts in self.datamodule.sets.values() for p in prompts), default=0)
         check_places(self.backbone.path, longest, self.sampling.max_new_tokens)
         if stage == "fit" and self.optimizer.schedule in ("linear", "cosine") and self.trainer.max_steps < 1:
@@ -249,5 +249,5 @@ class AdapterModule(OptimisedModule):
         """Take up the alpha of a checkpoint, unless the settings name another one than they did then."""
         both_move = self.weights is None and saved["weights"] is None
         if both_move and self.initial_mixture.alpha == saved["initial_alpha"]:
-            self.mixture = replace(self.mixture, weights=Mixture.at(saved["alpha"]).weights)
+            self.mixture = self.mixture.with_alpha(saved["alpha"])
             log.info("alpha %g, as in the checkpoint", saved["alpha"])

@@ -24,6 +24,10 @@ class RankedModule(L.LightningModule):
         return 1 if self._trainer is None else self.trainer.world_size
 
     @property
+    def rank(self) -> int:
+        return 0 if self._trainer is None else self.trainer.global_rank
+
+    @property
     def sharded(self) -> bool:
         """Whether every pass needs all ranks, as each has a part of the backbone only."""
         return self._trainer is not None and isinstance(self.trainer.strategy, ShardedStrategy)
@@ -48,6 +52,14 @@ class RankedModule(L.LightningModule):
             return list(values)
         here = torch.tensor(values, dtype=torch.float64, device=self.root_device)
         return self.trainer.strategy.reduce(here, reduce_op="max").tolist()  # pyright: ignore
+
+    def gather_shares(self, values: Sequence[float]) -> list[float]:
+        """A number for each of this rank's prompts -> for those of all ranks, in the step's order. Every rank must call
+        it. Rank r of W has every W-th prompt of a step, from the r-th on."""
+        (total,) = self.sum_over_ranks([len(values)])
+        everyone = [0.0] * int(total)
+        everyone[self.rank :: self.ranks] = values
+        return self.sum_over_ranks(everyone)
 
     def copy_from_rank_0(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors, in place, by those of rank 0, whose number and shapes are the same. Every rank must call

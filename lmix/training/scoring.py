@@ -3,6 +3,8 @@
 Legend: N completion tokens, H hidden size.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,14 @@ from lmix.tasks.task import Problem
 
 def score(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> Tensor:
     """Log-probability of each completion token, `[N]`, float32; only the policy has a gradient."""
-    hidden_K = [_hidden(policy, mixture, packed, stream) for stream in mixture.streams]
+    hidden_K = mixture_hidden(policy, mixture, packed)
     return policy.log_probs(hidden_K, packed.targets, mixture.of_tokens(packed.positions))
+
+
+def score_with_entropy(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> tuple[Tensor, Tensor]:
+    """The same, and the entropy of the distribution that each token was drawn from: `[N]` twice."""
+    hidden_K, of_tokens = mixture_hidden(policy, mixture, packed), mixture.of_tokens(packed.positions)
+    return policy.log_probs(hidden_K, packed.targets, of_tokens), policy.entropies(hidden_K, of_tokens)
 
 
 @torch.no_grad()
@@ -27,7 +35,13 @@ def score_stream(policy: MixedPolicy, mixture: Mixture, packed: Packed, stream: 
         mixture: what the rollouts were drawn from: where hidden states were kept, the stream's may be among them.
     """
     hidden = _hidden(policy, mixture, packed, stream)
-    return policy.log_probs([hidden], packed.targets, Mixture.alone(stream))
+    alone = replace(Mixture.alone(stream), temperature=mixture.temperature)
+    return policy.log_probs([hidden], packed.targets, alone)
+
+
+def mixture_hidden(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> list[Tensor]:
+    """Each stream's hidden states that predict the completion tokens, `[N, H]`."""
+    return [_hidden(policy, mixture, packed, stream) for stream in mixture.streams]
 
 
 def _hidden(policy: MixedPolicy, mixture: Mixture, packed: Packed, stream: str) -> Tensor:

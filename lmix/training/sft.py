@@ -2,12 +2,11 @@
 
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
-from lmix.model.end_tokens import demonstration_end
-from lmix.model.sources import count_places, load_config
 from lmix.rollout.packing import pack, token_budget_batches
-from lmix.rollout.types import Prompt, Rollout
+from lmix.rollout.types import Prompt
 from lmix.training.clock import Clock
 from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.demonstrations import demonstration, limit_demonstrations
 from lmix.training.module import AdapterModule
 from lmix.training.scoring import idle_rollout, score
 
@@ -47,17 +46,14 @@ class SFTModule(AdapterModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        context = count_places(load_config(self.backbone.path))
-        if stage == "fit" and context is not None:
-            self.datamodule.limit_training(
-                lambda prompt: len(prompt.ids) + len(self.demonstration_ids(prompt)), context
-            )
+        if stage == "fit":
+            limit_demonstrations(self.datamodule, self.backbone.path, self.tokenizer)
 
     def training_step(self, batch: list[Prompt], batch_idx: int) -> None:
         """One step: the mean negative log-likelihood of the batch's completion tokens."""
         clock = Clock(self.device)
         self.groups = []  # nothing is drawn in training
-        demonstrations = [Rollout(prompt, 0, self.demonstration_ids(prompt)) for prompt in batch]
+        demonstrations = [demonstration(prompt, self.task, self.tokenizer) for prompt in batch]
         tokens = sum(len(d.completion_ids) for d in demonstrations)
         (all_tokens,) = self.sum_over_ranks([tokens])
         total = 0.0
@@ -81,9 +77,3 @@ class SFTModule(AdapterModule):
             sums={"train/loss": total, "perf/train_tokens_per_second": tokens / seconds},
             same={"step": self.global_step, "train/grad_norm": norm},  # the step is the x axis
         )
-
-    def demonstration_ids(self, prompt: Prompt) -> list[int]:
-        """The demonstration's tokens, and the one that ends the turn."""
-        text = self.task.demonstration(prompt.problem)
-        end = demonstration_end(self.tokenizer, self.task.chat)
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], end]  # pyright: ignore

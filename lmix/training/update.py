@@ -1,29 +1,29 @@
-"""The gradient of a step's loss over all its rollouts, a micro-batch at a time.
+"""The gradient of an optimiser step's loss over its rollouts, a micro-batch at a time.
 
-Legend: P prompts, G samples of a prompt, B = P * G rollouts, b rows of a micro-batch, C tokens of the
+Legend: P prompts, G completions of a prompt, B = P * G rollouts, b rows of a micro-batch, C tokens of the
 longest completion.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lmix.functional import k3_kl, sampler_weights
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.mixture import REFERENCE, Mixture
+from lmix.model.mixture import POLICY, REFERENCE, Mixture
 from lmix.rollout.packing import Packed, counted_mask, micro_batches, pack
 from lmix.rollout.types import Group, flatten
 from lmix.training.config import SamplingConfig
 from lmix.training.objectives import Objective, Scored, StepTotals
 from lmix.training.optimisation import OptimisedModule
-from lmix.training.scoring import idle_rollout, score, score_stream
+from lmix.training.scoring import idle_rollout, score, score_stream, score_with_entropy
 
 
 @dataclass
 class UpdateStats:
-    """What happened in the passes of one inner update, on one rank."""
+    """What happened in the passes of one optimiser step, or of several, on one rank."""
 
     sums: dict[str, float]
     """Over the counted tokens that got a pass: what the objective logs, by its name, and the gap between the sampler's
@@ -36,9 +36,10 @@ class UpdateStats:
 
     def add(self, scored: Scored, sampled_bC: Tensor, logged: Mapping[str, Tensor]) -> None:
         """Take a micro-batch in."""
-        gap_bC = (scored.old - sampled_bC).abs().masked_fill(~scored.mask, 0.0)
+        drawn_bC = scored.mask if scored.demonstration is None else scored.mask & ~scored.demonstration[:, None]
+        gap_bC = (scored.old - sampled_bC).abs().masked_fill(~drawn_bC, 0.0)
         # in float64: a difference of rounding's size would be lost in exp(d) - d - 1
-        k3_bC = k3_kl(sampled_bC.double(), scored.old.double()).masked_fill(~scored.mask, 0.0)
+        k3_bC = k3_kl(sampled_bC.double(), scored.old.double()).masked_fill(~drawn_bC, 0.0)
         for name, values_bC in {**logged, "sampler_logprob_gap": gap_bC, "sampler_gap_k3": k3_bC}.items():
             if name not in self.sums:
                 raise ValueError(f"the objective's terms log {name!r}, which its `logged` does not name: add it there")
@@ -46,20 +47,27 @@ class UpdateStats:
         self.tokens += float(scored.mask.sum())
         self.largest_gap = max(self.largest_gap, float(gap_bC.max()))
 
+    @classmethod
+    def over_steps(cls, steps: Sequence["UpdateStats"]) -> "UpdateStats":
+        """Those of several optimiser steps: sums over all tokens, and the mean loss."""
+        sums = {name: sum(step.sums[name] for step in steps) for name in steps[0].sums}
+        loss = sum(step.loss for step in steps) / len(steps)
+        return cls(sums, loss, sum(step.tokens for step in steps), max(step.largest_gap for step in steps))
+
 
 class Update:
-    """One outer step's rollouts, to be differentiated once an inner update.
+    """Rollouts of one optimiser step, to be differentiated once a pass over them (an inner update).
 
-    The first pass over each micro-batch records the old log-probabilities of eq. 5 (so with one inner update the ratio
-    is exactly 1) and the reference's, if the objective wants them.
+    The old log-probabilities of eq. 5 are recorded by `record_old`, or else by the first pass over each micro-batch:
+    the ratio is exactly 1 then.
 
     Args:
         module: whose policy is updated.
         mixture: what the rollouts were drawn from.
         objective: terms and weights of the loss.
-        groups: this rank's groups.
+        groups: this rank's groups, all of the same number of completions.
         advantages_PG: of these.
-        sampling: G, the length limit and whether frozen hidden states are kept.
+        sampling: the length limit and whether frozen hidden states are kept.
     """
 
     def __init__(
@@ -72,11 +80,13 @@ class Update:
         sampling: SamplingConfig,
     ) -> None:
         self.module, self.mixture, self.objective, self.sampling = module, mixture, objective, sampling
+        alone = replace(Mixture.alone(POLICY, mixture.kind), temperature=mixture.temperature)
+        self.optimised = alone if objective.optimises_policy else mixture
         self.rollouts_B = flatten(groups)
         self.advantages_B = advantages_PG.flatten()
-        self.weights_B = self._token_weights(len(groups)).flatten()
-        # without a KL the gradient of a dead group is zero: it gets no pass, but the loss's normaliser counts it
-        live = [i for i, a in enumerate(self.advantages_B.tolist()) if a != 0 or objective.needs_reference]
+        self.weights_B = self._token_weights(*advantages_PG.shape).flatten()
+        # the gradient of a dead group is zero in most objectives: it gets no pass, but the loss's normaliser counts it
+        live = [i for i, a in enumerate(self.advantages_B.tolist()) if a != 0 or objective.scores_dead_groups]
         passes, self.share_prompts = micro_batches(
             [self.rollouts_B[i] for i in live], objective.micro_batch_tokens, self.policy.shares_prefixes
         )
@@ -84,11 +94,21 @@ class Update:
         self.idle_passes = module.idle_passes(len(passes))
         self.old: list[Tensor] = []
         self.reference: list[Tensor] = []
-        self.updates = 0
+        self.updates, self.has_old = 0, False
 
     @property
     def policy(self) -> MixedPolicy:
         return self.module.policy
+
+    @torch.no_grad()
+    def record_old(self) -> None:
+        """Take the old log-probabilities now, before other rollouts of the step move the policy."""
+        for rows in self.passes:
+            packed = pack([self.rollouts_B[i] for i in rows], self.module.device, self.share_prompts)
+            self.old.append(packed.unflatten(score(self.policy, self.mixture, packed)))
+        for _ in range(self.idle_passes):
+            score(self.policy, self.mixture, self._idle_pack())
+        self.has_old = True
 
     def accumulate_gradient(self) -> UpdateStats:
         """Add the gradient of the loss over all rollouts.
@@ -101,11 +121,13 @@ class Update:
         for number, rows in enumerate(self.passes):
             rollouts_b = [self.rollouts_B[i] for i in rows]
             packed = pack(rollouts_b, self.module.device, self.share_prompts)
-            scored = self._score(number, packed, self.advantages_B[rows].to(self.module.device))
+            scored, entropy_bC = self._score(number, packed, rows)
             terms_bC, logged = self.objective.terms(scored)
             sampled_bC = packed.unflatten(torch.cat([r.log_probs for r in rollouts_b]).to(terms_bC.device))
             if self.objective.sampler_weight_cap is not None:
                 terms_bC = terms_bC * sampler_weights(scored.old, sampled_bC, self.objective.sampler_weight_cap)
+            if entropy_bC is not None:
+                terms_bC = terms_bC + self.objective.entropy_bonus * entropy_bC.masked_fill(~scored.mask, 0.0)
             losses_b = -(terms_bC * self.weights_B[rows].to(terms_bC)[:, None]).sum(dim=1)
             self.module.backward_and_check(losses_b, rollouts_b)
             stats.loss += float(losses_b.detach().sum())
@@ -115,32 +137,61 @@ class Update:
         self.updates += 1
         return stats
 
-    def _score(self, number: int, packed: Packed, advantages_b: Tensor) -> Scored:
-        """Log-probabilities of micro-batch `number`."""
-        log_probs_bC = packed.unflatten(score(self.policy, self.mixture, packed))
-        if number == len(self.old):
-            self.old.append(log_probs_bC.detach())
-        if self.objective.needs_reference and number == len(self.reference):
+    def _score(self, number: int, packed: Packed, rows: Sequence[int]) -> tuple[Scored, Tensor | None]:
+        """Log-probabilities of micro-batch `number`, and entropies where the objective wants them."""
+        entropy_bC = None
+        if self.objective.entropy_bonus:
+            log_probs_N, entropy_N = score_with_entropy(self.policy, self.optimised, packed)
+            log_probs_bC, entropy_bC = packed.unflatten(log_probs_N), packed.unflatten(entropy_N)
+        else:
+            log_probs_bC = packed.unflatten(score(self.policy, self.optimised, packed))
+        if not self.has_old and not self.updates:
+            self.old.append(self._drawn_from(packed) if self.objective.optimises_policy else log_probs_bC.detach())
+        if self.objective.needs_reference and not self.updates:
             self.reference.append(packed.unflatten(score_stream(self.policy, self.mixture, packed, REFERENCE)))
-        reference_bC = self.reference[number] if self.objective.needs_reference else None
-        return Scored(log_probs_bC, self.old[number], advantages_b, packed.counted, reference_bC)
+        return Scored(
+            log_probs_bC,
+            self.old[number],
+            self.advantages_B[rows].to(self.module.device),
+            packed.counted,
+            self.reference[number] if self.objective.needs_reference else None,
+            packed.demonstration if self.objective.adds_demonstration else None,
+        ), entropy_bC
+
+    @torch.no_grad()
+    def _drawn_from(self, packed: Packed) -> Tensor:
+        """Log-probabilities under the mixture that completions were drawn from, `[b, C]`."""
+        return packed.unflatten(score(self.policy, self.mixture, packed))
+
+    def _idle_pack(self) -> Packed:
+        return pack([idle_rollout(self.policy, self.mixture, self.sampling.keep_frozen)], self.module.device)
 
     def _idle_pass(self) -> None:
         """The passes of one micro-batch without its gradient, while other ranks have more of them."""
-        rollout = idle_rollout(self.policy, self.mixture, self.sampling.keep_frozen)
-        packed = pack([rollout], self.module.device)
-        loss = 0.0 * score(self.policy, self.mixture, packed).sum()
-        if self.objective.needs_reference and not self.updates:
+        packed, first = self._idle_pack(), not self.updates
+        loss = 0.0 * score(self.policy, self.optimised, packed).sum()
+        if self.objective.optimises_policy and first and not self.has_old:
+            self._drawn_from(packed)
+        if self.objective.needs_reference and first:
             score_stream(self.policy, self.mixture, packed, REFERENCE)
         if loss.requires_grad:
             self.module.backward_here(loss)
 
-    def _token_weights(self, groups: int) -> Tensor:
+    def _token_weights(self, groups: int, samples: int) -> Tensor:
         """See `Objective.token_weights`; `[P, G]`. Every rank must call it."""
         if self.rollouts_B:
-            tokens_PG = counted_mask(self.rollouts_B).sum(dim=1).view(groups, -1)
+            tokens_PG = counted_mask(self.rollouts_B).sum(dim=1).view(groups, samples)
         else:
-            tokens_PG = torch.zeros(0, self.sampling.samples_per_prompt, dtype=torch.long)
-        all_groups, all_tokens = self.module.sum_over_ranks([groups, int(tokens_PG.sum())])
-        sizes = self.sampling.samples_per_prompt, self.sampling.max_new_tokens
-        return self.objective.token_weights(tokens_PG, StepTotals(int(all_groups), int(all_tokens), *sizes))
+            tokens_PG = torch.zeros(0, samples, dtype=torch.long)
+        demonstrations = tokens_PG[:, -1] if self.objective.adds_demonstration else tokens_PG[:, :0]
+        here = [groups, int(tokens_PG.sum()), int(demonstrations.sum())]
+        all_groups, all_tokens, all_demonstrations = map(int, self.module.sum_over_ranks(here))
+        totals = StepTotals(
+            all_groups,
+            all_tokens,
+            samples,
+            self.sampling.max_new_tokens,
+            self.module.global_step,
+            all_demonstrations,
+        )
+        return self.objective.token_weights(tokens_PG, totals)

@@ -24,7 +24,7 @@ def test_a_group_of_one_is_dead():
 
 
 def test_without_the_deviation():
-    assert torch.allclose(group_advantages(torch.tensor([[1, 0]]), scale_by_std=False), torch.tensor([[0.5, -0.5]]))
+    assert torch.allclose(group_advantages(torch.tensor([[1, 0]]), std="none"), torch.tensor([[0.5, -0.5]]))
 
 
 def test_bad_rewards():

@@ -9,7 +9,7 @@ from lmix.model.end_tokens import all_end_tokens, closing_token, end_tokens
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.types import Prompt
 from lmix.tasks.task import Problem, Task
-from lmix.training.sft import SFTModule
+from lmix.training.demonstrations import demonstration
 from tests.model.tokenizers import CHATML, MARKS, byte_level, write_tokenizer
 
 EOS, START, END, PAD = range(4)
@@ -50,12 +50,11 @@ def test_all_of_them_end_a_completion(case):
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_sft_teaches_the_template_s_token_where_prompts_are_in_it(case, chat, monkeypatch):
+def test_sft_teaches_the_template_s_token_where_prompts_are_in_it(case, chat):
     """As Qwen2.5's base models: <|endoftext|> is the tokenizer's, <|im_end|> the template's."""
     tokenizer, closing = case
-    monkeypatch.setattr(SFTModule, "task", Task(prompt="{problem}", chat=chat))
-    monkeypatch.setattr(SFTModule, "tokenizer", tokenizer)
-    ids = SFTModule().demonstration_ids(Prompt(Problem(0, "1 + 1", "2", "Two: \\boxed{2}"), []))
+    problem, task = Problem(0, "1 + 1", "2", "Two: \\boxed{2}"), Task(prompt="{problem}", chat=chat)
+    ids = demonstration(Prompt(problem, []), task, tokenizer).completion_ids
     assert ids[-1] == (closing if chat and closing is not None else EOS)
     assert tokenizer.decode(ids[:-1]) == "Two: \\boxed{2}"
     assert MARKS[ids[-1]] == tokenizer.decode(ids[-1:])

@@ -76,10 +76,11 @@ def changed(groups: Sequence[Group], **changes: Any) -> list[Group]:
     return [replace(group, rollouts=[copy(rollout) for rollout in group.rollouts]) for group in groups]
 
 
-def update_of(m: GRPOModule, groups: Sequence[Group], advantages_PG: Tensor, mixture=None, **settings) -> Update:
-    """The update of groups under GRPO with these settings."""
-    sampling = replace(m.sampling, samples_per_prompt=advantages_PG.shape[1])
-    return Update(m, mixture or m.mixture, GRPO(**settings), groups, advantages_PG, sampling)
+def update_of(
+    m: GRPOModule, groups: Sequence[Group], advantages_PG: Tensor, mixture=None, objective=None, **settings
+) -> Update:
+    """The update of groups under an objective, or GRPO with these settings."""
+    return Update(m, mixture or m.mixture, objective or GRPO(**settings), groups, advantages_PG, m.sampling)
 
 
 def gradient(m: GRPOModule, update: Update) -> tuple[list[Tensor], UpdateStats]:

@@ -59,7 +59,7 @@ def test_1_x_8_and_8_x_1_micro_batches_agree(step):
         assert (a - b).norm() <= 1e-4 * a.norm()
 
 
-@pytest.mark.parametrize("normaliser", ["batch", "constant"])
+@pytest.mark.parametrize("normaliser", ["batch", "response", "constant"])
 def test_micro_batches_agree_under_every_normaliser(step, normaliser):
     m, groups, advantages = step
     whole, stats, _ = gradients(m, groups, advantages, normaliser=normaliser, micro_batch_tokens=10**6)

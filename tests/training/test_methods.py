@@ -158,17 +158,18 @@ def test_the_clip_s_half_widths():
         GRPO(clip_radius_above=0.0)
 
 
-def test_the_step_s_advantages_follow_scale_by_std(tmp_path, monkeypatch):
-    """With and without the division by the standard deviation, against the rewards of the step's own rows."""
-    for scale_by_std in (True, False):
-        m = module(objective=GRPO(scale_by_std=scale_by_std))
+def test_the_step_s_advantages_follow_advantage_std(tmp_path, monkeypatch):
+    """With each standard deviation and without, against the rewards of the step's own rows."""
+    for advantage_std in ("population", "sample", "none"):
+        m = module(objective=GRPO(advantage_std=advantage_std))
         seen = watch_updates(monkeypatch)
         trainer(tmp_path, 1).fit(m, data())
         rewards = torch.tensor([group.rewards for group in m.groups])
         assert len(set(rewards.sum(1).tolist()) - {0.0, 4.0}) > 0  # a live group
         expected = rewards - rewards.mean(1, keepdim=True)
-        if scale_by_std:
-            expected = expected / (rewards.std(1, keepdim=True, correction=0) + 1e-6)
+        if advantage_std != "none":
+            degrees = 3 if advantage_std == "sample" else 4
+            expected = expected / ((expected.square().sum(1, keepdim=True) / degrees).sqrt() + 1e-6)
         assert torch.allclose(seen[0][1], expected, atol=1e-5)
 
 

@@ -36,7 +36,7 @@ def every_other(rollout):
     return torch.arange(len(rollout.completion_ids)) % 2 == rollout.sample % 2
 
 
-@pytest.mark.parametrize("normaliser", ["group", "batch", "constant"])
+@pytest.mark.parametrize("normaliser", ["group", "batch", "response", "constant"])
 @pytest.mark.parametrize("micro_batch_tokens", [1, 10**6])
 def test_a_masked_token_has_no_gradient_and_does_not_count(step, normaliser, micro_batch_tokens):
     m, groups, advantages = step
@@ -48,7 +48,13 @@ def test_a_masked_token_has_no_gradient_and_does_not_count(step, normaliser, mic
     rows = packed.mask.nonzero()[:, 0]
     log_probs = written_out_log_probs(m, packed)
     of_group = torch.tensor([float(counts[rows // 4 == p].sum()) for p in range(4)])
-    divisor = {"group": 4 * of_group[rows // 4], "batch": counts.sum(), "constant": 16 * 48}[normaliser]
+    of_row = torch.tensor([float(counts[rows == b].sum()) for b in range(16)])
+    divisor = {
+        "group": 4 * of_group[rows // 4],
+        "batch": counts.sum(),
+        "response": 16 * of_row[rows],
+        "constant": 16 * 48,
+    }[normaliser]
     terms = (log_probs - log_probs.detach()).exp() * advantages.flatten()[rows]
     loss = -(terms * counts / divisor).sum()
     expected = torch.autograd.grad(loss, m.policy.policy_parameters())

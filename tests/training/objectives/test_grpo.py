@@ -17,6 +17,7 @@ def totals(**changes) -> StepTotals:
     [
         ("group", [[1 / 8, 1 / 8], [1 / 12, 1 / 12]]),
         ("batch", [[1 / 10] * 2] * 2),
+        ("response", [[1 / 12, 1 / 4], [1 / 8, 1 / 16]]),
         ("constant", [[1 / 32] * 2] * 2),  # 8 tokens at most, 4 completions
     ],
 )

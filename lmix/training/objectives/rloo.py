@@ -1,0 +1,26 @@
+"""RLOO: REINFORCE with a leave-one-out baseline (Ahmadian et al., arXiv 2402.14740)."""
+
+from torch import Tensor
+
+from lmix.functional import leave_one_out_advantages
+from lmix.training.objectives.normalisers import per_sequence
+from lmix.training.objectives.objective import Objective, Scored, StepTotals
+
+
+class RLOO(Objective):
+    """REINFORCE on whole completions: `mean_i (R_i - mean_{j != i} R_j) sum_t log pi(y_{i,t})`.
+
+    There is no ratio and no clip: with several optimiser steps a step the later ones are off-policy.
+    """
+
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        """Eq. 8 there: the mean of the other completions' rewards is the baseline."""
+        return leave_one_out_advantages(rewards_PG)
+
+    def terms(self, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
+        """`A log pi` of each token."""
+        return (scored.advantages[:, None] * scored.log_probs).masked_fill(~scored.mask, 0.0), {}
+
+    def token_weights(self, tokens_PG: Tensor, totals: StepTotals) -> Tensor:
+        """A completion is one action: its tokens are summed."""
+        return per_sequence(tokens_PG, totals)
