@@ -30,7 +30,18 @@ from lmix.training.checkpoints import PolicyCheckpoint  # noqa: E402
 from lmix.training.completion_log import CompletionLog  # noqa: E402
 from lmix.training.config import OptimizerConfig, SamplingConfig  # noqa: E402
 from lmix.training.grpo import GRPOModule  # noqa: E402
-from lmix.training.objectives import GRPO, Objective  # noqa: E402
+from lmix.training.objectives import (  # noqa: E402
+    CHORD,
+    CISPO,
+    DAPO,
+    GRPO,
+    GSPO,
+    LUFFY,
+    RLOO,
+    DrGRPO,
+    LogitFusion,
+    Objective,
+)
 from lmix.training.sft import SFTModule  # noqa: E402
 from lmix.training.strategies import ShardedStrategy  # noqa: E402
 
@@ -41,7 +52,9 @@ SECTIONS = {
         BackboneConfig, AdapterConfig, SamplingConfig, OptimizerConfig,
     ),
     "Rewards: `--model.rewards`": (RewardSum,),
-    "Objective: `--model.objective`": (GRPO, Objective),
+    "Objective: `--model.objective`": (
+        GRPO, DrGRPO, DAPO, RLOO, CISPO, GSPO, CHORD, LUFFY, LogitFusion, Objective,
+    ),
     "Data: `--data`": (RLDataModule,),
     "Tasks: `--data.task`": (Task, DatasetTask, MathTask, CnK12Task, MMLUTask, ArithmeticTask),
     "Callbacks: `--trainer.callbacks`": (AdaptiveAlpha, AlphaSchedule, PolicyCheckpoint, CompletionLog),

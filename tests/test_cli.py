@@ -254,7 +254,7 @@ def test_what_the_user_types_wins_over_the_checkpoint_s_run(tmp_path, capsys):
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("alpha")] == [(3, pytest.approx(0.75))]
     assert [e.value for e in events.Scalars("train/lr")] == [pytest.approx(1e-4)]
-    assert "going on after step 2" in capsys.readouterr().out
+    assert "resuming after step 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

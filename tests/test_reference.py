@@ -19,5 +19,6 @@ def test_objective_and_rewards_are_listed_as_configurations_name_them():
     assert "### lmix.tasks.MathTask\n" in page
     assert "| `objective` | `GRPO()` |" in page
     assert "| `rewards` | `{'verifier': 1.0}` |" in page
-    for setting in ("`clip_radius` | `0.2`", "`beta` | `0.0`", "`sampler_weight_cap` | `null`"):
+    for setting in ("`beta` | `0.0`", "`sampler_weight_cap` | `null`", "`mu_peak` | `0.5`"):
         assert page.count(f"| {setting} |") == 1
+    assert "### lmix.training.objectives.CHORD\n" in page

@@ -92,7 +92,7 @@ class RLDataModule(L.LightningDataModule):
         lengths = [len(p.ids) for p in known.values()]
         if dropped := sum(length > self.max_prompt_tokens for length in lengths):
             limit = self.max_prompt_tokens
-            log.warning("%d of %d problems passed over: longer than max_prompt_tokens %d", dropped, len(lengths), limit)
+            log.warning("%d of %d problems dropped: longer than max_prompt_tokens %d", dropped, len(lengths), limit)
         return sets
 
     def check_lengths(self, split: Split, prompts: Sequence[Prompt]) -> None:

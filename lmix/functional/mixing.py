@@ -7,39 +7,11 @@ import torch
 from torch import Tensor
 
 
-def mix_logits(policy_logits: Tensor, reference_logits: Tensor, alpha: float) -> Tensor:
-    """Logit averaging, eq. 1: `(1 - alpha) z_policy + alpha z_reference`.
+def mix_streams(values_K: Sequence[Tensor], weights_K: Sequence[float | Tensor]) -> Tensor:
+    """Logit averaging: the weighted sum of K streams' logits, `sum_k w_k z_k`. Weights (1 - alpha, alpha) give eq. 1.
 
     The mixed policy is the softmax of the result (eq. 2-3). The LM head is linear, so the same function mixes hidden
-    states before the head. `alpha` 0 and 1 return one input itself, so they are exact.
-
-    Args:
-        policy_logits: `[..., V]`.
-        reference_logits: `[..., V]`.
-        alpha: weight of the reference, in [0, 1].
-
-    Raises:
-        ValueError: `alpha` outside [0, 1].
-    """
-    return mix_streams([policy_logits, reference_logits], _two_weights(alpha))
-
-
-def mix_log_probs(policy_log_probs: Tensor, reference_log_probs: Tensor, alpha: float) -> Tensor:
-    """Probability averaging, section 5: `log((1 - alpha) p_policy + alpha p_reference)`, from log-probabilities.
-
-    Args:
-        policy_log_probs: `[...]`, of single tokens or of the whole vocabulary.
-        reference_log_probs: `[...]`.
-        alpha: weight of the reference, in [0, 1]; 0 and 1 return one input itself.
-
-    Raises:
-        ValueError: `alpha` outside [0, 1].
-    """
-    return mix_streams_log_probs([policy_log_probs, reference_log_probs], _two_weights(alpha))
-
-
-def mix_streams(values_K: Sequence[Tensor], weights_K: Sequence[float | Tensor]) -> Tensor:
-    """Weighted sum of K streams' logits or hidden states, `sum_k w_k z_k`; two streams give eq. 1.
+    states before the head.
 
     Weights may be negative and need not sum to one (DExperts, contrastive decoding). A stream of weight zero is left
     out, and a single stream of weight one is returned as it is. A weight may be a tensor that broadcasts, so that rows
@@ -63,7 +35,7 @@ def mix_streams(values_K: Sequence[Tensor], weights_K: Sequence[float | Tensor])
 
 
 def mix_streams_log_probs(log_probs_K: Sequence[Tensor], weights_K: Sequence[float | Tensor]) -> Tensor:
-    """Log of the weighted average of K streams' probabilities, `log sum_k w_k p_k`.
+    """Probability averaging, section 5: the log of K streams' weighted probabilities, `log sum_k w_k p_k`.
 
     Weights, accumulation and dtype as in `mix_streams`.
 
@@ -96,9 +68,3 @@ def _live(values_K: Sequence[Tensor], weights_K: Sequence[float | Tensor]) -> li
     if not live:
         raise ValueError("all weights are 0: at least one stream must count")
     return live
-
-
-def _two_weights(alpha: float) -> tuple[float, float]:
-    if not 0.0 <= alpha <= 1.0:  # also refuses NaN
-        raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
-    return 1.0 - alpha, float(alpha)

@@ -1,4 +1,4 @@
-"""What each stream and the mixture made of every token of a completion.
+"""Each token's probability under each stream and the mixture.
 
 Legend: T tokens of the completion, K streams, V vocabulary.
 """

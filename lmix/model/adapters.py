@@ -1,4 +1,4 @@
-"""LoRA adapters on the backbone, read from and written to ordinary peft folders. Only this file knows peft."""
+"""LoRA adapters on the backbone, read from and written to ordinary peft folders."""
 
 import errno
 import json
@@ -47,7 +47,7 @@ class AdapterConfig:
     target_modules: str | list[str] = "all-linear"
     """Layers that get a LoRA: names, or all-linear for every linear layer but the head."""
     dropout: float = 0.0
-    """Must stay 0: dropout would make the ratio of eq. 5 wrong. It is here to say so."""
+    """Must be 0: dropout would make the ratio of eq. 5 wrong. Listed to reject it."""
 
     def __post_init__(self) -> None:
         for name in ("reference", "policy"):

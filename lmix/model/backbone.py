@@ -34,9 +34,9 @@ class BackboneConfig:
     """What the matmuls compute in, and what unquantised weights are held in; auto: bfloat16 where the device has units
     for it (a CPU without them is several times slower in it), or else float32."""
     dense_rollouts: bool | None = None
-    """Hold a 4-bit backbone's weights dequantised as well while completions are drawn, and not dequantise them at each
-    token: 2 (bfloat16) or 4 (float32) bytes a weight more. null: where that is less than half of the memory that rank 0
-    has free before the first step, decided once a run."""
+    """During rollouts keep a dequantised copy of a 4-bit backbone too, instead of dequantising it at each token: 2
+    (bfloat16) or 4 (float32) bytes a weight more. null: where that is less than half of the memory that rank 0 has free
+    before the first step, decided once a run."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: less memory, more time. Rollouts are untouched."""
 

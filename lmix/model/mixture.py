@@ -95,7 +95,7 @@ class Mixture:
 
     @property
     def sums_to_one(self) -> bool:
-        """Whether a bias that all streams share comes out once."""
+        """Whether weights sum to 1: a shared bias counts once."""
         return math.isclose(sum(self.weights), 1.0)
 
     def of_tokens(self, positions_N: Tensor) -> "Mixture | RowMixtures":

@@ -1,4 +1,4 @@
-"""4-bit NF4 layers. Only this file and `backbone.py` know bitsandbytes."""
+"""4-bit NF4 layers. Only this file imports bitsandbytes."""
 
 from typing import Any
 

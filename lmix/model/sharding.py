@@ -37,7 +37,7 @@ def shard_layers(decoder: nn.Module, mesh: DeviceMesh) -> list[FSDPModule]:
 
 @contextmanager
 def gathered(layers: list[Any]) -> Iterator[None]:
-    """Within, every rank has all weights: ranks may then make passes without each other. Every rank must call it."""
+    """Inside this context every rank holds all weights and runs passes independently. Every rank must call it."""
     for layer in layers:
         layer.set_reshard_after_forward(False)
         layer.unshard()

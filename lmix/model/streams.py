@@ -26,7 +26,7 @@ class StreamRouter:
 
     @contextmanager
     def stacked(self, streams: Sequence[str]) -> Iterator[None]:
-        """Inside, a batch's rows are one block a stream, of equal size. Only `policy` alone may have a gradient."""
+        """Inside this context each stream owns an equal block of rows. Only `policy` alone may have a gradient."""
         before, self.streams = self.streams, tuple(streams)
         try:
             yield

@@ -65,11 +65,17 @@ def base_method(config: dict[str, Any]) -> str:
 
 
 def own_classes(config: dict[str, Any]) -> list[str]:
-    """The user's own model, objective and callbacks by name: they make another method."""
+    """An objective other than GRPO and the user's own model and callbacks by name: they make another method."""
     callbacks = config["trainer"].get("callbacks") or []
-    objective = model_arguments(config).get("objective") or {}
-    paths = [part["class_path"] for part in [config["model"], objective, *callbacks] if "class_path" in part]
-    return [last_part(short_class(path), ".") for path in paths if "." in short_class(path)]
+    paths = [part["class_path"] for part in [config["model"], *callbacks]]
+    own = [last_part(path, ".") for path in paths if "." in short_class(path)]
+    objective = objective_name(config)
+    return own if objective == "GRPO" else [objective, *own]
+
+
+def objective_name(config: dict[str, Any]) -> str:
+    """The objective's class; runs of before 0.2.0 had GRPO's settings alone."""
+    return last_part((model_arguments(config).get("objective") or {}).get("class_path", "GRPO"), ".")
 
 
 def variants(config: dict[str, Any]) -> list[str]:
@@ -78,6 +84,8 @@ def variants(config: dict[str, Any]) -> list[str]:
     parts = []
     for group, defaults in VARIANTS.items():
         given = options(config, group)
+        if group == "objective" and objective_name(config) != "GRPO":  # whose defaults are others
+            defaults = {name: defaults[name] for name in ("inner_updates", "mini_batches", "entropy_bonus")}
         changed = [name for name, default in defaults.items() if given.get(name, default) != default]
         parts += [f"{name}={given[name]}" for name in changed if name not in implied]
     return parts

@@ -17,10 +17,9 @@ class RewardSum:
     """The weighted sum of rewards: R of eq. 4.
 
     Args:
-        weights: weight by name: of a built-in reward (`verifier`), or by import path (`mine.brevity`) of
-
-            - a function `reward(problem, completion) -> float` of a `Problem` and a completion's text, or
-            - a `Reward` (one parameter: judged groups), or a class of them, which is made without arguments.
+        weights: weight by name: `verifier`, or the import path (`mine.brevity`) of a function `reward(problem,
+            completion) -> float` of a `Problem` and a completion's text, of a `Reward` (one parameter: judged groups),
+            or of a `Reward` class, constructed without arguments.
 
     Raises:
         ValueError: no reward, a weight that is not finite, or a name that can't be imported.

@@ -1,4 +1,4 @@
-"""lmix's own sampler: one prefill a prompt and stream, then token by token; rows come to slots and leave."""
+"""lmix's own sampler: one prefill per prompt and stream, then decoding with continuous batching."""
 
 from collections.abc import Callable, Sequence
 

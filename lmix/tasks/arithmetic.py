@@ -78,7 +78,7 @@ def split_of(problem: str) -> str:
 
 
 class ArithmeticTask(Task):
-    """The embedded default's task. Its splits are disjoint by construction, and each is as long as it is asked to be.
+    """The task of the bundled model. Its splits are disjoint by construction, and have the sizes asked for.
 
     Args:
         train_size: training problems.

@@ -78,11 +78,11 @@ def chat_ids(
 
 
 class Task:
-    """Base of all tasks; a subclass gives `problems`, and `verify` where equal text is not the test.
+    """Base of all tasks; a subclass gives `problems`, and `verify` unless exact match suffices.
 
     Args:
-        prompt: what the model reads; `{problem}` and `{instruction}` are filled in. For chat messages it is
-            the last one, and `{problem}` alone leaves that as it is.
+        prompt: what the model reads; `{problem}` and `{instruction}` are filled in. For chat messages it formats the
+            last one; `{problem}` alone leaves it as is.
         template: the form that the answer must have.
         instruction: what fills `{instruction}`; by default the template's own sentence.
         chat: put the prompt into the tokenizer's chat template as a user's message, where it has one.

@@ -35,7 +35,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 class PolicyCheckpoint(Checkpoint):
     """Save `checkpoints/step=N.ckpt` in the run folder, to resume from with `--ckpt_path`, and `step=N/` for peft.
 
-    A file has its name only when it is whole. It is written after all that belongs to its step: after other callbacks,
+    Files are written atomically, after everything that belongs to their step: after other callbacks,
     so that what they changed (alpha) is in it, and after the evaluation where one is due, so that a resumed run lacks
     none. A run that SIGTERM ends (`lmix.training.preemption`) saves its last step.
 
@@ -47,7 +47,7 @@ class PolicyCheckpoint(Checkpoint):
         every_n_steps: outer steps between checkpoints; the last step is saved in any case.
         keep: how many of the newest stay; -1 keeps all.
         monitor: a metric that evaluations log, such as val/solve_rate; null keeps the newest only.
-        mode: whether the largest or the smallest value of `monitor` is the best. Among equals the earliest is.
+        mode: whether the largest or the smallest value of `monitor` is the best. Ties go to the earliest.
 
     Raises:
         ValueError: `every_n_steps` below 1, `keep` of 0, or another `mode`; in the run, a metric that is not logged.

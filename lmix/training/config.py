@@ -23,7 +23,7 @@ class SamplingConfig:
     """What the mixture's logits are divided by (the paper: 1). Rollouts are drawn from, and scored under, the tempered
     mixture, so the ratio of eq. 5 stays right. Evaluation is greedy at any temperature."""
     seed: int | None = None
-    """A row's tokens depend on (seed, step, problem, sample, position) and on nothing else; null: seed_everything."""
+    """A row's random numbers depend on (seed, step, problem, sample, position) only; null: seed_everything."""
 
     def __post_init__(self) -> None:
         _at_least_one(self, "sampling", "samples_per_prompt", "max_new_tokens", "slots")
@@ -49,7 +49,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's decay rates."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm."""
+    """Larger gradients are scaled to this norm."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """What to do with a step whose logits or gradient hold NaN or Inf: end the run before the update, or leave the
     update out and go on. A report of the rollouts that it came from is written to the run folder in either case."""

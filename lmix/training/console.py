@@ -72,7 +72,7 @@ class StepConsole(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step:
-            self.say(f"going on after step {trainer.global_step}")
+            self.say(f"resuming after step {trainer.global_step}")
         if trainer.log_dir:
             self.say(f"run folder: {trainer.log_dir}")
 

@@ -1,4 +1,4 @@
-"""Leaving when the machine is wanted for something else: after the step that is under way, with a checkpoint."""
+"""Clean shutdown on SIGTERM: finish the current outer step, save a checkpoint, exit."""
 
 import os
 import signal

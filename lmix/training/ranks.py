@@ -72,7 +72,7 @@ class RankedModule(L.LightningModule):
             tensor.detach().copy_(there)
 
     def backward_here(self, loss: Tensor) -> None:
-        """Add a loss's gradient on this rank only: ranks may differ in how many they have. `optimizer_step` adds up."""
+        """Add a loss's gradient on this rank only: ranks may differ in how many they have. `step_optimizer` sums."""
         strategy = self.trainer.strategy if self._trainer is not None else None
         with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
             self.manual_backward(loss)

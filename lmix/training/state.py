@@ -1,4 +1,4 @@
-"""What a checkpoint must hold to be this run's."""
+"""Check that a checkpoint fits the run."""
 
 import logging
 import re
@@ -39,7 +39,7 @@ def find_checkpoint(path: str) -> str:
             log.warning("%s; trying the one before it", error)
             continue
         return str(candidate)
-    raise ValueError(f"ckpt_path {path!r} is a folder without a whole checkpoint{damaged or ': give that of a run'}")
+    raise ValueError(f"ckpt_path {path!r} is a folder with no intact checkpoint{damaged or ': give that of a run'}")
 
 
 def check_fresh(folder: Path, ckpt_path: Any, saved: Sequence[Path] = ()) -> None:
@@ -85,11 +85,9 @@ def check_checkpoint(path: str) -> None:
     if not isinstance(checkpoint, dict) or "lmix" not in checkpoint:
         raise ValueError(f"{where} was not written by lmix: give a .ckpt of a run's checkpoints folder")
     if not (isinstance(checkpoint["lmix"], dict) and set(checkpoint["lmix"]) >= ORIGIN):
-        raise ValueError(f"{where} was written by another version of lmix: go on with that one, or start anew")
+        raise ValueError(f"{where} was written by another version of lmix: resume with that, or start afresh")
     if named_step(Path(path)) not in (None, checkpoint.get("global_step")):
-        raise ValueError(
-            f"{where} holds step {checkpoint.get('global_step')}: it was put in another's place; rename it"
-        )
+        raise ValueError(f"{where} holds step {checkpoint.get('global_step')}: its name says another: rename it")
 
 
 def check_origin(

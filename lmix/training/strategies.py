@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 of the frozen backbone over all ranks, for one that does not fit a device beside the update's activations.
 
-    Rollouts gather it, so it must fit a device beside keys and values; or ranks draw in step, and it need not.
+    Rollouts gather it, so it must fit beside the KV cache; with `gather_rollouts=false` it need not.
 
     Adapters and optimiser are whole on every rank (`lmix.model.sharding`), so they are saved, restored and summed as
     under DDP: what `ModelParallelStrategy` does for sharded parameters is taken back here.
@@ -20,8 +20,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
         Args:
             timeout: how long a rank waits for the others; null is torch's 30 minutes.
-            gather_rollouts: gather the backbone once a rollout phase; otherwise each layer is gathered for each token,
-                ranks in step until the slowest row ends: much slower, for what does not fit otherwise.
+            gather_rollouts: gather the backbone once per rollout phase; false gathers each layer for each token, with
+                ranks in lockstep: much slower, for backbones that do not fit otherwise.
         """
         super().__init__(tensor_parallel_size=1)
         self.gather_rollouts = gather_rollouts

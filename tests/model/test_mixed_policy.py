@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lmix.functional import mix_log_probs, mix_logits, token_log_probs
+from lmix.functional import mix_streams, mix_streams_log_probs, token_log_probs
 from lmix.model.adapters import AdapterConfig
 from lmix.model.head import MixingHead
 from lmix.model.mixed_policy import MixedPolicy
@@ -34,7 +34,7 @@ def test_the_stacked_pass_equals_two_separate_passes(policy):
 @torch.no_grad()
 def test_mixed_logits_equal_the_mixture_of_both_streams_logits(policy):
     ids = tokens(3, 9)
-    expected = mix_logits(*separate_logits(policy, ids), 0.3)
+    expected = mix_streams(separate_logits(policy, ids), [0.7, 0.3])
     assert torch.allclose(policy(ids, MIXED), expected, atol=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_probability_mixture(folders):
         policy = make_policy(name, folders)
         ids = tokens(2, 6)
         policy_logits, reference_logits = separate_logits(policy, ids)
-        expected = mix_log_probs(policy_logits.log_softmax(-1), reference_logits.log_softmax(-1), 0.3)
+        expected = mix_streams_log_probs([z.log_softmax(-1) for z in (policy_logits, reference_logits)], [0.7, 0.3])
         assert torch.allclose(policy(ids, PROBS), expected, atol=1e-5)
 
 

@@ -17,6 +17,7 @@ from tests.training.helpers import data, module, trainer
 BASE = {"reference": None}
 STORED = Path("docs/results/qwen2.5-0.5b/configs")
 ADAPTIVE = {"class_path": "lmix.training.alpha.AdaptiveAlpha"}
+DAPO = {"clip_radius_above": 0.28, "inner_updates": 1}
 LONG = "one character after another, and no line break"
 STOPPING = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/solve_rate"}}
 
@@ -39,6 +40,20 @@ STOPPING = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_arg
         (config(sampling={"resample_dead": 2, "slots": 8}), "fixed, α=0.5, resample_dead=2"),
         (config(alpha=0.0, objective={"beta": 0.0, "normaliser": "batch"}), "grpo, normaliser=batch"),
         (config(weights=None), "fixed, α=0.5"),
+        (config(objective={"class_path": "lmix.training.objectives.GRPO", "init_args": {}}), "fixed, α=0.5"),
+        (
+            config(objective={"class_path": "lmix.training.objectives.dapo.DAPO", "init_args": DAPO}),
+            "fixed, α=0.5, DAPO",
+        ),
+        (
+            config(objective={"class_path": "mine.TOPR", "init_args": {"mini_batches": 2, "beta": 1.0}}),
+            "fixed, α=0.5, TOPR, mini_batches=2",
+        ),
+        (
+            config(objective={"mini_batches": 8, "advantage_std": "sample"}),
+            "fixed, α=0.5, advantage_std=sample, mini_batches=8",
+        ),
+        (config(sampling={"temperature": 0.8}), "fixed, α=0.5, temperature=0.8"),
         (config(model="lmix.SFTModule", adapters=BASE), "sft"),
         (config(model="mine.RLOO"), "fixed, α=0.5, RLOO"),
         (config(callbacks=[{"class_path": "mine.AlphaByReward"}]), "fixed, α=0.5, AlphaByReward"),

@@ -17,12 +17,12 @@ import lmix.model.frozen
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.rollout.engine import Engine
+from lmix.training import objectives
 from lmix.training.alpha import AdaptiveAlpha
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.completion_log import CompletionLog
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.grpo import GRPOModule
-from lmix.training.objectives import GRPO
 from lmix.training.sft import SFTModule
 from lmix.training.strategies import ShardedStrategy
 from tests.training.helpers import SFT, data, trainer
@@ -56,6 +56,7 @@ class Groups(L.Callback):
     def __init__(self) -> None:
         self.groups: list[int] = []
         self.live: list[int] = []
+        self.drawn: list[list[int]] = []
         self.metrics: list[dict[str, float]] = []
         self.began = ""
 
@@ -69,6 +70,7 @@ class Groups(L.Callback):
         self.groups.append(len(pl_module.groups))
         self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
         self.live.append(sum(len(set(group.rewards)) > 1 for group in pl_module.groups))
+        self.drawn.append([group.problem.id for group in pl_module.groups])
 
 
 def main(
@@ -86,7 +88,9 @@ def main(
     late: bool = False,
     uneven: bool = False,
     alpha: float = 0.5,
-    **objective,
+    resample_dead: int = 0,
+    objective: str = "GRPO",
+    **settings,
 ) -> None:
     torch.set_num_threads(1)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -95,7 +99,9 @@ def main(
         torch.rand(int(os.environ["RANK"]))
         lmix.model.frozen.free_memory = lambda device: 0 if os.environ["RANK"] == "1" else 2**40
     backbone = BackboneConfig(quantization=quantization, dtype=dtype, activation_checkpointing=checkpointing)
-    sampling = SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0, keep_frozen=keep_frozen)
+    sampling = SamplingConfig(
+        samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0, keep_frozen=keep_frozen, resample_dead=resample_dead
+    )
     common = {"sampling": sampling, "optimizer": OptimizerConfig(lr=1e-3)}
     groups = Groups()
     callbacks = [groups, LargeEps(), CompletionLog(), PolicyCheckpoint(every_n_steps=1, keep=-1)]
@@ -103,15 +109,16 @@ def main(
         m = SFTModule(backbone, AdapterConfig(rank=4), micro_batch_tokens=100, **common)
     else:
         adapters = AdapterConfig(reference=SFT, rank=4)
-        m = GRPOModule(backbone, adapters, alpha, objective=GRPO(**objective), **common)
+        m = GRPOModule(backbone, adapters, alpha, objective=getattr(objectives, objective)(**settings), **common)
         if adaptive:
             callbacks.append(AdaptiveAlpha(offset=20.0, scale=80.0))
     m.late = late
     kinds = {"ddp": "ddp", "fsdp2": ShardedStrategy(), "fsdp2-in-step": ShardedStrategy(gather_rollouts=False)}
-    settings = {"strategy": kinds[strategy], "devices": ranks} if ranks > 1 else {}
-    t = trainer(out, steps, callbacks=callbacks, val_check_interval=steps, **settings)
+    several = {"strategy": kinds[strategy], "devices": ranks} if ranks > 1 else {}
+    t = trainer(out, steps, callbacks=callbacks, val_check_interval=steps, **several)
     t.fit(m, data(prompts=prompts, validation_size=5), ckpt_path=ckpt_path)
     found = {"alpha": m.mixture.alpha, "metrics": groups.metrics, "groups": groups.groups, "live": groups.live}
+    found["drawn"] = groups.drawn
     found |= {"began": groups.began, "ended": checksum(m), "dense": m.policy.dense_rollouts}
     (out / f"rank{t.global_rank}.json").write_text(json.dumps(found))
 

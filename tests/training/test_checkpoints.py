@@ -214,7 +214,7 @@ def test_every_bit_of_a_checkpoint_that_a_run_would_read_is_checked(copied):
 def test_a_checkpoint_in_another_s_place_is_refused(copied):
     folder = copied / "checkpoints"
     os.replace(folder / "step=0001.ckpt", folder / "step=0003.ckpt")
-    with pytest.raises(ValueError, match=r"step=0003.ckpt' holds step 1: it was put in another's place"):
+    with pytest.raises(ValueError, match=r"step=0003.ckpt' holds step 1: its name says another"):
         check_checkpoint(str(folder / "step=0003.ckpt"))
     assert find_checkpoint(str(copied)) == str(folder / "step=0002.ckpt")
     shutil.copy(folder / "step=0002.ckpt", folder / "best.ckpt")  # a name that says no step may hold any

@@ -122,8 +122,18 @@ CASES = {
     "batch": {"normaliser": "batch", **SMALL},
     "constant": {"normaliser": "constant", "sampler_weight_cap": 2.0, **SMALL},
     "checkpointed": {"checkpointing": True, **SMALL},
+    # one update a step and rank's first moments are compared, so mini-batches step in order on both
+    "mini-batches": {"mini_batches": 2, "normaliser": "response", "advantage_std": "sample", **SMALL},
+    "fusion": {"objective": "LogitFusion", "mini_batches": 2, "inner_updates": 2, "entropy_bonus": 0.01, **SMALL},
+    "luffy": {"objective": "LUFFY", **SMALL},
+    "chord": {"objective": "CHORD", "mini_batches": 3, **SMALL},
+    "gspo": {"objective": "GSPO", "mini_batches": 2, **SMALL},
+    "cispo": {"objective": "CISPO", "mini_batches": 2, **SMALL},
+    "rloo": {"objective": "RLOO", **SMALL},
+    "dr_grpo": {"objective": "DrGRPO", **SMALL},
+    "dapo": {"objective": "DAPO", "resample_dead": 2, **SMALL},
 }
-QUICK = [("fsdp2", "nf4 with a KL, two updates"), ("ddp", "constant")]
+QUICK = [("fsdp2", "fusion"), ("ddp", "mini-batches")]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +148,22 @@ def test_every_method_gives_the_same_on_two_processes(strategy, case, tmp_path):
     one, _ = train(tmp_path / "one", 1, adaptive=False, **CASES[case])
     two, _ = train(tmp_path / "two", 2, adaptive=False, strategy=strategy, **CASES[case])
     same_adapters(one, two)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_dead_groups_are_replaced_as_one_process_does(strategy, tmp_path):
+    """Each problem at most once a step, over both ranks; and the same ones as without ranks."""
+    settings = {"objective": "DAPO", "resample_dead": 3, "adaptive": False, **SMALL}
+    one, (alone,) = train(tmp_path / "one", 1, **settings)
+    two, (first, second) = train(tmp_path / "two", 2, strategy=strategy, **settings)
+    same_adapters(one, two)
+    replaced = [metrics["train/replaced_groups"] for metrics in alone["metrics"]]
+    assert max(replaced) > 0
+    for step, drawn in enumerate(alone["drawn"]):
+        both = first["drawn"][step] + second["drawn"][step]
+        assert len(set(both)) == len(both)
+        assert sorted(both) == sorted(drawn)
+        assert first["metrics"][step]["train/replaced_groups"] == replaced[step]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

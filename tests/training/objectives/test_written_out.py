@@ -203,7 +203,7 @@ def expected(m, groups, mixture, objective, formula, old):
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("name", CASES)
 def test_the_gradient_is_that_of_the_written_out_objective(three, name, mixture):
-    """After the policy has moved, so that ratios are not 1 and some are clipped; and in two layouts of micro-batches."""
+    """After the policy has moved, so that ratios are not 1 and some are clipped; in two layouts of micro-batches."""
     m, source = three
     objective, formula = CASES[name]
     mixture = MIXTURES[mixture]
