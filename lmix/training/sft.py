@@ -3,6 +3,7 @@
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.end_tokens import demonstration_end
+from lmix.model.placement import model_paths
 from lmix.model.sources import count_places, load_config
 from lmix.rollout.packing import pack, token_budget_batches
 from lmix.rollout.types import Prompt, Rollout
@@ -47,7 +48,7 @@ class SFTModule(AdapterModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        context = count_places(load_config(self.backbone.path))
+        context = count_places(load_config(model_paths(self.backbone, self.adapters)[0]))
         if stage == "fit" and context is not None:
             self.datamodule.limit_training(
                 lambda prompt: len(prompt.ids) + len(self.demonstration_ids(prompt)), context

@@ -121,7 +121,7 @@ class Update:
         if number == len(self.old):
             self.old.append(log_probs_bC.detach())
         if self.objective.needs_reference and number == len(self.reference):
-            self.reference.append(packed.unflatten(score_stream(self.policy, self.mixture, packed, REFERENCE)))
+            self.reference.append(packed.unflatten(score_stream(self.policy, packed, REFERENCE)))
         reference_bC = self.reference[number] if self.objective.needs_reference else None
         return Scored(log_probs_bC, self.old[number], advantages_b, packed.counted, reference_bC)
 
@@ -131,7 +131,7 @@ class Update:
         packed = pack([rollout], self.module.device)
         loss = 0.0 * score(self.policy, self.mixture, packed).sum()
         if self.objective.needs_reference and not self.updates:
-            score_stream(self.policy, self.mixture, packed, REFERENCE)
+            score_stream(self.policy, packed, REFERENCE)
         if loss.requires_grad:
             self.module.backward_here(loss)
 
