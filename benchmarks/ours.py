@@ -142,4 +142,4 @@ def cut_vocabulary(policy: MixedPolicy, size: int) -> None:
     for layer in {backbone.get_input_embeddings(), backbone.get_output_embeddings()}:
         layer.weight = torch.nn.Parameter(layer.weight.data[:size].clone(), requires_grad=False)
         layer.padding_idx = None
-    backbone.config.vocab_size = policy.head.vocabulary = size
+    backbone.config.vocab_size = policy.models[0].head.vocabulary = size

@@ -14,7 +14,9 @@ from lmix.evaluation.rows import Who
 from lmix.model.adapters import CONFIG, WEIGHTS, AdapterConfig, read_adapter
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, check_alpha, mixture_of
-from lmix.model.sources import check_places, resolve
+from lmix.model.placement import field_of, is_model, model_paths
+from lmix.model.source_digest import weights_digest
+from lmix.model.sources import check_places, hub_arguments, resolve
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.types import Prompt
 from lmix.tasks.task import Split, Task
@@ -33,7 +35,7 @@ class EvaluationConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The frozen model."""
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
-    """The two streams: policy is what was trained (a folder checkpoints/step=N), reference the SFT adapter."""
+    """The streams: policy is what was trained (a folder checkpoints/step=N), reference the SFT adapter or model."""
     weights: list[float] | None = None
     """Of the policy, the reference and each of adapters.experts, in place of alpha: an ensemble."""
     problems: int = 500
@@ -74,7 +76,8 @@ class EvaluationConfig:
             tokenizer=load_tokenizer(self.backbone.path),
         )
         prompts = data.read([self.split])[self.split]
-        check_places(self.backbone.path, max(len(prompt.ids) for prompt in prompts), self.max_new_tokens)
+        for path in model_paths(self.backbone, self.adapters):
+            check_places(path, max(len(prompt.ids) for prompt in prompts), self.max_new_tokens)
         if len(prompts) <= self.problems:
             return prompts
         # the data module cuts held-out splits only
@@ -96,7 +99,7 @@ class EvaluationConfig:
             "backbone": asdict(self.backbone),
             "adapters": asdict(self.adapters),
             "contents": {
-                name: adapter_checksum(path)
+                name: stream_checksum(name, path)
                 for name, path in {"policy": self.adapters.policy, **self.adapters.frozen()}.items()
             },
             "versions": versions(),
@@ -110,10 +113,13 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, not {value}")
 
 
-def adapter_checksum(path: str | None) -> str | None:
-    """Of an adapter's files, None for the base. Raises ValueError where the adapter can't be read."""
+def stream_checksum(stream: str, path: str | None) -> str | None:
+    """Of an adapter's files or a model's weights, None for the base. Raises ValueError where it can't be read."""
     if path is None:
         return None
+    if is_model(field_of(stream), path):
+        where, arguments = hub_arguments(path)
+        return weights_digest(where, arguments.get("gguf_file"))
     read_adapter(path)
     folder = Path(resolve(path)).expanduser()
     return checksum((folder / WEIGHTS).read_bytes() + (folder / CONFIG).read_bytes())

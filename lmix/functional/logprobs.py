@@ -48,11 +48,18 @@ def tokenwise(function: Callable[..., Tensor], hidden: Tensor, *others: Tensor, 
     return _Tokenwise.apply(work, chunk, torch.is_grad_enabled(), hidden)  # pyright: ignore[reportReturnType]
 
 
-def linear_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, chunk: int = 1024) -> Tensor:
-    """Log-softmax of `hidden weight^T + bias` at `tokens`, a chunk at a time, in float32.
+def linear_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    chunk: int = 1024,
+    others: Callable[[slice], Tensor] | None = None,
+) -> Tensor:
+    """Log-softmax of `hidden weight^T + bias + others` at `tokens`, a chunk at a time, in float32.
 
     The gradient is written down and not traced: `d log p(y) / d h = weight[y] - p weight`, from exponentials that are
-    made in place of the logits. The frozen head gets none.
+    made in place of the logits; p is the softmax of the whole sum. The frozen head gets none.
 
     Args:
         hidden: `[N, H]`, may need a gradient.
@@ -60,6 +67,7 @@ def linear_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens
         bias: `[V]` or None.
         tokens: `[N]`.
         chunk: tokens whose logits exist at once.
+        others: frozen logits `[n, V]` of a slice of the tokens, such as other backbones'; computed a chunk at a time.
 
     Returns:
         `[N]`, float32.
@@ -67,6 +75,8 @@ def linear_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens
 
     def work(part: slice, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
         logits_nV = torch.nn.functional.linear(hidden[part], weight, bias).float()
+        if others is not None:
+            logits_nV = logits_nV + others(part)
         chosen_n = logits_nV.gather(-1, tokens[part, None]).squeeze(-1)
         top_n1 = logits_nV.amax(-1, keepdim=True)
         weights_nV = logits_nV.sub_(top_n1).exp_()
@@ -81,8 +91,14 @@ def linear_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens
     return _Tokenwise.apply(work, chunk, torch.is_grad_enabled(), hidden)  # pyright: ignore[reportReturnType]
 
 
-def linear_entropies(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int = 1024) -> Tensor:
-    """Entropy of softmax(`hidden weight^T + bias`) in nats, a chunk at a time, in float32.
+def linear_entropies(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    chunk: int = 1024,
+    others: Callable[[slice], Tensor] | None = None,
+) -> Tensor:
+    """Entropy of softmax(`hidden weight^T + bias + others`) in nats, a chunk at a time, in float32.
 
     The gradient is written down: `d H / d h = -sum_v p_v (log p_v + H) weight_v`. Arguments and errors as in
     `linear_log_probs`.
@@ -93,6 +109,8 @@ def linear_entropies(hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk:
 
     def work(part: slice, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
         logits_nV = torch.nn.functional.linear(hidden[part], weight, bias).float()
+        if others is not None:
+            logits_nV = logits_nV + others(part)
         log_p_nV = logits_nV.log_softmax(-1).clamp_(min=torch.finfo(torch.float32).min)
         p_nV = log_p_nV.exp()
         value_n = -(p_nV * log_p_nV).sum(-1)

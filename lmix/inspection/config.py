@@ -20,7 +20,7 @@ class MixedPolicyChoice:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The frozen model."""
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
-    """The two streams: policy is what was trained (a folder checkpoints/step=N), reference the SFT adapter."""
+    """The streams: policy is what was trained (a folder checkpoints/step=N), reference the SFT adapter or model."""
     alpha: float | None = None
     """Weight of the reference, in [0, 1]; null is 0.5, or the exported folder's."""
     mixture: MixtureKind = "logits"

@@ -57,11 +57,11 @@ def trace(
     if not completion_ids:
         return []
     ids = torch.tensor([[*prompt_ids, *completion_ids]], device=policy.device)
-    hidden_KTH = policy.hidden(ids, mixture.streams)[:, 0, len(prompt_ids) - 1 : -1]
+    hidden_K = [hidden_BTH[0, len(prompt_ids) - 1 : -1] for hidden_BTH in policy.hidden(ids, mixture.streams)]
     logits: dict[str, Tensor] = {
-        name: policy.head.logits(hidden, name).float() for name, hidden in zip(mixture.streams, hidden_KTH, strict=True)
+        name: policy.head.logits(hidden, name).float() for name, hidden in zip(mixture.streams, hidden_K, strict=True)
     }
-    logits[MIXTURE] = policy.mixed_logits(list(hidden_KTH), mixture)
+    logits[MIXTURE] = policy.mixed_logits(hidden_K, mixture)
     chosen = torch.tensor(completion_ids, device=policy.device)[:, None]
     found = {}
     for name, logits_TV in logits.items():

@@ -4,11 +4,12 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -32,14 +33,18 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The trainable policy adapter, and the frozen reference."""
+    """The trainable policy adapter, and the frozen streams."""
 
     reference: str | None = None
-    """Folder of the frozen reference (an SFT adapter in peft's layout); `base` or null anchors to the base itself."""
+    """The frozen reference: folder of an adapter in peft's layout, a whole model (folder, hub id, .gguf; of any size
+    with the backbone's tokens), or `base` or null for the backbone itself."""
     policy: str | None = None
-    """Folder of an adapter that the policy starts from; `base` or null starts at the base (LoRA B = 0: Algorithm 1)."""
+    """What the policy starts from: folder of an adapter, a whole model (the policy is then a new adapter on that), or
+    `base` or null for the backbone (LoRA B = 0: Algorithm 1)."""
     experts: list[str] = field(default_factory=list)
-    """Folders of further frozen adapters, or `base`: an ensemble, whose weights are `model.weights`."""
+    """Further frozen streams, each as reference: an ensemble, whose weights are `model.weights`."""
+    frozen_quantization: Literal["nf4", "none"] = "nf4"
+    """How frozen whole models are held; see backbone.quantization."""
     rank: int = 16
     """Rank of a policy that starts at the base."""
     lora_alpha: float = 32
@@ -60,7 +65,7 @@ class AdapterConfig:
             raise ValueError(f"adapters.rank must be at least 1, not {self.rank}")
 
     def frozen(self) -> dict[str, str | None]:
-        """The frozen streams by name, each with its folder, or None for the base itself."""
+        """The frozen streams by name, each with its path, or None for the backbone itself."""
         experts = {f"expert_{k}": path for k, path in enumerate(self.experts, start=1)}
         return {REFERENCE: self.reference, **{name: None if path == "base" else path for name, path in experts.items()}}
 
@@ -154,24 +159,34 @@ def check_adapter(path: str, backbone: str, model_config: PretrainedConfig | Non
 
 
 def add_adapters(
-    model: PreTrainedModel, config: AdapterConfig, frozen: dict[str, str | None], router: StreamRouter
-) -> PeftModel:
-    """Put the trainable `policy` and the frozen adapters on a backbone, and give its layers the stacked forward pass.
+    model: PreTrainedModel, policy: AdapterConfig | None, streams: Mapping[str, str | None], router: StreamRouter
+) -> nn.Module:
+    """Put streams' adapters on a model, and give its layers the stacked forward pass.
 
     Args:
-        frozen: stream name -> peft folder, or None for a stream that is the base itself.
+        policy: settings of a trainable adapter for the stream `policy`; None leaves all frozen.
+        streams: stream name -> peft folder (what the policy starts from), or None for a stream that is the model
+            itself.
+
+    Returns:
+        The peft model, or the model as it is where no stream has an adapter.
     """
-    starts = {POLICY: config.policy, **frozen}
-    read = {name: read_adapter(path) for name, path in starts.items() if path is not None}
-    peft_model = get_peft_model(model, read[POLICY][0] if POLICY in read else config.fresh(), adapter_name=POLICY)
+    read = {name: read_adapter(path) for name, path in streams.items() if path is not None}
+    configs = {name: adapter for name, (adapter, _) in read.items()}
+    if policy is not None:
+        configs = {POLICY: configs.get(POLICY, policy.fresh()), **configs}
+    if not configs:
+        return model
+    (first, config), *others = configs.items()
+    peft_model = get_peft_model(model, config, adapter_name=first)
     assert isinstance(peft_model, PeftModel)
-    for name, (adapter, weights) in read.items():
-        if name != POLICY:
-            peft_model.add_adapter(name, adapter)
+    for name, adapter in others:
+        peft_model.add_adapter(name, adapter)
+    for name, (_, weights) in read.items():
         missing = set_peft_model_state_dict(peft_model, weights, adapter_name=name)
         assert not missing.unexpected_keys, missing.unexpected_keys
     for name, parameter in peft_model.named_parameters():
-        parameter.requires_grad_(f".{POLICY}." in name)
+        parameter.requires_grad_(policy is not None and f".{POLICY}." in name)
     for name, layer in peft_model.named_modules():
         if isinstance(layer, LoraLayer):
             if not hasattr(layer.get_base_layer(), "in_features"):

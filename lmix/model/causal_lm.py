@@ -4,6 +4,7 @@ Legend: B rows, T tokens, K streams, V vocabulary.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from lmix.model.backbone import BackboneConfig, best_device
 from lmix.model.end_tokens import end_tokens
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, stream_names
+from lmix.model.sources import MIXED
+from lmix.model.stacked_model import Part
 
 FILE = "config.json"
 OWN = ("model_type", "architectures", "auto_map", "quantization_config", "transformers_version", "_name_or_path")
@@ -36,7 +39,7 @@ OWN = ("model_type", "architectures", "auto_map", "quantization_config", "transf
 class MixedPolicyConfig(PretrainedConfig):
     """The backbone's configuration, and what is mixed on it."""
 
-    model_type = "lmix_mixed_policy"
+    model_type = MIXED
 
     def __init__(
         self,
@@ -61,11 +64,16 @@ class MixedPolicyConfig(PretrainedConfig):
 
 
 class StackedCache(DynamicCache):
-    """Keys and values of K streams, one block of B rows after the other; to `generate` it is one of B rows."""
+    """Keys and values of K streams, one block of B rows after the other; to `generate` it is one of B rows.
 
-    def __init__(self, streams: int, config: PretrainedConfig) -> None:
-        super().__init__(config=config)
-        self.streams = streams
+    Args:
+        part: the streams, which live on one backbone.
+        others: caches of the mixture's other backbones, which follow this one.
+    """
+
+    def __init__(self, part: Part, others: "Sequence[StackedCache]" = ()) -> None:
+        super().__init__(config=part.model.config)
+        self.streams, self.others = len(part.streams), others
 
     def _all(self, indices: Tensor) -> Tensor:
         layer: Any = self.layers[0]
@@ -74,9 +82,13 @@ class StackedCache(DynamicCache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(self._all(beam_idx))  # pyright: ignore[reportArgumentType]
+        for other in self.others:
+            other.reorder_cache(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(self._all(indices))
+        for other in self.others:
+            other.batch_select_indices(indices)
 
 
 class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
@@ -216,24 +228,28 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: another kind of cache.
         """
         streams = self.mixture.streams
-        arguments: dict[str, Any] = {}
-        if attention_mask is not None:
-            arguments["attention_mask"] = attention_mask.repeat(len(streams), 1)
-        if position_ids is not None:
-            arguments["position_ids"] = position_ids.expand(len(input_ids), -1).repeat(len(streams), 1)
+        parts = self.policy.parts(streams)
+        arguments: list[dict[str, Any]] = [{} for _ in parts]
+        for part, given in zip(parts, arguments, strict=True):
+            if attention_mask is not None:
+                given["attention_mask"] = attention_mask.repeat(len(part.streams), 1)
+            if position_ids is not None:
+                given["position_ids"] = position_ids.expand(len(input_ids), -1).repeat(len(part.streams), 1)
+        cache = None
         if use_cache or past_key_values is not None:
             cache = self.new_cache() if past_key_values is None else past_key_values
             if not isinstance(cache, StackedCache):
                 raise ValueError(f"a mixed policy keeps its own cache (`new_cache()`), not a {type(cache).__name__}")
-            arguments |= {"past_key_values": cache, "use_cache": True}
+            for given, own in zip(arguments, (cache, *cache.others), strict=True):
+                given |= {"past_key_values": own, "use_cache": True}
         with torch.no_grad():
-            hidden_KBTH = self.policy.hidden(input_ids, streams, **arguments)
-            logits = self.policy.mixed_logits(list(hidden_KBTH[:, :, -logits_to_keep:]), self.mixture)
+            hidden_K = self.policy.hidden(input_ids, streams, arguments)
+            logits = self.policy.mixed_logits([hidden[:, -logits_to_keep:] for hidden in hidden_K], self.mixture)
         loss = None
         if labels is not None:
             targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
             loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets)
-        return CausalLMOutputWithPast(loss, logits, arguments.get("past_key_values"))  # pyright: ignore
+        return CausalLMOutputWithPast(loss, logits, cache)  # pyright: ignore
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *_: Any, **__: Any) -> None:
         """Give `generate` the cache that is needed here."""
@@ -242,13 +258,14 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
 
     def new_cache(self) -> StackedCache:
         """An empty cache, for `past_key_values`."""
-        return StackedCache(len(self.mixture.streams), self.policy.backbone.config)
+        first, *others = self.policy.parts(self.mixture.streams)
+        return StackedCache(first, [StackedCache(part) for part in others])
 
     def get_input_embeddings(self) -> nn.Module:
         return self.policy.backbone.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.policy.head.module
+        return self.policy.models[0].head.module
 
     def tie_weights(self, *_: Any, **__: Any) -> None:
         """Nothing: the backbone's are."""

@@ -1,9 +1,9 @@
-"""From the streams' hidden states to the mixed distribution: the LM head, before or after which streams are mixed.
+"""From the streams' hidden states to the mixed distribution: the LM heads, before or after which streams are mixed.
 
-Shapes: B rows, N chosen tokens, H hidden size, V vocabulary, K streams of the mixture.
+Shapes: B rows, N chosen tokens, H hidden size (each backbone has its own), V vocabulary, K streams of the mixture.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,34 +27,69 @@ CHUNK_LOGITS = 2**26
 """Logits that exist at once in the update."""
 
 
-class MixingHead:
-    """The backbone's head with the mixture rule around it.
+class Head:
+    """One backbone's LM head.
 
-    The head is linear, frozen and shared, so mixing hidden states before it gives the mixed logits with one product and
-    one row of width V. Where that is not the same (capped logits, a LoRA on the head, a bias under weights that do not
-    sum to 1, averaged probabilities), each stream's logits are computed and mixed.
+    The head is linear, frozen and shared by the backbone's streams, so mixing hidden states before it gives the mixed
+    logits with one product and one row of width V. Where that is not the same (capped logits, a LoRA on the head, a
+    bias under weights that do not sum to 1), each stream's logits are computed and mixed.
 
     Args:
         module: the head; it may carry LoRA layers.
         router: selects the head's adapter.
         softcap: Gemma 2's cap on logits, `cap * tanh(z / cap)`; None for none.
-        vocabulary: V.
+        vocabulary: V; logits beyond, of padded rows that another backbone lacks, are cut off.
     """
 
     def __init__(self, module: Any, router: StreamRouter, softcap: float | None, vocabulary: int) -> None:
         self.module, self.router, self.softcap, self.vocabulary = module, router, softcap, vocabulary
 
-    def mixes_hidden(self, mixture: Mixture | RowMixtures) -> bool:
-        """Whether hidden states can be mixed before the head."""
-        biased_once = mixture.sums_to_one and mixture.temperature == 1.0
-        unbiased = getattr(self.module, "bias", None) is None or biased_once
-        return mixture.kind == "logits" and self.softcap is None and not is_adapted(self.module) and unbiased
+    def mixes_hidden(self, weights_sum_to_one: bool) -> bool:
+        """Whether weighted sums of hidden states give those of logits."""
+        unbiased = getattr(self.module, "bias", None) is None or weights_sum_to_one
+        return self.softcap is None and not is_adapted(self.module) and unbiased
 
     def logits(self, hidden: Tensor, stream: str = POLICY) -> Tensor:
         """One stream's logits `[..., V]` from its hidden states `[..., H]`."""
         with self.router.stacked((stream,)):
-            logits = self.module(hidden)
+            logits = self.module(hidden)[..., : self.vocabulary]
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def weighted_logits(
+        self,
+        hidden_K: Sequence[Tensor],
+        streams: Sequence[str],
+        weights: Sequence[float | Tensor],
+        weights_sum_to_one: bool,
+    ) -> Tensor:
+        """`sum_k w_k z_k` over streams of this backbone, float32 `[..., V]`."""
+        if self.mixes_hidden(weights_sum_to_one):
+            return self.module(mix_streams(hidden_K, weights))[..., : self.vocabulary].float()
+        pairs = zip(hidden_K, streams, strict=True)
+        return mix_streams([self.logits(hidden, stream).float() for hidden, stream in pairs], weights)
+
+
+class MixingHead:
+    """The mixture rule around the heads of one or several backbones.
+
+    Logits are summed inside each backbone, where its head allows before it, and then over backbones:
+    `z = sum_b head_b(sum_{k in b} w_k h_k)`. Averaged probabilities need each stream's own logits.
+
+    Args:
+        heads: each stream's; streams of one backbone have the same.
+    """
+
+    def __init__(self, heads: Mapping[str, Head]) -> None:
+        self.heads = dict(heads)
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the same for all heads."""
+        return self.heads[POLICY].vocabulary
+
+    def logits(self, hidden: Tensor, stream: str = POLICY) -> Tensor:
+        """One stream's logits `[..., V]` from its hidden states `[..., H]`."""
+        return self.heads[stream].logits(hidden, stream)
 
     def mixed_logits(self, hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures) -> Tensor:
         """Logits of the mixed policy, float32 `[..., V]`; their softmax is eq. 2-3 (or the mixture of probabilities).
@@ -63,12 +98,14 @@ class MixingHead:
             hidden_K: `[..., H]` of each of `mixture.streams`; `[B, H]` where the mixture has a row axis.
             mixture: the weights.
         """
-        if self.mixes_hidden(mixture):
-            return self.module(mix_streams(hidden_K, mixture.tempered_weights)).float()
+        if mixture.kind == "logits":
+            first, *others = self._by_head(mixture)
+            mixed = self._part(first, hidden_K, mixture)
+            for places in others:
+                mixed = mixed + self._part(places, hidden_K, mixture)
+            return mixed
         pairs = zip(hidden_K, mixture.streams, strict=True)
         logits_K = [self.logits(hidden, stream).float() for hidden, stream in pairs]
-        if mixture.kind == "logits":
-            return mix_streams(logits_K, mixture.tempered_weights)
         if isinstance(mixture, Mixture) and mixture.stream_weights == (1.0,):
             mixed = logits_K[0]  # exactly that stream
         else:
@@ -91,17 +128,15 @@ class MixingHead:
             `[N]`, float32.
         """
         chunk = chunk or self.chunk
-        if self.fused(mixture):
-            mixed_NH = mix_streams(hidden_K, mixture.tempered_weights)
-            return linear_log_probs(mixed_NH, self.module.weight, self.module.bias, tokens, chunk)
+        if (fused := self._fused(hidden_K, mixture)) is not None:
+            return linear_log_probs(*fused[:3], tokens, chunk, fused[3])
         return self._of_tokens(token_log_probs, hidden_K, mixture, chunk, tokens)
 
     def entropies(self, hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures, chunk: int | None = None) -> Tensor:
         """Entropy of the mixed policy at each token, `[N]`, in nats; arguments and gradient as in `log_probs`."""
         chunk = chunk or self.chunk
-        if self.fused(mixture):
-            mixed_NH = mix_streams(hidden_K, mixture.tempered_weights)
-            return linear_entropies(mixed_NH, self.module.weight, self.module.bias, chunk)
+        if (fused := self._fused(hidden_K, mixture)) is not None:
+            return linear_entropies(*fused[:3], chunk, fused[3])
         return self._of_tokens(entropies, hidden_K, mixture, chunk)
 
     @property
@@ -109,9 +144,28 @@ class MixingHead:
         """Tokens whose logits exist at once."""
         return max(1, CHUNK_LOGITS // self.vocabulary)
 
-    def fused(self, mixture: Mixture | RowMixtures) -> bool:
-        """Whether one plain product gives the mixed logits, so that their gradient can be written down."""
-        return self.mixes_hidden(mixture) and type(self.module) is nn.Linear
+    def _fused(
+        self, hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures
+    ) -> tuple[Tensor, Tensor, Tensor | None, Callable[[slice], Tensor] | None] | None:
+        """Mixed hidden states `[N, H]` of the first backbone, its head's weight and bias, and what other backbones add
+        to a slice's logits: where this gives the mixed logits, their gradient can be written down."""
+        places, *others = self._by_head(mixture)
+        head = self.heads[mixture.streams[places[0]]]
+        plain = head.mixes_hidden(sums_to_one(mixture, places)) and type(head.module) is nn.Linear
+        if mixture.kind != "logits" or not plain:
+            return None
+        weights = mixture.tempered_weights
+        mixed_NH = mix_streams([hidden_K[k] for k in places], [weights[k] for k in places])
+
+        def frozen(part: slice) -> Tensor:
+            rows = torch.arange(len(mixed_NH), device=mixed_NH.device)[part]
+            of_rows = mixture.rows(rows) if isinstance(mixture, RowMixtures) else mixture
+            hidden_K_n = [hidden[part] for hidden in hidden_K]
+            return sum(self._part(other, hidden_K_n, of_rows) for other in others)  # pyright: ignore
+
+        cut, bias = slice(self.vocabulary), head.module.bias
+        bias = None if bias is None else bias[cut]
+        return mixed_NH, head.module.weight[cut], bias, frozen if others else None
 
     def _of_tokens(
         self,
@@ -130,8 +184,27 @@ class MixingHead:
             return function(self.mixed_logits([hidden, *rest[: len(frozen)]], of_rows), *rest[len(frozen) :])
 
         rows = torch.arange(len(first), device=first.device)
-        if not (is_adapted(self.module) and torch.is_grad_enabled()):
+        if not (is_adapted(self.heads[mixture.streams[0]].module) and torch.is_grad_enabled()):
             return tokenwise(of_chunk, first, rows, *frozen, *others, chunk=chunk)
         # the head itself is trained: it needs a weight gradient, so autograd does the work, a chunk at a time
         parts = zip(*(x.split(chunk) for x in (first, rows, *frozen, *others)), strict=True)
         return torch.cat([checkpoint(of_chunk, *part, use_reentrant=False) for part in parts])  # pyright: ignore
+
+    def _by_head(self, mixture: Mixture | RowMixtures) -> list[list[int]]:
+        """The places of the mixture's streams, those of one head together."""
+        places: dict[int, list[int]] = {}
+        for k, stream in enumerate(mixture.streams):
+            places.setdefault(id(self.heads[stream]), []).append(k)
+        return list(places.values())
+
+    def _part(self, places: Sequence[int], hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures) -> Tensor:
+        """What the streams at these places, all of one head, add to the mixed logits."""
+        streams, weights = [mixture.streams[k] for k in places], [mixture.tempered_weights[k] for k in places]
+        hidden = [hidden_K[k] for k in places]
+        return self.heads[streams[0]].weighted_logits(hidden, streams, weights, sums_to_one(mixture, places))
+
+
+def sums_to_one(mixture: Mixture | RowMixtures, places: Sequence[int]) -> bool:
+    """Whether a bias that the streams at these places share comes out once."""
+    everything = len(places) == len(mixture.streams)
+    return everything and mixture.sums_to_one and mixture.temperature == 1.0

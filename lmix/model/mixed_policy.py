@@ -1,7 +1,8 @@
-"""The mixed policy: streams of one backbone, mixed into one distribution (eq. 1-3)."""
+"""The mixed policy: streams of one or several backbones, mixed into one distribution (eq. 1-3)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +11,33 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lmix.model.adapters import AdapterConfig, adapter_scaling, add_adapters, check_adapter, save_adapter
-from lmix.model.backbone import BackboneConfig, fingerprint, load_backbone
-from lmix.model.frozen import dense_copy_fits, dequantized, freeze_backbone
+from lmix.model.adapters import AdapterConfig, adapter_scaling, save_adapter
+from lmix.model.backbone import BackboneConfig, load_backbone
+from lmix.model.frozen import dense_copy_fits, dequantized
 from lmix.model.head import MixingHead
 from lmix.model.mixture import POLICY, Mixture, RowMixtures
-from lmix.model.prefix import Prefix, shared_prefix_hidden
+from lmix.model.placement import check_placed, place_streams
+from lmix.model.prefix import Prefix
 from lmix.model.sharding import gathered, shard_layers
-from lmix.model.streams import StreamRouter
+from lmix.model.stacked_model import Part, StackedModel, parts_of
 
 
 class MixedPolicy(nn.Module):
-    """A frozen backbone with a trainable `policy` adapter and frozen ones: `reference`, and experts.
+    """A frozen backbone with a trainable `policy` adapter, and frozen streams: `reference`, and experts.
 
-    It computes any mixture of its streams and has none of its own: the mixture travels with each call.
+    A frozen stream is an adapter of the same backbone, the backbone itself, or another model of any size with the same
+    tokens. It computes any mixture of its streams and has none of its own: the mixture travels with each call.
 
-    Shapes: B rows, T tokens, N chosen tokens, H hidden size, V vocabulary, K streams of a mixture.
+    Shapes: B rows, T tokens, N chosen tokens, H hidden size (of each backbone its own), V vocabulary, K streams of a
+    mixture.
 
     Args:
-        model: a causal LM of transformers; it is frozen and gets the adapters in place.
+        model: the policy's backbone, a causal LM of transformers; it is frozen and gets the adapters in place.
         adapters: where the policy starts and what the frozen streams are.
         activation_checkpointing: recompute decoder layers in the backward pass; rollouts are untouched.
         dense_rollouts: see `BackboneConfig`.
+        others: frozen models that further streams live on; where padded vocabularies differ, all are cut to the least.
 
     Raises:
         ValueError: an adapter that can't be read, or a model whose logits are no plain function of its head.
@@ -45,35 +49,35 @@ class MixedPolicy(nn.Module):
         adapters: AdapterConfig,
         activation_checkpointing: bool = False,
         dense_rollouts: bool | None = None,
+        others: Sequence[StackedModel] = (),
     ) -> None:
         super().__init__()
         self.dense_rollouts = dense_rollouts
-        self.router = StreamRouter()
-        freeze_backbone(model)
-        self.fingerprint = fingerprint(model)
-        self.peft_model = add_adapters(model, adapters, adapters.frozen(), self.router)
-        self.stream_names = (POLICY, *adapters.frozen())
-        softcap = getattr(self.backbone.config, "final_logit_softcapping", None)
-        output: Any = self.backbone.get_output_embeddings()
-        self.head = MixingHead(output, self.router, softcap, self.backbone.config.vocab_size)
-        self._checkpointed: list[nn.Module] = []
+        starts = {POLICY: adapters.policy, **adapters.frozen()}
+        self.stream_names = tuple(starts)
+        elsewhere = {name for other in others for name in other.streams}
+        own = {name: path for name, path in starts.items() if name not in elsewhere}
+        self.models = (StackedModel(model, own, adapters, activation_checkpointing), *others)
+        self.peft_model: Any = self.models[0].module
+        self.frozen_models = nn.ModuleList([other.module for other in others])
+        for each in self.models:
+            each.head.vocabulary = min(m.head.vocabulary for m in self.models)
+        self.head = MixingHead({name: each.head for each in self.models for name in each.streams})
         self._sharded: list[FSDPModule] = []
         self.gathers_rollouts = True
         """Whether ranks that share a backbone gather it while they draw; otherwise each pass there needs all ranks."""
-        if activation_checkpointing:
-            self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            self._checkpointed = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer)]
-        self._check_head()
 
     @classmethod
     def from_pretrained(
         cls, backbone: BackboneConfig, adapters: AdapterConfig, device: torch.device | str = "cpu"
     ) -> "MixedPolicy":
-        """Check the adapters against the backbone's configuration, then load. Errors as in the class."""
-        for path in {adapters.policy, *adapters.frozen().values()} - {None}:
-            check_adapter(path, backbone.path)  # pyright: ignore[reportArgumentType]
-        model = load_backbone(backbone, device)
-        return cls(model, adapters, backbone.activation_checkpointing, backbone.dense_rollouts)
+        """Check the streams against each other by what is cheap to read, then load. Errors as in the class."""
+        own, *others = place_streams(backbone, adapters)
+        check_placed(backbone.path, [own, *others], device)
+        model = load_backbone(own.backbone, device)
+        frozen = [StackedModel(load_backbone(other.backbone, device), other.adapters) for other in others]
+        settings = replace(adapters, policy=own.adapters[POLICY])
+        return cls(model, settings, backbone.activation_checkpointing, backbone.dense_rollouts, frozen)
 
     def train(self, mode: bool = True) -> "MixedPolicy":
         """Do nothing: the forward pass is the same in training and evaluation, and has no dropout."""
@@ -83,11 +87,22 @@ class MixedPolicy(nn.Module):
 
     @property
     def backbone(self) -> PreTrainedModel:
-        return self.peft_model.base_model.model  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+        """The policy's."""
+        return self.models[0].model
 
     @property
     def device(self) -> torch.device:
-        return self.backbone.get_input_embeddings().weight.device  # pyright: ignore[reportReturnType]
+        return self.models[0].device
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the policy's backbone; see `lmix.model.backbone.fingerprint`."""
+        return self.models[0].fingerprint
+
+    @property
+    def other_fingerprints(self) -> dict[str, str]:
+        """Of the models that other streams live on, by stream."""
+        return {name: other.fingerprint for other in self.models[1:] for name in other.streams}
 
     @contextmanager
     def rollouts(self) -> Iterator[None]:
@@ -95,9 +110,11 @@ class MixedPolicy(nn.Module):
         with (
             torch.no_grad(),
             gathered(self._sharded if self.gathers_rollouts else []),
-            self.router.keep_factors(),
+            ExitStack() as kept,
             dequantized(self, not self.draws_in_step and self.settle_dense_rollouts()),
         ):
+            for model in self.models:
+                kept.enter_context(model.router.keep_factors())
             yield
 
     def settle_dense_rollouts(self, device: torch.device | None = None) -> bool:
@@ -116,28 +133,36 @@ class MixedPolicy(nn.Module):
         """Leave each rank a part of the backbone; see `lmix.model.sharding`. Passes then need all ranks."""
         self._sharded = shard_layers(self.backbone.get_decoder(), mesh)
 
-    def hidden(self, input_ids: Tensor, streams: Sequence[str] = (POLICY,), **arguments: Any) -> Tensor:
-        """Last hidden states (after the final norm) of each stream, in one stacked pass with one base matmul a layer.
+    def parts(self, streams: Sequence[str]) -> list[Part]:
+        """The models that these streams live on; no other one is run for them."""
+        return parts_of(self.models, streams)
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        streams: Sequence[str] = (POLICY,),
+        arguments: Sequence[dict[str, Any]] | None = None,
+    ) -> list[Tensor]:
+        """Last hidden states of each stream, in one stacked pass a backbone; see `StackedModel.hidden`.
 
         Args:
             input_ids: `[B, T]`, padded on the right: causal attention then never sees the padding.
             streams: which; more than one only without gradient.
-            arguments: for the decoder (`position_ids`, `attention_mask`, `past_key_values`), for all K * B rows.
+            arguments: for the decoder of each of `parts(streams)`.
 
         Returns:
-            `[K, B, T, H]`.
+            `[B, T, H]` of each stream.
         """
-        for layer in self._checkpointed:
-            layer.training = torch.is_grad_enabled()  # in training mode these layers drop the KV cache
-        stacked = {"input_ids": input_ids.repeat(len(streams), 1), "use_cache": False, **arguments}
-        with self.router.stacked(streams):
-            hidden = self.backbone.get_decoder()(**stacked).last_hidden_state
-        return hidden.view(len(streams), *input_ids.shape, -1)
+        found: dict[str, Tensor] = {}
+        parts = self.parts(streams)
+        for part, given in zip(parts, arguments or [{}] * len(parts), strict=True):
+            found |= zip(part.streams, part.model.hidden(input_ids, part.streams, **given), strict=True)
+        return [found[stream] for stream in streams]
 
     def forward(self, input_ids: Tensor, mixture: Mixture) -> Tensor:
         """Mixed logits of right-padded rows, `[B, T]` -> float32 `[B, T, V]`. Only the policy gets a gradient."""
         if not torch.is_grad_enabled():
-            return self.mixed_logits(list(self.hidden(input_ids, mixture.streams)), mixture)
+            return self.mixed_logits(self.hidden(input_ids, mixture.streams), mixture)
         return self.mixed_logits([self.stream_hidden(input_ids, stream) for stream in mixture.streams], mixture)
 
     def mixed_logits(self, hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures) -> Tensor:
@@ -164,20 +189,15 @@ class MixedPolicy(nn.Module):
         Returns:
             `[B, T, H]`, of the token at each place; with a prefix, of the token before it: what each one is drawn from.
         """
-
-        def read(ids: Tensor, **arguments: Any) -> Tensor:
-            return self.hidden(ids, (stream,), **arguments)[0]
-
+        (part,) = self.parts((stream,))
         with torch.set_grad_enabled(torch.is_grad_enabled() and stream == POLICY):
-            if prefix is None:
-                return read(input_ids)
-            return shared_prefix_hidden(read, self.backbone.config, prefix, input_ids, self.backbone.dtype)
+            return part.model.stream_hidden(input_ids, stream, prefix)
 
     @property
     def shares_prefixes(self) -> bool:
         """Whether prompts can be read once for several completions. Checkpointed layers keep no keys and values; of a
         sharded backbone all ranks must make the same passes."""
-        return not (self._checkpointed or self._sharded)
+        return not (self.models[0].checkpointed or self._sharded)
 
     # the adapters
 
@@ -187,7 +207,7 @@ class MixedPolicy(nn.Module):
 
     def adapter_scaling(self) -> dict[str, list[float]]:
         """What each adapter's product is multiplied by, over its layers; the weights alone do not say it."""
-        return adapter_scaling(self.peft_model)
+        return adapter_scaling(self)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """What is trained."""
@@ -196,13 +216,3 @@ class MixedPolicy(nn.Module):
     def save_policy(self, folder: Path) -> None:
         """Write the policy adapter as a peft folder."""
         save_adapter(self.peft_model, POLICY, folder)
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """Some architectures scale their logits after the head; mixing hidden states would then be silently wrong."""
-        ids = torch.arange(2, device=self.device)[None]
-        expected = self.backbone(input_ids=ids, use_cache=False).logits.float()
-        computed = self.head.logits(self.hidden(ids)[0]).float()
-        if not torch.allclose(computed, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
-            kind = self.backbone.config.model_type
-            raise ValueError(f"backbone of type {kind!r} changes its logits after the head in a way lmix does not know")

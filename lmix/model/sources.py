@@ -13,6 +13,8 @@ from lmix.errors import one_line_errors
 from lmix.model.gguf_reader import without_vocabulary
 
 EMBEDDED = "lmix:"
+MIXED = "lmix_mixed_policy"
+"""The type of what `lmix export` writes."""
 
 
 def resolve(path: str) -> str:
@@ -79,7 +81,20 @@ def _load_config(path: str, _: Any) -> PretrainedConfig:
             f"backbone {path!r} is of type {config.model_type!r}, a text model inside a larger one: lmix takes "
             "text-only causal models"
         )
+    check_causal(path, config)
     return config
+
+
+def check_causal(path: str, config: PretrainedConfig) -> None:
+    """Raise ValueError for an encoder, an encoder with a decoder, or a mixed policy that `lmix export` wrote."""
+    if config.model_type == MIXED:
+        raise ValueError(f"backbone {path!r} is a mixed policy that lmix export wrote: give one of its models")
+    names: list[str] = config.architectures or []
+    causal = [name for name in names if name.endswith(("ForCausalLM", "LMHeadModel"))]
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if config.is_encoder_decoder or (names and not causal and not own_code):
+        kind = names[0] if names else config.model_type
+        raise ValueError(f"backbone {path!r} is a {kind}, which is no causal language model: give one")
 
 
 def count_places(config: PretrainedConfig) -> int | None:

@@ -2,7 +2,7 @@
 
 Nothing here knows which rollout sits in a slot or which slots are free: that is the scheduler's.
 
-Legend: S slots, K streams of the mixture, F of them frozen, P prompts, C tokens of a completion at most, H hidden size.
+Legend: S slots, K streams of the mixture, P prompts, C tokens of a completion at most, H hidden size of a stream.
 """
 
 from collections.abc import Sequence
@@ -50,9 +50,10 @@ class DecodeStep:
         self.device = policy.device
         self.mixture: Mixture | RowMixtures
         self.mixture = mixture if isinstance(mixture, Mixture) else row_mixtures(mixture, self.device)
-        streams = self.mixture.streams
-        self.frozen_streams = [k for k, name in enumerate(streams) if keep_frozen and name != POLICY]
-        self.cache = StreamCache(policy.backbone.config, len(streams), slots, length)
+        self.streams = self.mixture.streams
+        self.parts = policy.parts(self.streams)
+        self.caches = [StreamCache(part.model.config, len(part.streams), slots, length) for part in self.parts]
+        self.length = length
         self.end_ids = self._buffer(len(limits.end_ids))
         self.end_ids.copy_(torch.tensor(limits.end_ids, dtype=torch.long))
         # of each slot: the key of its random numbers, which sample it is, the position and id of its newest token, ...
@@ -61,7 +62,8 @@ class DecodeStep:
         self.counts = self._buffer(slots)
         self.tokens = self._buffer(slots, self.max_new_tokens)
         self.log_probs = torch.zeros(slots, self.max_new_tokens, device=self.device)
-        self.frozen: Tensor | None = None
+        self.kept = [name for name in self.streams if keep_frozen and name != POLICY]
+        self.frozen: dict[str, Tensor] = {}
 
     def _buffer(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.long, device=self.device)
@@ -79,19 +81,23 @@ class DecodeStep:
         """
         lengths_P = torch.tensor([len(ids) for ids in prompts], device=self.device)
         samples = len(slots) // len(prompts)
-        cache = DynamicCache()
-        hidden_KPTH = self.policy.hidden(
-            pad_right(prompts).to(self.device), self.mixture.streams, past_key_values=cache, use_cache=True
+        prefills = [DynamicCache() for _ in self.parts]
+        hidden_K = self.policy.hidden(
+            pad_right(prompts).to(self.device),
+            self.streams,
+            [{"past_key_values": prefill, "use_cache": True} for prefill in prefills],
         )
-        last_KPH = hidden_KPTH[:, torch.arange(len(prompts), device=self.device), lengths_P - 1]
+        all_prompts = torch.arange(len(prompts), device=self.device)
+        last_K = [hidden_PTH[all_prompts, lengths_P - 1] for hidden_PTH in hidden_K]
         at = torch.tensor(slots, device=self.device)
-        of_prompt = torch.arange(len(prompts), device=self.device).repeat_interleave(samples)
-        self.cache.insert(cache, of_prompt, at)
+        of_prompt = all_prompts.repeat_interleave(samples)
+        for cache, prefill in zip(self.caches, prefills, strict=True):
+            cache.insert(prefill, of_prompt, at)
         self.keys[at] = keys
         self.samples[at] = torch.arange(samples, device=self.device).repeat(len(prompts))
         self.positions[at] = lengths_P[of_prompt] - 1
         self.counts[at] = 0
-        return self._choose(list(last_KPH[:, of_prompt]), at)
+        return self._choose([last_PH[of_prompt] for last_PH in last_K], at)
 
     def decode(self, visible: int) -> Tensor:
         """Feed every slot's newest token, and draw the next. Slots that nobody reads compute along.
@@ -103,12 +109,15 @@ class DecodeStep:
         Returns:
             The tokens `[S]`.
         """
-        extent = min(-(-visible // EXTENT) * EXTENT, self.cache.length)
+        extent = min(-(-visible // EXTENT) * EXTENT, self.length)
         # rows that nobody reads may be past the end: they write the last place again and again
         positions = self.positions.clamp(max=extent - 1)
-        arguments = self.cache.step_arguments(positions, extent, self.policy.backbone.dtype)
-        hidden_KSTH = self.policy.hidden(self.newest[:, None], self.mixture.streams, **arguments)
-        return self._choose(list(hidden_KSTH[:, :, 0]), torch.arange(len(positions), device=self.device))
+        pairs = zip(self.caches, self.parts, strict=True)
+        arguments = [cache.step_arguments(positions, extent, part.model.dtype) for cache, part in pairs]
+        hidden_K = self.policy.hidden(self.newest[:, None], self.streams, arguments)
+        return self._choose(
+            [hidden_STH[:, 0] for hidden_STH in hidden_K], torch.arange(len(positions), device=self.device)
+        )
 
     def _choose(self, hidden_K: list[Tensor], at: Tensor) -> Tensor:
         """Draw a token for the slots `at` from each stream's hidden states, and write it down."""
@@ -125,11 +134,13 @@ class DecodeStep:
         writes = self.counts[at] < self.max_new_tokens
         self.tokens[at, places] = torch.where(writes, tokens, self.tokens[at, places])
         self.log_probs[at, places] = torch.where(writes, log_probs, self.log_probs[at, places])
-        if self.frozen_streams:
-            hidden_SFH = torch.stack([hidden_K[k] for k in self.frozen_streams], dim=1)
-            if self.frozen is None:
-                self.frozen = hidden_SFH.new_zeros(len(self.counts), self.max_new_tokens, *hidden_SFH.shape[1:])
-            self.frozen[at, places] = torch.where(writes[:, None, None], hidden_SFH, self.frozen[at, places])
+        for name, hidden_SH in zip(self.streams, hidden_K, strict=True):
+            if name in self.kept:
+                if name not in self.frozen:
+                    shape = len(self.counts), self.max_new_tokens, hidden_SH.shape[-1]
+                    self.frozen[name] = hidden_SH.new_zeros(shape)
+                kept = self.frozen[name]
+                kept[at, places] = torch.where(writes[:, None], hidden_SH, kept[at, places])
         self.newest[at] = tokens
         self.counts[at] += 1
         self.positions[at] += 1
@@ -142,15 +153,17 @@ class DecodeStep:
         ends = torch.isin(self.tokens.gather(1, places), self.end_ids)
         return places.masked_fill(~ends, self.max_new_tokens).amin(dim=1).tolist()
 
-    def read(self, slot: int, count: int) -> tuple[list[int], Tensor, Tensor | None]:
-        """A slot's first `count` tokens: ids, log-probabilities `[count]`, frozen hidden states `[count, F, H]`."""
-        frozen = None if self.frozen is None else self.frozen[slot, :count].to("cpu", copy=True)
+    def read(self, slot: int, count: int) -> tuple[list[int], Tensor, dict[str, Tensor] | None]:
+        """A slot's first `count` tokens: ids, log-probabilities `[count]`, `[count, H]` of each kept stream."""
+        frozen = {name: kept[slot, :count].to("cpu", copy=True) for name, kept in self.frozen.items()} or None
         return self.tokens[slot, :count].tolist(), self.log_probs[slot, :count].to("cpu", copy=True), frozen
 
     def shrink(self, slots: Sequence[int]) -> None:
         """Go on with these slots only."""
         at = torch.tensor(slots, device=self.device)
-        self.cache.keep(at)
-        for name in ("keys", "samples", "positions", "newest", "counts", "tokens", "log_probs", "frozen"):
-            if (buffer := getattr(self, name)) is not None:
-                setattr(self, name, buffer[at])
+        for cache in self.caches:
+            cache.keep(at)
+        for name in ("keys", "samples", "positions", "newest", "counts", "tokens", "log_probs"):
+            setattr(self, name, getattr(self, name)[at])
+        for name in self.frozen:
+            self.frozen[name] = self.frozen[name][at]

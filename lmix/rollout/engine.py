@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.mixture import Mixture
+from lmix.model.mixture import POLICY, Mixture
 from lmix.rollout.decode_step import DecodeStep
 from lmix.rollout.randomness import row_keys
 from lmix.rollout.sampler import Limits, Progress
@@ -60,7 +60,7 @@ class Engine:
             if groups and samples and limits.max_new_tokens > 0:
                 self._draw(groups, limits, draw, mixture, samples, keep_frozen, progress)
             while self._in_step(False):  # others still draw, from a backbone of which a part lies here
-                self.policy.hidden(torch.zeros(1, 1, dtype=torch.long, device=self.policy.device))
+                self._idle_pass(mixture)
         return groups
 
     def _draw(
@@ -114,6 +114,13 @@ class Engine:
             if (live := scheduler.shrink()) is not None:
                 step.shrink(live)
             admit()
+
+    def _idle_pass(self, mixture: Mixture | Sequence[Mixture]) -> None:
+        """The part of another rank's pass that needs this one: that of the policy's model, if the mixture runs it."""
+        mixtures = [mixture] if isinstance(mixture, Mixture) else mixture
+        own = self.policy.models[0]
+        if any(stream in own.streams for each in mixtures for stream in each.streams):
+            own.hidden(torch.zeros(1, 1, dtype=torch.long, device=self.policy.device), (POLICY,))
 
     def _show(self, tokens: Tensor) -> None:
         if self.on_tokens:

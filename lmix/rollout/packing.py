@@ -30,8 +30,8 @@ class Packed:
     """`[B, C]`, true for the tokens of each row's completion; C of the longest."""
     counted: Tensor
     """`[B, C]`, true for those of them that count in the loss."""
-    frozen_hidden: Tensor | None
-    """`[N, F, H]`, where every rollout has it."""
+    frozen_hidden: dict[str, Tensor]
+    """`[N, H]` of each frozen stream; empty unless every rollout has it."""
     demonstration: Tensor
     """`[B]`, bool: rows that were not sampled."""
     prefix: Prefix | None = None
@@ -49,7 +49,8 @@ def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu", share_
         share_prompts: keep each prompt once, apart from the completions.
     """
     targets = [token for r in rollouts for token in r.completion_ids]
-    hidden = [r.frozen_hidden for r in rollouts if r.frozen_hidden is not None]
+    kept = [r.frozen_hidden for r in rollouts if r.frozen_hidden is not None]
+    names = kept[0] if len(kept) == len(rollouts) else ()
     mask = length_mask(rollouts)
     prefix = None
     if share_prompts:
@@ -72,7 +73,7 @@ def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu", share_
         torch.cat([torch.arange(len(r.completion_ids)) for r in rollouts]).to(device),
         mask.to(device),
         counted_mask(rollouts).to(device),
-        torch.cat(hidden).to(device) if len(hidden) == len(rollouts) else None,
+        {name: torch.cat([hidden[name] for hidden in kept]).to(device) for name in names},
         torch.tensor([r.is_demonstration for r in rollouts], device=device),
         prefix,
     )

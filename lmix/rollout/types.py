@@ -41,8 +41,8 @@ class Rollout:
     """`[T]`, of the sampled tokens under the mixed policy, as the sampler computed them."""
     ended: bool = False
     """Whether an end-of-sequence token was sampled within the limit; otherwise the completion is truncated."""
-    frozen_hidden: Tensor | None = None
-    """`[T, F, H]`, hidden states of the mixture's F frozen streams that predicted each token, if they were kept."""
+    frozen_hidden: dict[str, Tensor] | None = None
+    """`[T, H]` of each of the mixture's frozen streams: hidden states that predicted each token, if they were kept."""
     is_demonstration: bool = False
     """Whether it was not sampled: the problem's worked solution."""
     mask: Tensor | None = None

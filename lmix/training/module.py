@@ -19,6 +19,7 @@ from lmix.model.end_tokens import end_tokens
 from lmix.model.frozen import four_bit_layers
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture, MixtureKind, mixture_of
+from lmix.model.placement import model_paths
 from lmix.model.sources import check_places
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Engine
@@ -108,7 +109,8 @@ class AdapterModule(OptimisedModule):
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
         longest = max((len(p.ids) for prompts in self.datamodule.sets.values() for p in prompts), default=0)
-        check_places(self.backbone.path, longest, self.sampling.max_new_tokens)
+        for path in model_paths(self.backbone, self.adapters):
+            check_places(path, longest, self.sampling.max_new_tokens)
         if stage == "fit" and self.optimizer.schedule in ("linear", "cosine") and self.trainer.max_steps < 1:
             raise ValueError(f"optimizer.schedule {self.optimizer.schedule} ends at trainer.max_steps: set it above 0")
 
@@ -233,15 +235,17 @@ class AdapterModule(OptimisedModule):
             "alpha": self.mixture.alpha,
             "initial_alpha": self.initial_mixture.alpha,
             "weights": None if self.weights is None else list(self.weights),
-            "backbone": self.backbone.path,
+            "backbone": model_paths(self.backbone, self.adapters)[0],
             "fingerprint": self.policy.fingerprint,
+            "others": self.policy.other_fingerprints,
             "scaling": self.policy.adapter_scaling(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this model; where nothing is trained, take up its alpha."""
         saved = checkpoint["lmix"]
-        check_origin(saved, self.backbone.path, self.policy.fingerprint, self.policy.adapter_scaling())
+        backbone, policy = model_paths(self.backbone, self.adapters)[0], self.policy
+        check_origin(saved, backbone, policy.fingerprint, policy.other_fingerprints, policy.adapter_scaling())
         if self.trainer.state.fn != "fit":
             self.restore_alpha(saved)
 

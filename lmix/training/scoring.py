@@ -29,34 +29,32 @@ def score_with_entropy(policy: MixedPolicy, mixture: Mixture, packed: Packed) ->
 
 @torch.no_grad()
 def score_stream(policy: MixedPolicy, mixture: Mixture, packed: Packed, stream: str) -> Tensor:
-    """Log-probability of each completion token under one stream alone, `[N]`.
-
-    Args:
-        mixture: what the rollouts were drawn from: where hidden states were kept, the stream's may be among them.
-    """
-    hidden = _hidden(policy, mixture, packed, stream)
+    """Log-probability of each completion token under one stream alone, at the mixture's temperature, `[N]`."""
+    hidden = _hidden(policy, packed, stream)
     alone = replace(Mixture.alone(stream), temperature=mixture.temperature)
     return policy.log_probs([hidden], packed.targets, alone)
 
 
 def mixture_hidden(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> list[Tensor]:
     """Each stream's hidden states that predict the completion tokens, `[N, H]`."""
-    return [_hidden(policy, mixture, packed, stream) for stream in mixture.streams]
+    return [_hidden(policy, packed, stream) for stream in mixture.streams]
 
 
-def _hidden(policy: MixedPolicy, mixture: Mixture, packed: Packed, stream: str) -> Tensor:
+def _hidden(policy: MixedPolicy, packed: Packed, stream: str) -> Tensor:
     """A stream's hidden states that predict the completion tokens, `[N, H]`: kept ones, or by a pass."""
-    frozen = [name for name in mixture.streams if name != POLICY]
-    if packed.frozen_hidden is not None and stream in frozen:
-        return packed.frozen_hidden[:, frozen.index(stream)]
+    if stream in packed.frozen_hidden:
+        return packed.frozen_hidden[stream]
     return policy.stream_hidden(packed.input_ids, stream, packed.prefix).flatten(0, 1)[packed.predicts]
 
 
 def idle_rollout(policy: MixedPolicy, mixture: Mixture, keep_frozen: bool) -> Rollout:
     """One token after one token, for the passes of a rank that waits for others; its gradient counts nothing."""
     rollout = Rollout(Prompt(Problem(-1, "", ""), [0]), 0, [0], torch.zeros(1))
-    frozen = sum(name != POLICY for name in mixture.streams)
-    if keep_frozen and frozen:
-        size = policy.backbone.config.hidden_size
-        rollout.frozen_hidden = torch.zeros(1, frozen, size, dtype=policy.backbone.dtype)
+    frozen = [name for name in mixture.streams if keep_frozen and name != POLICY]
+    if frozen:
+        rollout.frozen_hidden = {
+            name: torch.zeros(1, part.model.config.hidden_size, dtype=part.model.dtype)
+            for part in policy.parts(frozen)
+            for name in part.streams
+        }
     return rollout

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmix.model.placement import field_of
+
 log = logging.getLogger(__name__)
 
 ORIGIN = {"alpha", "initial_alpha", "weights", "backbone", "fingerprint", "scaling"}
@@ -91,26 +93,47 @@ def check_checkpoint(path: str) -> None:
 
 
 def check_origin(
-    saved: Mapping[str, Any], backbone: str, fingerprint: str, scaling: Mapping[str, Sequence[float]]
+    saved: Mapping[str, Any],
+    backbone: str,
+    fingerprint: str,
+    others: Mapping[str, str],
+    scaling: Mapping[str, Sequence[float]],
 ) -> None:
-    """See that a checkpoint's adapters were trained on this backbone, and at these scales.
+    """See that a checkpoint's adapters were trained on this backbone, beside these models, and at these scales.
+
+    Args:
+        saved: what the checkpoint holds of its origin.
+        backbone: the policy's.
+        fingerprint: its own.
+        others: fingerprints of the models that other streams live on, by stream.
+        scaling: of the adapters.
 
     Raises:
         ValueError: they were not.
     """
-    # a part that only one of them has says nothing: weights that did not come from files, or an older checkpoint
-    if any(a != b for a, b in zip(saved["fingerprint"].split("-"), fingerprint.split("-"), strict=False)):
+    if differ(saved["fingerprint"], fingerprint):
         raise ValueError(
             f"the checkpoint was trained on another backbone ({saved['backbone']}) than backbone.path {backbone}: "
             "give that one"
         )
     if saved["backbone"] != backbone:
         log.warning("backbone.path is %s; the checkpoint was trained on %s", backbone, saved["backbone"])
+    before = saved.get("others", {})  # older checkpoints know adapters of one backbone only
+    for stream in sorted({*before, *others}):
+        if stream not in before or stream not in others or differ(before[stream], others[stream]):
+            what = "another model" if stream in before else "no model of its own"
+            raise ValueError(f"the checkpoint was trained with {what} as {field_of(stream)}: give it as it was")
     if saved["scaling"] != scaling:
         raise ValueError(
             f"the checkpoint's adapters have the scales {saved['scaling']}, not {dict(scaling)}: give "
             "adapters.lora_alpha and the adapters' folders as they were"
         )
+
+
+def differ(saved: str, own: str) -> bool:
+    """Whether two fingerprints are of different models. A part that only one of them has says nothing: weights that did
+    not come from files, or an older checkpoint."""
+    return any(a != b for a, b in zip(saved.split("-"), own.split("-"), strict=False))
 
 
 def check_adapter_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -128,7 +128,7 @@ def test_an_adapted_head_brings_no_weights_of_the_base(folders, tmp_path):
     policy = MixedPolicy.from_pretrained(
         backbone, AdapterConfig(reference=str(tmp_path / "without"), policy=str(tmp_path / "without"))
     )
-    assert torch.equal(policy.head.module.base_layer.weight, tiny_model("qwen2").lm_head.weight)
+    assert torch.equal(policy.models[0].head.module.base_layer.weight, tiny_model("qwen2").lm_head.weight)
     policy.save_policy(tmp_path / "own")
     assert set(load_file(tmp_path / "own" / "adapter_model.safetensors")) == set(read_adapter(str(tmp_path / "own"))[1])
     check_adapter(str(tmp_path / "own"), str(folders["qwen2"]))
@@ -205,14 +205,14 @@ def test_a_fingerprint_notices_a_base_of_which_any_weight_has_changed(folders, t
     assert prints["none"] == prints["nf4"]
     other = changed(folders["qwen2"], tmp_path / "other", name)
     saved = {"fingerprint": prints["none"], "backbone": path, "scaling": {}}
-    check_origin(saved, path, prints["nf4"], {})
+    check_origin(saved, path, prints["nf4"], {}, {})
     for kind in ("none", "nf4"):
         found = fingerprint(load_backbone(BackboneConfig(other, kind, dtype="float32")))
         with pytest.raises(ValueError, match="was trained on another backbone"):
-            check_origin(saved, other, found, {})
+            check_origin(saved, other, found, {}, {})
         part = found.split("-")[0]  # of an older checkpoint, or of a model that was not read from files
         if name != "model.norm.weight":
-            check_origin({**saved, "fingerprint": part}, other, prints["none"], {})
+            check_origin({**saved, "fingerprint": part}, other, prints["none"], {}, {})
 
 
 def test_a_digest_is_of_the_weights_and_not_of_how_they_are_stored(folders, tmp_path):

@@ -86,7 +86,7 @@ def test_low_rank_products_are_in_the_backbone_s_dtype(folders):
             parameter.data = parameter.data.float()
     layer = policy.backbone.model.layers[0].self_attn.q_proj
     with policy.rollouts():
-        a, b, _ = policy.router.factors(layer, "policy", torch.bfloat16)
+        a, b, _ = policy.models[0].router.factors(layer, "policy", torch.bfloat16)
         assert a.dtype == b.dtype == torch.bfloat16
-        assert policy.router.factors(layer, "policy", torch.bfloat16)[0] is a  # cast once
+        assert policy.models[0].router.factors(layer, "policy", torch.bfloat16)[0] is a  # cast once
     assert layer(torch.ones(2, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16

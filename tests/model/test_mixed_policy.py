@@ -3,7 +3,7 @@ import torch
 
 from lmix.functional import mix_streams, mix_streams_log_probs, token_log_probs
 from lmix.model.adapters import AdapterConfig
-from lmix.model.head import MixingHead
+from lmix.model.head import Head
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, row_mixtures
 from lmix.rollout.engine import Engine
@@ -17,7 +17,7 @@ def separate_logits(policy, ids):
     with torch.no_grad():
         out = []
         for stream in (POLICY, REFERENCE):
-            with policy.router.stacked((stream,)):
+            with policy.models[0].router.stacked((stream,)):
                 out.append(policy.backbone(input_ids=ids, use_cache=False).logits.float())
     return out
 
@@ -42,16 +42,15 @@ def test_mixed_logits_equal_the_mixture_of_both_streams_logits(policy):
 def test_hidden_state_mixing_equals_logit_mixing(policy, monkeypatch):
     ids = tokens(2, 7)
     fast = policy(ids, MIXED)
-    monkeypatch.setattr(MixingHead, "mixes_hidden", lambda *_: False)
+    monkeypatch.setattr(Head, "mixes_hidden", lambda *_: False)
     assert torch.allclose(policy(ids, MIXED), fast, atol=1e-5)
 
 
 def test_hidden_states_are_not_mixed_where_that_is_not_exact(folders):
-    assert make_policy("qwen2", folders).head.mixes_hidden(MIXED)
-    assert not make_policy("gemma2", folders).head.mixes_hidden(MIXED)  # soft-capped
-    assert not make_policy("qwen2", folders).head.mixes_hidden(PROBS)
+    assert make_policy("qwen2", folders).models[0].head.mixes_hidden(weights_sum_to_one=False)
+    assert not make_policy("gemma2", folders).models[0].head.mixes_hidden(weights_sum_to_one=True)  # soft-capped
     adapters = AdapterConfig(rank=2, target_modules=["q_proj", "lm_head"])
-    assert not MixedPolicy(tiny_model("qwen2"), adapters).head.mixes_hidden(MIXED)
+    assert not MixedPolicy(tiny_model("qwen2"), adapters).models[0].head.mixes_hidden(weights_sum_to_one=True)
 
 
 @torch.no_grad()
@@ -237,13 +236,13 @@ def test_a_head_with_a_bias_in_an_ensemble_whose_weights_do_not_sum_to_1(folders
     adapters = AdapterConfig(reference="base", experts=["base"], rank=4)
     policy = randomise_adapters(MixedPolicy(model, adapters))
     mixture = Mixture((1.0, 1.0, 1.0))
-    assert not policy.head.mixes_hidden(mixture)
+    assert not policy.models[0].head.mixes_hidden(mixture.sums_to_one)
     ids = tokens(2, 7)
     with torch.no_grad():
         streams = [policy.head.logits(policy.stream_hidden(ids, s), s) for s in mixture.streams]
         assert close(policy(ids, mixture), streams[0] + streams[1] + streams[2])
         two = Mixture((0.25, 0.75, 0.0))
-        assert policy.head.mixes_hidden(two)
+        assert policy.models[0].head.mixes_hidden(two.sums_to_one)
         assert close(policy(ids, two), 0.25 * streams[0] + 0.75 * streams[1])
 
 

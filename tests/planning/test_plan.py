@@ -78,7 +78,7 @@ def test_keys_and_values_are_the_cache_s(folders):
     cache = StreamCache(policy.backbone.config, 2, RUN.active, RUN.prompt_tokens + RUN.tokens)
     prefill = DynamicCache()
     with torch.no_grad():
-        policy.hidden(tokens(1, 3), ("policy", "reference"), past_key_values=prefill, use_cache=True)
+        policy.hidden(tokens(1, 3), ("policy", "reference"), [{"past_key_values": prefill, "use_cache": True}])
     cache.insert(prefill, torch.tensor([0]), torch.tensor([0]))
     found = sum(t.numel() * t.element_size() for layer in cache.layers for t in layer)
     assert memory(shape(), RUN)["rollout: keys and values"] == found
