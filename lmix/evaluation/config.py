@@ -16,6 +16,7 @@ from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, check_alpha, mixture_of
 from lmix.model.sources import check_places, resolve
 from lmix.model.tokenizer import load_tokenizer
+from lmix.rollout.limits import check_limits
 from lmix.rollout.types import Prompt
 from lmix.tasks.task import Split, Task
 
@@ -44,6 +45,10 @@ class EvaluationConfig:
     """Problems with a longer prompt are dropped, and a warning says how many."""
     max_new_tokens: int = 1024
     """A completion that has not ended by then is cut."""
+    min_new_tokens: int = 0
+    """No end-of-sequence token is drawn as one of the first so many tokens, as in training."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a completion, beside the end-of-sequence tokens, as in training; they stay in its text."""
     slots: int = 64
     """Rows that are decoded at once; more need more memory for keys and values. Changes results by rounding only."""
     seed: int = 0
@@ -52,6 +57,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in ("problems", "max_prompt_tokens", "max_new_tokens", "slots"):
             check_count(name, getattr(self, name))
+        check_limits("", self.max_new_tokens, self.stop, self.min_new_tokens)
 
     def mixtures(self, alpha: float, kind: MixtureKind) -> dict[Who, Mixture]:
         """What each name stands for: the mixture at alpha (or of `weights`), and each of the two streams alone.

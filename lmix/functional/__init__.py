@@ -10,7 +10,7 @@ Equation numbers are those of Gan & Zhu, arXiv 2605.20555. This package imports 
 
 from lmix.functional.advantages import dead_groups, group_advantages
 from lmix.functional.alpha import AlphaUpdate, alpha_of_counts, forgetting_and_gain, net_gain_alpha
-from lmix.functional.logprobs import linear_log_probs, token_log_probs, tokenwise
+from lmix.functional.logprobs import linear_log_probs, token_log_probs, tokenwise, without_tokens
 from lmix.functional.mixing import mix_log_probs, mix_logits, mix_streams, mix_streams_log_probs
 from lmix.functional.objective import (
     SurrogateStats,
@@ -41,4 +41,5 @@ __all__ = [
     "sampler_weights",
     "token_log_probs",
     "tokenwise",
+    "without_tokens",
 ]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lmix.model.prefix import Prefix
+from lmix.rollout.limits import Limits
 from lmix.rollout.types import Rollout
 
 WORTH_SHARING = 0.9
@@ -34,6 +35,8 @@ class Packed:
     """`[N, F, H]`, where every rollout has it."""
     prefix: Prefix | None = None
     """The prompts, each once, where rows share them."""
+    limits: Limits | None = None
+    """What all of them were drawn within."""
 
     def unflatten(self, values: Tensor) -> Tensor:
         """`[N]` -> `[B, C]` with zeros in the padding; keeps the gradient."""
@@ -72,6 +75,7 @@ def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu", share_
         counted_mask(rollouts).to(device),
         torch.cat(hidden).to(device) if len(hidden) == len(rollouts) else None,
         prefix,
+        rollouts[0].limits,
     )
 
 
