@@ -45,14 +45,14 @@ class EvaluationConfig:
     """Problems with a longer prompt are dropped, and a warning says how many."""
     max_new_tokens: int = 1024
     """A completion that has not ended by then is cut."""
-    min_new_tokens: int = 0
-    """No end-of-sequence token is drawn as one of the first so many tokens, as in training."""
-    stop: list[str] = field(default_factory=list)
-    """Strings that end a completion, beside the end-of-sequence tokens, as in training; they stay in its text."""
     slots: int = 64
     """Rows that are decoded at once; more need more memory for keys and values. Changes results by rounding only."""
     seed: int = 0
     """Of the choice of problems, and of sampled completions."""
+    min_new_tokens: int = 0
+    """No end-of-sequence token is drawn as one of the first so many tokens, as in training."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a completion, beside the end-of-sequence tokens, as in training; they stay in its text."""
 
     def __post_init__(self) -> None:
         for name in ("problems", "max_prompt_tokens", "max_new_tokens", "slots"):

@@ -15,12 +15,6 @@ class SamplingConfig:
     """G, the completions of one prompt."""
     max_new_tokens: int = 512
     """A completion that has not ended by then is cut, and earns nothing."""
-    min_new_tokens: int = 0
-    """No end-of-sequence token is drawn as one of the first so many tokens: the mixture is renormalised without them
-    there, in scoring as well. A stop string that is complete before does not end the completion."""
-    stop: list[str] = field(default_factory=list)
-    """Strings that end a completion, such as `</answer>`, beside the end-of-sequence tokens. They stay in its text, and
-    the token that completes one stays whole; no token is drawn after it."""
     slots: int = 64
     """Rows that are decoded at once; more need more memory for keys and values."""
     keep_frozen: bool = True
@@ -29,6 +23,12 @@ class SamplingConfig:
     """How often dead groups are replaced by other prompts' groups (DAPO's dynamic sampling); 0 leaves them in."""
     seed: int | None = None
     """A row's tokens depend on (seed, step, problem, sample, position) and on nothing else; null: seed_everything."""
+    min_new_tokens: int = 0
+    """No end-of-sequence token is drawn as one of the first so many tokens: the mixture is renormalised without them
+    there, in scoring as well. A stop string that is complete before does not end the completion."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a completion, such as `</answer>`, beside the end-of-sequence tokens. They stay in its text, and
+    the token that completes one stays whole; no token is drawn after it."""
 
     def __post_init__(self) -> None:
         _at_least_one(self, "sampling", "samples_per_prompt", "max_new_tokens", "slots")
