@@ -25,7 +25,7 @@ from tests.test_cli import CONFIGS, SMALL
 fuzzed = settings(
     deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-TEMPLATES = ("boxed", "answer_tag", "hash", "letter")
+TEMPLATES = ("boxed", "answer_tag", "hash", "letter", "think_answer", "think_answer_lenient")
 PIECES = [
     *(
         "\\boxed{",
@@ -58,7 +58,7 @@ PIECES = [
         "]",
     ),
     *(",", ";", "=", "<", "\\le", "\\%", "\\$", "cm", " and ", "\\sqrt", "!", "...", "\\overline{", "\0", "\ud800"),
-    *("**", "①", "½", "²", "√", "厘米", "\u3002", "Option ", "Answer: ", "<think>", "</think>"),
+    *("**", "①", "½", "²", "√", "厘米", "\u3002", "Option ", "Answer: ", "<think>", "</think>", "</think> <answer>"),
     *("\\color{red}", "\\boxed 1", "&", "1 000"),
     *("\u202e", "\u0663", "\U0001d7d9", "\u4e8c", "\U0001f600", "\u00b2", "\u2212", "\\infty", "A", "(B)", "."),
 ]
@@ -76,7 +76,7 @@ def test_a_template_finds_a_part_of_the_completion_or_nothing(name, text):
         assert answer in text
 
 
-@pytest.mark.parametrize("name", ["boxed", "answer_tag", "hash"])
+@pytest.mark.parametrize("name", ["boxed", "answer_tag", "hash", "think_answer", "think_answer_lenient"])
 @given(
     answer=st.text(
         st.characters(codec="utf-8", exclude_characters="\\{}<>#\r\n\x1c\x1d\x1e\x85\u2028\u2029\v\f"), min_size=1

@@ -18,6 +18,7 @@ from lmix.model.placement import field_of, is_model, model_paths
 from lmix.model.source_digest import weights_digest
 from lmix.model.sources import check_places, hub_arguments, resolve
 from lmix.model.tokenizer import load_tokenizer
+from lmix.rollout.limits import check_limits
 from lmix.rollout.types import Prompt
 from lmix.tasks.task import Split, Task
 
@@ -50,10 +51,15 @@ class EvaluationConfig:
     """Rows that are decoded at once; more need more memory for keys and values. Changes results by rounding only."""
     seed: int = 0
     """Of the choice of problems, and of sampled completions."""
+    min_new_tokens: int = 0
+    """No end-of-sequence token is drawn as one of the first so many tokens, as in training."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a completion, beside the end-of-sequence tokens, as in training; they stay in its text."""
 
     def __post_init__(self) -> None:
         for name in ("problems", "max_prompt_tokens", "max_new_tokens", "slots"):
             check_count(name, getattr(self, name))
+        check_limits("", self.max_new_tokens, self.stop, self.min_new_tokens)
 
     def mixtures(self, alpha: float, kind: MixtureKind) -> dict[Who, Mixture]:
         """What each name stands for: the mixture at alpha (or of `weights`), and each of the two streams alone.

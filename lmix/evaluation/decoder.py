@@ -31,7 +31,10 @@ class Decoder:
     ) -> list[Group]:
         """Draw G completions of each prompt and decode their texts; arguments as in `Sampler.generate`."""
         groups = self.sampler.generate(prompts, self.limits, draw, mixture, samples, keep_frozen, progress)
-        decode_texts(flatten(groups), self.tokenizer)
+        rollouts = flatten(groups)
+        for rollout in rollouts:
+            rollout.limits = self.limits
+        decode_texts(rollouts, self.tokenizer, self.limits.end_ids)
         return groups
 
     def judge(self, groups: Sequence[Group]) -> None:
@@ -45,8 +48,9 @@ class Decoder:
             rollout.judgement = judgement_of[pair]
 
 
-def decode_texts(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Fill in each rollout's text: the completion without its end-of-sequence token."""
+def decode_texts(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> None:
+    """Fill in each rollout's text: the completion without its end-of-sequence token. Where a stop string ended it, the
+    text is that of all its tokens."""
     for rollout in rollouts:
         ids = rollout.completion_ids
-        rollout.text = str(tokenizer.decode(ids[:-1] if rollout.ended else ids))
+        rollout.text = str(tokenizer.decode(ids[:-1] if rollout.ended and ids[-1] in end_ids else ids))

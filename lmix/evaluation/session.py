@@ -16,7 +16,8 @@ from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Engine
-from lmix.rollout.sampler import Limits, Sampler
+from lmix.rollout.limits import limits_of
+from lmix.rollout.sampler import Sampler
 from lmix.rollout.types import Draw, Group, Prompt
 
 
@@ -57,7 +58,7 @@ class Session:
             ends = end_tokens(policy.backbone, tokenizer)
         else:
             ends = [int(tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]
-        limits = Limits(config.max_new_tokens, tuple(ends))
+        limits = limits_of(tokenizer, ends, config.max_new_tokens, config.stop, config.min_new_tokens)
         self.decoder = Decoder(sampler, limits, tokenizer, config.task)
 
     def measure(self, who: Who, mixture: Mixture, samples: int = 1) -> Measured:

@@ -10,7 +10,14 @@ Equation numbers are those of Gan & Zhu, arXiv 2605.20555. This package imports 
 
 from lmix.functional.advantages import AdvantageStd, dead_groups, group_advantages, leave_one_out_advantages
 from lmix.functional.alpha import AlphaUpdate, alpha_of_counts, forgetting_and_gain, net_gain_alpha
-from lmix.functional.logprobs import entropies, linear_entropies, linear_log_probs, token_log_probs, tokenwise
+from lmix.functional.logprobs import (
+    entropies,
+    linear_entropies,
+    linear_log_probs,
+    token_log_probs,
+    tokenwise,
+    without_tokens,
+)
 from lmix.functional.mixing import mix_streams, mix_streams_log_probs
 from lmix.functional.objective import (
     SurrogateStats,
@@ -47,4 +54,5 @@ __all__ = [
     "token_log_probs",
     "tokenwise",
     "uncertainty_weight",
+    "without_tokens",
 ]

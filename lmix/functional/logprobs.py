@@ -21,6 +21,21 @@ def entropies(logits: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
 
 
+def without_tokens(logits: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
+    """Logits of a distribution that gives some tokens no probability, in some of its rows.
+
+    Its softmax is the other tokens' renormalised: `log p(y) - log(1 - sum of p over tokens)`, without the cancellation
+    that this form has where the tokens take almost all.
+
+    Args:
+        logits: `[N, V]`.
+        tokens: `[E]`, which have no probability in these rows; not all of V.
+        rows: `[N]`, bool.
+    """
+    barred_V = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device).index_fill(0, tokens, True)
+    return logits.masked_fill(rows[:, None] & barred_V, -torch.inf)
+
+
 def tokenwise(function: Callable[..., Tensor], hidden: Tensor, *others: Tensor, chunk: int = 1024) -> Tensor:
     """Apply `function` to tokens a chunk at a time, and differentiate it by the hidden states alone.
 

@@ -16,7 +16,8 @@ from lmix.model.mixture import Mixture
 from lmix.model.sources import check_places, count_places
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Engine
-from lmix.rollout.sampler import Limits, Sampler
+from lmix.rollout.limits import limits_of
+from lmix.rollout.sampler import Sampler
 from lmix.rollout.types import Draw, Prompt, Rollout, flatten
 from lmix.tasks.task import Problem, chat_ids
 
@@ -40,6 +41,7 @@ class Completer:
         seed: of the draws.
         chat_template_args: further variables of the chat template, such as {enable_thinking: false}.
         sampler: by default lmix's engine.
+        stop: strings that end a completion, beside the end-of-sequence tokens.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Completer:
         seed: int = 0,
         chat_template_args: dict[str, Any] | None = None,
         sampler: Sampler | None = None,
+        stop: Sequence[str] = (),
     ) -> None:
         self.model, self.policy, self.mixture = model, model.policy, model.mixture
         self.backbone: str = model.config.backbone["path"]
@@ -60,7 +63,7 @@ class Completer:
         self.system, self.chat_template_args = system, chat_template_args
         self.max_new_tokens = max_new_tokens
         self.draw = Draw(seed, greedy=greedy)
-        self.sampler = sampler
+        self.sampler, self.stop = sampler, stop
         self.end_ids = tuple(end_tokens(self.policy.backbone, self.tokenizer))
         self._asked: Counter[tuple[int, ...]] = Counter()
 
@@ -95,9 +98,10 @@ class Completer:
         """
         # a look for the end after each token where it is shown, so that none past it is
         engine = Engine(self.policy, check_every=1 if on_tokens else None, on_tokens=on_tokens)
-        limits = Limits(self.new_tokens(max(len(prompt.ids) for prompt in prompts)), self.end_ids)
+        new_tokens = self.new_tokens(max(len(prompt.ids) for prompt in prompts))
+        limits = limits_of(self.tokenizer, self.end_ids, new_tokens, self.stop)
         rollouts = flatten((self.sampler or engine).generate(prompts, limits, self.draw, mixture or self.mixture))
-        decode_texts(rollouts, self.tokenizer)
+        decode_texts(rollouts, self.tokenizer, self.end_ids)
         return rollouts
 
     def new_tokens(self, longest_prompt: int) -> int:

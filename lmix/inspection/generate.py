@@ -16,6 +16,7 @@ from lmix.inspection.page import write_page
 from lmix.inspection.side_by_side import show
 from lmix.inspection.trace import trace
 from lmix.report.style import save
+from lmix.rollout.limits import check_limits
 from lmix.tasks.cells import read_cell
 from lmix.tasks.rows import file_kind, read_file
 
@@ -29,6 +30,7 @@ def generate(
     side_by_side: bool = False,
     greedy: bool = False,
     max_new_tokens: int | None = None,
+    stop: Sequence[str] = (),
     system: str | None = None,
     chat_template: bool = True,
     chat_template_args: dict[str, Any] | None = None,
@@ -48,6 +50,7 @@ def generate(
             and how often it was asked before, so `prompt`, `file` and each column of `side_by_side` draw alike.
         max_new_tokens: a completion that has not ended by then is cut; null is what the backbone has room for after
             the prompt, at most 512.
+        stop: list of strings that end a completion, beside the end-of-sequence tokens; they stay in its text.
         system: the system message of a chat template.
         chat_template: put prompts into the tokenizer's chat template, where it has one.
         chat_template_args: further variables of the chat template, such as {enable_thinking: false}.
@@ -59,6 +62,7 @@ def generate(
     """
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    check_limits("", max_new_tokens, stop)
     if prompt is not None and file is not None:
         raise ValueError("prompt and file are both given: leave one of them out")
     if (file is None) != (out is None):
@@ -67,7 +71,7 @@ def generate(
         raise ValueError("page and figure show one completion: give its prompt")
     prompts = read_prompts(file) if file is not None else []
     model, console = MixedPolicyChoice(**kwargs).load(), new_console()
-    completer = Completer(model, system, chat_template, greedy, max_new_tokens, seed, chat_template_args)
+    completer = Completer(model, system, chat_template, greedy, max_new_tokens, seed, chat_template_args, stop=stop)
     if file is not None and out is not None:
         complete_file(completer, console, prompts, Path(out))
     elif prompt is None:

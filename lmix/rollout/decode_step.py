@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from lmix.functional import without_tokens
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import POLICY, Mixture, RowMixtures, row_mixtures
 from lmix.rollout.kv_cache import StreamCache
+from lmix.rollout.limits import Limits
 from lmix.rollout.packing import pad_right
 from lmix.rollout.randomness import uniforms
-from lmix.rollout.sampler import Limits
 from lmix.rollout.sampling import greedy, inverse_cdf
 
 EXTENT = 64
@@ -64,6 +65,11 @@ class DecodeStep:
         self.log_probs = torch.zeros(slots, self.max_new_tokens, device=self.device)
         self.kept = [name for name in self.streams if keep_frozen and name != POLICY]
         self.frozen: dict[str, Tensor] = {}
+        self.min_new_tokens = limits.min_new_tokens
+        self.stop = None if limits.stop is None else limits.stop.to(self.device)
+        # where there are stop strings: what each slot's text ends with, and which of its tokens complete one
+        self.states = None if self.stop is None else self._buffer(slots)
+        self.stops = None if self.stop is None else self._buffer(slots, self.max_new_tokens).bool()
 
     def _buffer(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.long, device=self.device)
@@ -97,6 +103,8 @@ class DecodeStep:
         self.samples[at] = torch.arange(samples, device=self.device).repeat(len(prompts))
         self.positions[at] = lengths_P[of_prompt] - 1
         self.counts[at] = 0
+        if self.states is not None:
+            self.states[at] = 0
         return self._choose([last_PH[of_prompt] for last_PH in last_K], at)
 
     def decode(self, visible: int) -> Tensor:
@@ -126,6 +134,8 @@ class DecodeStep:
         else:
             mixture = self.mixture.of_tokens(self.counts[at])
         logits = self.policy.mixed_logits(hidden_K, mixture)
+        if self.min_new_tokens:
+            logits = without_tokens(logits, self.end_ids, self.counts[at] < self.min_new_tokens)
         if self.greedy:
             tokens, log_probs = greedy(logits)
         else:
@@ -134,6 +144,10 @@ class DecodeStep:
         writes = self.counts[at] < self.max_new_tokens
         self.tokens[at, places] = torch.where(writes, tokens, self.tokens[at, places])
         self.log_probs[at, places] = torch.where(writes, log_probs, self.log_probs[at, places])
+        if self.stop is not None and self.states is not None and self.stops is not None:
+            self.states[at], completes = self.stop.step(self.states[at], tokens)
+            completes &= self.counts[at] + 1 >= self.min_new_tokens
+            self.stops[at, places] = torch.where(writes, completes, self.stops[at, places])
         for name, hidden_SH in zip(self.streams, hidden_K, strict=True):
             if name in self.kept:
                 if name not in self.frozen:
@@ -147,10 +161,13 @@ class DecodeStep:
         return tokens
 
     def first_ends(self, tokens: int) -> list[int]:
-        """Place of the first end-of-sequence token among each slot's newest `tokens`; the limit where there is none."""
+        """Place of the first token among each slot's newest `tokens` that ends its completion; the limit where none
+        does."""
         window = torch.arange(tokens, device=self.device)
         places = (self.counts.clamp(max=self.max_new_tokens)[:, None] - 1 - window).clamp(min=0)
         ends = torch.isin(self.tokens.gather(1, places), self.end_ids)
+        if self.stops is not None:
+            ends |= self.stops.gather(1, places)
         return places.masked_fill(~ends, self.max_new_tokens).amin(dim=1).tolist()
 
     def read(self, slot: int, count: int) -> tuple[list[int], Tensor, dict[str, Tensor] | None]:
@@ -163,7 +180,8 @@ class DecodeStep:
         at = torch.tensor(slots, device=self.device)
         for cache in self.caches:
             cache.keep(at)
-        for name in ("keys", "samples", "positions", "newest", "counts", "tokens", "log_probs"):
-            setattr(self, name, getattr(self, name)[at])
+        for name in ("keys", "samples", "positions", "newest", "counts", "tokens", "log_probs", "states", "stops"):
+            if (buffer := getattr(self, name)) is not None:
+                setattr(self, name, buffer[at])
         for name in self.frozen:
             self.frozen[name] = self.frozen[name][at]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lmix.model.prefix import Prefix
+from lmix.rollout.limits import Limits
 from lmix.rollout.types import Rollout
 
 WORTH_SHARING = 0.9
@@ -36,6 +37,8 @@ class Packed:
     """`[B]`, bool: rows that were not sampled."""
     prefix: Prefix | None = None
     """The prompts, each once, where rows share them."""
+    limits: Limits | None = None
+    """What those that were sampled were drawn within."""
 
     def unflatten(self, values: Tensor) -> Tensor:
         """`[N]` -> `[B, C]` with zeros in the padding; keeps the gradient."""
@@ -76,6 +79,7 @@ def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu", share_
         {name: torch.cat([hidden[name] for hidden in kept]).to(device) for name in names},
         torch.tensor([r.is_demonstration for r in rollouts], device=device),
         prefix,
+        next((r.limits for r in rollouts if r.limits is not None), None),
     )
 
 

@@ -1,25 +1,15 @@
 """The interface of samplers: whatever draws completions from a mixed policy. `engine.py` is lmix's own."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
+from lmix.rollout.limits import Limits
 from lmix.rollout.types import Draw, Group, Prompt
 
 Progress = Callable[[int, int, int], None]
 """Called while completions are drawn, with (rows that have ended, rows in all, tokens drawn)."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Where a completion ends."""
-
-    max_new_tokens: int
-    """A completion that has not ended by then is truncated."""
-    end_ids: tuple[int, ...]
-    """A completion ends with any of these tokens."""
 
 
 class Sampler(Protocol):

@@ -96,10 +96,10 @@ class Scheduler:
                 self.tokens_drawn += 1
 
     def retire(self, first_ends: Sequence[int]) -> list[Finished]:
-        """Free the slots of rows that drew an end-of-sequence token or reached the limit.
+        """Free the slots of rows that have ended or reached the limit.
 
         Args:
-            first_ends: place of each slot's first end-of-sequence token; the limit where there is none.
+            first_ends: place of the token that ends each slot's completion; the limit where none does.
         """
         finished = []
         for slot, (row, first_end) in enumerate(zip(self.row_of, first_ends, strict=True)):

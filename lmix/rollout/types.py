@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lmix.rollout.limits import Limits
 from lmix.tasks.task import Judgement, Problem
 
 
@@ -36,19 +37,23 @@ class Rollout:
     sample: int
     """Which of the prompt's G samples."""
     completion_ids: list[int] = field(default_factory=list)
-    """Sampled tokens, with the end-of-sequence token where the completion ended by itself."""
+    """Sampled tokens, with the one that ended the completion where it ended by itself."""
     log_probs: Tensor = field(default_factory=lambda: torch.empty(0))
     """`[T]`, of the sampled tokens under the mixed policy, as the sampler computed them."""
     ended: bool = False
-    """Whether an end-of-sequence token was sampled within the limit; otherwise the completion is truncated."""
+    """Whether an end-of-sequence token was sampled within the limit, or a token that completed a stop string; otherwise
+    the completion is truncated."""
     frozen_hidden: dict[str, Tensor] | None = None
     """`[T, H]` of each of the mixture's frozen streams: hidden states that predicted each token, if they were kept."""
     is_demonstration: bool = False
     """Whether it was not sampled: the problem's worked solution."""
     mask: Tensor | None = None
     """`[T]`, bool: the tokens that count in the loss; None counts all."""
+    limits: Limits | None = None
+    """What it was drawn within: scoring leaves out the tokens that could not be drawn. None leaves out none."""
     text: str = ""
-    """The completion without its end-of-sequence token, decoded."""
+    """The completion without its end-of-sequence token, decoded. A stop string stays, as does what its token has after
+    it."""
     judgement: Judgement | None = None
     """Format and correctness, once judged."""
     rewards: dict[str, float] = field(default_factory=dict)

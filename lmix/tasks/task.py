@@ -1,8 +1,10 @@
 """What a task is: problems, a prompt, an answer template, a judge."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from lmix.errors import one_line_errors
@@ -10,7 +12,7 @@ from lmix.verifier.normalise import normalise_answer
 from lmix.verifier.templates import answer_template
 
 Split = Literal["train", "validation", "test"]
-TemplateName = Literal["boxed", "answer_tag", "hash", "letter"]
+TemplateName = Literal["boxed", "answer_tag", "hash", "letter", "think_answer", "think_answer_lenient"]
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,30 @@ def chat_ids(
     return ids
 
 
+def read_prompt(prompt: str) -> str:
+    """A task's prompt, read from its file where it is one.
+
+    Raises:
+        ValueError: there is no `{problem}` in it, or the file is not UTF-8.
+    """
+    text = prompt
+    if "{problem}" not in prompt and os.path.isfile(prompt):
+        try:
+            text = Path(prompt).read_text(encoding="utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"task.prompt: the file {prompt!r} is not text in UTF-8: {error.reason}") from error
+    if "{problem}" not in text:
+        raise ValueError(f"task.prompt must contain {{problem}}, or be a file that does, not {prompt!r}")
+    return text
+
+
 class Task:
     """Base of all tasks; a subclass gives `problems`, and `verify` unless exact match suffices.
 
     Args:
-        prompt: what the model reads; `{problem}` and `{instruction}` are filled in. For chat messages it formats the
-            last one; `{problem}` alone leaves it as is.
+        prompt: what the model reads, or a text file that holds it (a line end at its very end does not count);
+            `{problem}` and `{instruction}` are filled in. For chat messages it formats the last one; `{problem}` alone
+            leaves it as is.
         template: the form that the answer must have.
         instruction: what fills `{instruction}`; by default the template's own sentence.
         chat: put the prompt into the tokenizer's chat template as a user's message, where it has one.
@@ -90,7 +110,8 @@ class Task:
         chat_template_args: further variables of the chat template, such as {enable_thinking: false}.
 
     Raises:
-        ValueError: the prompt has no `{problem}`, or variables are given for a chat template that is not used.
+        ValueError: the prompt has no `{problem}` and is no file with one, or variables are given for a chat template
+            that is not used.
     """
 
     name = "task"
@@ -106,8 +127,7 @@ class Task:
         system: str | None = None,
         chat_template_args: dict[str, Any] | None = None,
     ) -> None:
-        if "{problem}" not in prompt:
-            raise ValueError(f"task.prompt must contain {{problem}}, not {prompt!r}")
+        prompt = read_prompt(prompt)
         if chat_template_args and not chat:
             raise ValueError(
                 f"task.chat_template_args {chat_template_args} need the chat template: set task.chat to true"

@@ -1,8 +1,10 @@
 """Settings of a reinforcement learning run."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from lmix.rollout.limits import check_limits
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,16 @@ class SamplingConfig:
     mixture, so the ratio of eq. 5 stays right. Evaluation is greedy at any temperature."""
     seed: int | None = None
     """A row's random numbers depend on (seed, step, problem, sample, position) only; null: seed_everything."""
+    min_new_tokens: int = 0
+    """No end-of-sequence token is drawn as one of the first so many tokens: the mixture is renormalised without them
+    there, in scoring as well. A stop string that is complete before does not end the completion."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a completion, such as `</answer>`, beside the end-of-sequence tokens. They stay in its text, and
+    the token that completes one stays whole; no token is drawn after it."""
 
     def __post_init__(self) -> None:
         _at_least_one(self, "sampling", "samples_per_prompt", "max_new_tokens", "slots")
+        check_limits("sampling.", self.max_new_tokens, self.stop, self.min_new_tokens)
         if self.resample_dead < 0:
             raise ValueError(f"sampling.resample_dead must be at least 0, not {self.resample_dead}")
         if not 0 < self.temperature < math.inf:
@@ -48,8 +57,8 @@ class OptimizerConfig:
     """Decoupled, towards LoRA weights of 0, so towards the base."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's decay rates."""
-    max_grad_norm: float = 1.0
-    """Larger gradients are scaled to this norm."""
+    max_grad_norm: float | None = 1.0
+    """Larger gradients are scaled to this norm; null leaves them as they are."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """What to do with a step whose logits or gradient hold NaN or Inf: end the run before the update, or leave the
     update out and go on. A report of the rollouts that it came from is written to the run folder in either case."""
@@ -69,8 +78,8 @@ class OptimizerConfig:
                 f"optimizer.warmup_steps is {self.warmup_steps}, but optimizer.schedule constant has no warm-up: set "
                 "constant_with_warmup"
             )
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"optimizer.max_grad_norm must be positive, not {self.max_grad_norm}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"optimizer.max_grad_norm must be positive or null, not {self.max_grad_norm}")
 
 
 def _at_least_one(config: object, where: str, *names: str) -> None:

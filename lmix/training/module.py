@@ -23,7 +23,8 @@ from lmix.model.placement import model_paths
 from lmix.model.sources import check_places
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Engine
-from lmix.rollout.sampler import Limits, Progress, Sampler
+from lmix.rollout.limits import limits_of
+from lmix.rollout.sampler import Progress, Sampler
 from lmix.rollout.types import Draw, Group, Prompt, flatten
 from lmix.seed import run_seed
 from lmix.tasks.task import Task
@@ -97,7 +98,10 @@ class AdapterModule(OptimisedModule):
 
     @property
     def decoder(self) -> Decoder:
-        limits = Limits(self.sampling.max_new_tokens, self.end_ids)
+        settings = self.sampling
+        limits = limits_of(
+            self.tokenizer, self.end_ids, settings.max_new_tokens, settings.stop, settings.min_new_tokens
+        )
         return Decoder(self.sampler, limits, self.tokenizer, self.task)
 
     def configure_callbacks(self) -> list[Any]:

@@ -96,7 +96,8 @@ class OptimisedModule(RankedModule):
             gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])  # pyright: ignore
             gradient = self.trainer.strategy.reduce(gradient, reduce_op="sum")
             torch.nn.utils.vector_to_parameters(gradient, [p.grad for p in parameters])  # pyright: ignore
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimizer.max_grad_norm)
+        limit = self.optimizer.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         (bad,) = self.sum_over_ranks([len(self.nonfinite)])
         if bad or not torch.isfinite(norm):
             self._refuse_update()

@@ -3,11 +3,15 @@
 Legend: N completion tokens, H hidden size.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from lmix.functional import token_log_probs, without_tokens
+from lmix.model.head import CHUNK_LOGITS
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import POLICY, Mixture
 from lmix.rollout.packing import Packed
@@ -17,14 +21,14 @@ from lmix.tasks.task import Problem
 
 def score(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> Tensor:
     """Log-probability of each completion token, `[N]`, float32; only the policy has a gradient."""
-    hidden_K = mixture_hidden(policy, mixture, packed)
-    return policy.log_probs(hidden_K, packed.targets, mixture.of_tokens(packed.positions))
+    return log_probs_of_drawn(policy, mixture_hidden(policy, mixture, packed), mixture, packed)
 
 
 def score_with_entropy(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> tuple[Tensor, Tensor]:
-    """The same, and the entropy of the distribution that each token was drawn from: `[N]` twice."""
-    hidden_K, of_tokens = mixture_hidden(policy, mixture, packed), mixture.of_tokens(packed.positions)
-    return policy.log_probs(hidden_K, packed.targets, of_tokens), policy.entropies(hidden_K, of_tokens)
+    """The same, and the entropy of the mixture at each token's place, end-of-sequence tokens included: `[N]` twice."""
+    hidden_K = mixture_hidden(policy, mixture, packed)
+    entropies_N = policy.entropies(hidden_K, mixture.of_tokens(packed.positions))
+    return log_probs_of_drawn(policy, hidden_K, mixture, packed), entropies_N
 
 
 @torch.no_grad()
@@ -32,7 +36,46 @@ def score_stream(policy: MixedPolicy, mixture: Mixture, packed: Packed, stream: 
     """Log-probability of each completion token under one stream alone, at the mixture's temperature, `[N]`."""
     hidden = _hidden(policy, packed, stream)
     alone = replace(Mixture.alone(stream), temperature=mixture.temperature)
-    return policy.log_probs([hidden], packed.targets, alone)
+    return log_probs_of_drawn(policy, [hidden], alone, packed)
+
+
+def log_probs_of_drawn(policy: MixedPolicy, hidden_K: Sequence[Tensor], mixture: Mixture, packed: Packed) -> Tensor:
+    """Log-probability of each completion token, `[N]`, among the tokens that could be drawn in its place.
+
+    Args:
+        hidden_K: `[N, H]` of each of the mixture's streams.
+    """
+    limits = packed.limits
+    if limits is None or not limits.min_new_tokens:
+        return policy.log_probs(hidden_K, packed.targets, mixture.of_tokens(packed.positions))
+    early_N = packed.positions < limits.min_new_tokens
+    early, late = early_N.nonzero().flatten(), (~early_N).nonzero().flatten()
+    of_early = _early_log_probs(policy, [h[early] for h in hidden_K], mixture, packed, early, limits.end_ids)
+    late_mixture = mixture.of_tokens(packed.positions[late])
+    of_late = policy.log_probs([h[late] for h in hidden_K], packed.targets[late], late_mixture)
+    return of_late.new_zeros(len(early_N)).index_copy(0, early, of_early).index_copy(0, late, of_late)
+
+
+def _early_log_probs(
+    policy: MixedPolicy,
+    hidden_K: Sequence[Tensor],
+    mixture: Mixture,
+    packed: Packed,
+    at: Tensor,
+    end_ids: Sequence[int],
+) -> Tensor:
+    """Of the tokens `at`, in whose place no end-of-sequence token could be drawn. They are few, so a chunk's whole
+    logits are differentiated by autograd."""
+    ends = torch.tensor(end_ids, dtype=torch.long, device=at.device)
+
+    def chosen(at: Tensor, *hidden_K: Tensor) -> Tensor:
+        logits = policy.mixed_logits(hidden_K, mixture.of_tokens(packed.positions[at]))
+        allowed = without_tokens(logits, ends, torch.ones_like(at, dtype=torch.bool))
+        return token_log_probs(allowed, packed.targets[at])
+
+    chunk = max(1, CHUNK_LOGITS // policy.head.vocabulary)
+    parts = zip(*(x.split(chunk) for x in (at, *hidden_K)), strict=True)
+    return torch.cat([checkpoint(chosen, *part, use_reentrant=False) for part in parts])  # pyright: ignore
 
 
 def mixture_hidden(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> list[Tensor]:

@@ -1,8 +1,10 @@
 r"""Answer templates: where a completion states its answer, and how a demonstration writes one.
 
 A completion is *format-correct* when its template is there, filled and closed, after the thought if there is one: what
-stands in <think>...</think> answers nothing. Of several templates the last filled one counts. Every search below takes
-time linear in the length of the completion and recurses nowhere, whatever a model writes.
+stands in <think>...</think> answers nothing. Of several templates the last filled one counts. `think_answer` is
+R1-Zero's form, for prompts that end in <think>: `</think> <answer>` to the letter, the answer, `</answer>`;
+`think_answer_lenient` takes any white space between the first two tags. Every search below takes time linear in the
+length of the completion and recurses nowhere, whatever a model writes.
 """
 
 import re
@@ -139,12 +141,35 @@ def _after_thought(extract: Callable[[str], str | None]) -> Callable[[str], str 
     return extract_after
 
 
+def _thought_then_answer(tags: str) -> Callable[[str], str | None]:
+    """The last filled <answer>...</answer> after the thought; a box in it is unwrapped, and must be filled too.
+
+    Args:
+        tags: a pattern of the thought's end and the answer's beginning. The thought's beginning is in the prompt.
+    """
+    pattern = re.compile(tags)
+
+    def extract(completion: str) -> str | None:
+        end = completion.rfind("</think>")
+        if end < 0 or pattern.match(completion, end) is None or "<think>" in completion[end:]:
+            return None
+        answer = _extract_answer_tag(completion[end:])
+        has_box = answer is not None and ("\\boxed" in answer or "\\fbox" in answer)
+        return _extract_boxed(answer) if answer is not None and has_box else answer
+
+    return extract
+
+
 def _wrap_boxed(answer: str) -> str:
     return f"\\boxed{{{answer}}}"
 
 
 def _wrap_answer_tag(answer: str) -> str:
     return f"<answer>{answer}</answer>"
+
+
+def _wrap_think_answer(answer: str) -> str:
+    return f"</think> <answer> {_wrap_boxed(answer)} </answer>"
 
 
 def _wrap_hash(answer: str) -> str:
@@ -175,4 +200,11 @@ _TEMPLATES = {
             _extract_letter, _wrap_letter, "\n",
         ),
     )
+} | {
+    name: AnswerTemplate(
+        name,
+        "Reason first, then write </think> <answer> and the final answer, and close with </answer>.",
+        _thought_then_answer(tags), _wrap_think_answer, "\n",
+    )
+    for name, tags in (("think_answer", "</think> <answer>"), ("think_answer_lenient", r"</think>\s*<answer>"))
 }  # fmt: skip

@@ -36,6 +36,20 @@ def test_evaluate_gives_what_the_sweep_gives(swept, tmp_path, capsys):
     assert "reference" in capsys.readouterr().out
 
 
+def test_evaluate_ends_completions_at_stop_strings(swept, tmp_path):
+    """As a search in the texts of whole completions does: no token of the embedded tokenizer goes on after these."""
+    settings = {"stop": [" =", "how m"], "min_new_tokens": 3}
+    content = evaluate(alpha=0.4, out=str(tmp_path), **common(**settings))
+    stopped = 0
+    for whole, row in zip(correct(swept, mixture="logits", alpha=0.4), correct(tmp_path), strict=True):
+        end = whole[1].find(" =") + 2
+        assert row[1] == (whole[1] if end < 2 else whole[1][:end])
+        stopped += end >= 2
+    assert stopped > 4
+    assert content["policies"]["mixed"]["ended"] >= stopped
+    assert settings.items() <= content["settings"].items()
+
+
 def test_an_ensemble_of_two_is_the_mixture_at_alpha(swept, tmp_path):
     content = evaluate(weights=[0.6, 0.4], who=("mixed", "reference"), out=str(tmp_path), **common())
     assert correct(tmp_path, who="mixed") == correct(swept, mixture="logits", alpha=0.4)

@@ -71,6 +71,14 @@ def test_a_page_holds_its_data_and_nothing_gets_out_of_it(tmp_path):
     assert "http" not in re.sub(r'charset="utf-8"', "", text)  # nothing is loaded from elsewhere
 
 
+def test_generate_ends_at_a_stop_string(capsys):
+    flags = ["--greedy=true", "--max_new_tokens=40", "--stop=[' =']", *TINY]
+    assert cli.main(["generate", f"--prompt={QUESTION}", *flags]) == 0
+    assert capsys.readouterr().out.strip().endswith(" =")
+    assert cli.main(["generate", f"--prompt={QUESTION}", "--stop=['']", *TINY]) == 1
+    assert "stop must be a list of strings, none of them empty" in capsys.readouterr().err
+
+
 def test_generate_one_prompt_with_its_page(tmp_path, capsys):
     page = tmp_path / "page.html"
     shown = [f"--page={page}", f"--figure={tmp_path}/disputed"]

@@ -205,9 +205,9 @@ def test_streams_that_no_sample_needs_are_not_run(folders, monkeypatch):
     run = []
     whole = policy.hidden
 
-    def counted(ids, streams, **arguments):
+    def counted(ids, streams, *arguments):
         run.append(streams)
-        return whole(ids, streams, **arguments)
+        return whole(ids, streams, *arguments)
 
     monkeypatch.setattr(policy, "hidden", counted)
     generate(policy, mixture=[Mixture.at(alpha) for alpha in (0.5, 0.0, 1.0, 0.0)])

@@ -1,10 +1,13 @@
 import json
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from lmix.model.tokenizer import load_tokenizer
 from lmix.tasks import ArithmeticTask, CnK12Task, DatasetTask, MathTask, MMLUTask, Problem
 from lmix.tasks.arithmetic import split_of
+from lmix.tasks.task import TemplateName
 
 ROW = {"problem": "What is 1+1?", "solution": "It is \\boxed{2}.", "answer": "2", "level": "Level 1"}
 
@@ -118,8 +121,36 @@ def test_settings_out_of_range():
         ArithmeticTask(train_size=0)
     with pytest.raises(ValueError, match=r"must contain \{problem\}"):
         ArithmeticTask(prompt="solve")
+    with pytest.raises(ValueError, match=r"or be a file that does, not 'a\\x00b'"):
+        ArithmeticTask(prompt="a\0b")
     with pytest.raises(ValueError, match="both null"):
         DatasetTask("x.jsonl", answer_column=None)
+
+
+def test_a_prompt_of_a_file(tmp_path):
+    """Without a chat template, to the letter; the line end at the file's end is the editor's."""
+    path = tmp_path / "prompt.txt"
+    path.write_text("User: {problem}\nAssistant: <think>\n", encoding="utf-8")
+    task = ArithmeticTask(prompt=str(path), template="think_answer", chat=False)
+    assert task.prompt_text(Problem(0, "2 + 2", "4")) == "User: 2 + 2\nAssistant: <think>"
+    path.write_text("User: ", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"must contain \{problem\}"):
+        ArithmeticTask(prompt=str(path))
+    path.write_bytes(b"{problem}\xff")
+    with pytest.raises(ValueError, match="is not text in UTF-8"):
+        ArithmeticTask(prompt=str(path))
+
+
+def test_r1_zero_s_form():
+    path = Path(__file__).parent.parent.parent / "configs" / "prompts" / "r1_zero.txt"
+    task = ArithmeticTask(prompt=str(path), template="think_answer", chat=False)
+    problem = Problem(0, "What is 2 + 2?", "4", "Two and two are 4.")
+    prompt = task.prompt_text(problem)
+    assert prompt.endswith("\nUser: What is 2 + 2?\nAssistant: <think>")
+    demonstration = task.demonstration(problem)
+    assert demonstration == "Two and two are 4.\n</think> <answer> \\boxed{4} </answer>"
+    (judgement,) = task.judge([demonstration], ["4"])
+    assert judgement.answer_correct
 
 
 def test_tasks_import_neither_torch_nor_sympy():
@@ -212,7 +243,7 @@ def test_mmlu_rows_that_do_not_fit(tmp_path):
         MMLUTask(path, test_source=path).problems("train")
 
 
-@pytest.mark.parametrize("template", ["boxed", "answer_tag", "hash", "letter"])
+@pytest.mark.parametrize("template", get_args(TemplateName))
 def test_a_demonstration_is_format_correct_and_right_in_each_template(template):
     answer = "B" if template == "letter" else "12"
     task = DatasetTask("x.jsonl", template=template)

@@ -131,8 +131,10 @@ class Canned:
     def rollout(self, prompt, sample, limits):
         text = "." if sample % 2 else f"1 + 1 = 2. \\boxed{{{prompt.problem.answer}}}"
         ids = load_tokenizer("lmix:tiny-arithmetic")(text, add_special_tokens=False)["input_ids"]
-        ids = [*ids, limits.end_ids[0]][: limits.max_new_tokens]
-        return Rollout(prompt, sample, ids, torch.zeros(len(ids)), ended=ids[-1] == limits.end_ids[0])
+        ids = [*ids, limits.end_ids[0]]
+        count = limits.end_of(ids)
+        ids = ids[: count or limits.max_new_tokens]
+        return Rollout(prompt, sample, ids, torch.zeros(len(ids)), ended=count is not None)
 
     def sync(self, policy):
         self.synced += 1

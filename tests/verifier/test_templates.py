@@ -58,6 +58,33 @@ FOUND = [
     ("answer_tag", "5</answer>", None),
     ("answer_tag", "<answer>5", None),
     ("answer_tag", "<answer></answer>", None),
+    # the prompt ends in <think>
+    *(
+        (name, completion, answer)
+        for name in ("think_answer", "think_answer_lenient")
+        for completion, answer in [
+            ("So 5. </think> <answer> 5 </answer>", "5"),
+            ("So 5. </think> <answer>\\boxed{5}</answer>", "5"),
+            ("</think> <answer> It is $\\boxed{\\frac{1}{2}}$. </answer>\n\nUser: next", "\\frac{1}{2}"),
+            ("\\boxed{4}</think> <answer> x = 5 </answer>", "x = 5"),
+            ("<answer>4</answer> no </think> <answer>5</answer>", "5"),
+            ("</think> <answer>4</answer> wait </think> <answer>5</answer>", "5"),
+            ("</think> <answer>1 <answer>2</answer>", "2"),
+            ("</think> <answer></answer>", None),
+            ("</think> <answer>\\boxed{ }</answer>", None),
+            ("</think> <answer>\\boxed{5</answer>", None),
+            ("</think> <answer>5", None),
+            ("</think> 5 <answer>5</answer>", None),
+            ("<answer>5</answer>", None),
+            ("<answer>5</answer> </think>", None),
+            ("</think> <answer>5</answer> <think>", None),
+            ("\\boxed{5}", None),
+        ]
+    ),
+    ("think_answer", "</think><answer>5</answer>", None),
+    ("think_answer", "</think>\n<answer>5</answer>", None),
+    ("think_answer_lenient", "</think><answer>5</answer>", "5"),
+    ("think_answer_lenient", "</think>\n\n  <answer>5</answer>", "5"),
     ("hash", "work\n#### 72", "72"),
     ("hash", "#### 1\n#### 2\nmore", "2"),
     ("hash", "#### 1\n####   ", "1"),
@@ -93,7 +120,8 @@ def test_extract(name: str, completion: str, answer: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "answer"), [("boxed", r"\frac{1}{2}"), ("answer_tag", "x+1"), ("hash", "72"), ("letter", "B")]
+    ("name", "answer"),
+    [("boxed", r"\frac{1}{2}"), ("answer_tag", "x+1"), ("hash", "72"), ("letter", "B"), ("think_answer", "72")],
 )
 def test_extract_undoes_wrap(name: str, answer: str) -> None:
     template = answer_template(name)
@@ -108,7 +136,7 @@ def test_letter_refuses_other_answers() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match="'box' is unknown: use one of boxed, answer_tag, hash, letter"):
+    with pytest.raises(ValueError, match="'box' is unknown: use one of boxed, answer_tag, hash, letter, think_answer"):
         answer_template("box")
 
 
@@ -134,8 +162,10 @@ def test_large_completions(completion: str, answer: str | None) -> None:
     assert found == answer, "not as expected"  # a diff of megabytes would take longer than the search
 
 
-@pytest.mark.parametrize("name", ["answer_tag", "hash", "letter"])
-@pytest.mark.parametrize("text", ["<answer>", "</answer>", "### ", "####\n", "Answer: (", "*", "\n", " "])
+@pytest.mark.parametrize("name", ["answer_tag", "hash", "letter", "think_answer", "think_answer_lenient"])
+@pytest.mark.parametrize(
+    "text", ["<answer>", "</answer>", "</think> <answer>", "</think> ", "### ", "####\n", "Answer: (", "*", "\n", " "]
+)
 def test_repeated_pieces_hold_no_answer(name: str, text: str) -> None:
     found = answer_template(name).extract(text * (10**6 // len(text)))
     assert found is None, "not as expected"
