@@ -11,7 +11,8 @@ Equation numbers are those of Gan & Zhu, arXiv 2605.20555. This package imports 
 from lmix.functional.advantages import dead_groups, group_advantages
 from lmix.functional.alpha import AlphaUpdate, alpha_of_counts, forgetting_and_gain, net_gain_alpha
 from lmix.functional.logprobs import linear_log_probs, token_log_probs, tokenwise
-from lmix.functional.mixing import mix_log_probs, mix_logits, mix_streams, mix_streams_log_probs
+from lmix.functional.low_rank import low_rank_factors
+from lmix.functional.mixing import implausible, mix_log_probs, mix_logits, mix_streams, mix_streams_log_probs
 from lmix.functional.objective import (
     SurrogateStats,
     clipped_surrogate,
@@ -31,8 +32,10 @@ __all__ = [
     "forgetting_and_gain",
     "group_advantages",
     "group_token_weights",
+    "implausible",
     "k3_kl",
     "linear_log_probs",
+    "low_rank_factors",
     "mix_log_probs",
     "mix_logits",
     "mix_streams",

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lmix.functional import linear_log_probs, mix_streams, mix_streams_log_probs, token_log_probs, tokenwise
+from lmix.functional import (
+    implausible,
+    linear_log_probs,
+    mix_streams,
+    mix_streams_log_probs,
+    token_log_probs,
+    tokenwise,
+)
 from lmix.model.adapters import is_adapted
 from lmix.model.mixture import POLICY, Mixture, RowMixtures
 from lmix.model.streams import StreamRouter
@@ -90,6 +97,14 @@ class MixingHead:
             hidden_K: `[..., H]` of each of `mixture.streams`; `[B, H]` where the mixture has a row axis.
             mixture: the weights.
         """
+        mixed = self._mixed(hidden_K, mixture)
+        if not mixture.plausibility:
+            return mixed
+        # the policy is the first stream, as its weight is not 0 then
+        expert = self.logits(hidden_K[0], POLICY).float()
+        return mixed.masked_fill(implausible(expert, mixture.plausibility), -torch.inf)
+
+    def _mixed(self, hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures) -> Tensor:
         weights = mixture.stream_weights
         if mixture.kind == "logits":
             first, *others = self._by_head(mixture)
@@ -116,7 +131,15 @@ class MixingHead:
 
         Returns:
             `[N]`, float32.
+
+        Raises:
+            ValueError: a mixture with a plausibility threshold.
         """
+        if mixture.plausibility:
+            raise ValueError(
+                f"plausibility {mixture.plausibility} is for evaluation and generation: in training the ratio of eq. 5 "
+                "would be wrong, so set it to 0"
+            )
         chunk = chunk or max(1, CHUNK_LOGITS // self.vocabulary)
         # the policy, whose hidden states alone may carry a gradient, is the first stream of any mixture that has it
         places, *others = self._by_head(mixture)

@@ -5,7 +5,7 @@ Legend: B rows, K streams of the mixture.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,13 +28,17 @@ class Mixture:
         weights: of the policy, the reference and each expert. Logits take any numbers (DExperts, contrastive decoding);
             weights of probabilities are at least 0 and sum to 1.
         kind: `logits` averages logits (eq. 1), `probs` averages probabilities (section 5).
+        plausibility: a token whose probability under the policy alone is less than this part of the most probable
+            one's is never drawn (contrastive decoding, Li et al., arXiv 2210.15097, there 0.1); 0 leaves all.
 
     Raises:
-        ValueError: weights that are not finite or all 0, or that do not fit the kind.
+        ValueError: weights that are not finite or all 0, or that do not fit the kind; a plausibility outside [0, 1], or
+            above 0 where the policy has weight 0.
     """
 
     weights: tuple[float, ...]
     kind: MixtureKind = "logits"
+    plausibility: float = 0.0
 
     def __post_init__(self) -> None:
         weights = tuple(map(float, self.weights))
@@ -43,6 +47,10 @@ class Mixture:
             raise ValueError(f"mixture must be logits or probs, not {self.kind!r}")
         if not all(map(math.isfinite, weights)) or not any(weights):
             raise ValueError(f"weights must be finite, and one of them not 0: not {list(weights)}")
+        if not 0.0 <= self.plausibility <= 1.0:
+            raise ValueError(f"plausibility must lie in [0, 1], not {self.plausibility}: 0.1 is usual, 0 leaves it out")
+        if self.plausibility and not weights[0]:
+            raise ValueError(f"plausibility {self.plausibility} needs a policy whose weight is not 0: set it to 0")
         if self.kind == "probs" and (min(weights) < 0 or abs(sum(weights) - 1.0) > 1e-6):
             raise ValueError(f"weights of probabilities must be at least 0 and sum to 1, not {list(weights)}")
 
@@ -103,6 +111,7 @@ class RowMixtures:
     weights_BK: Tensor
     """float32."""
     sums_to_one: bool
+    plausibility: float = 0.0
 
     @property
     def stream_weights(self) -> tuple[Tensor, ...]:
@@ -111,7 +120,7 @@ class RowMixtures:
 
     def rows(self, rows: Tensor) -> "RowMixtures":
         """Of these rows only, `[b]`."""
-        return RowMixtures(self.kind, self.streams, self.weights_BK[rows], self.sums_to_one)
+        return replace(self, weights_BK=self.weights_BK[rows])
 
 
 def row_mixtures(mixtures: Sequence[Mixture], device: torch.device | str = "cpu") -> RowMixtures:
@@ -122,14 +131,15 @@ def row_mixtures(mixtures: Sequence[Mixture], device: torch.device | str = "cpu"
     """
     if any(mixture.depends_on_token for mixture in mixtures):
         raise ValueError("a mixture whose weights depend on the token must be drawn alone, not beside others")
-    kinds: set[MixtureKind] = {mixture.kind for mixture in mixtures}
+    kinds = {(mixture.kind, mixture.plausibility) for mixture in mixtures}
     if len(kinds) != 1:
         raise ValueError(f"mixtures that are drawn together must be of one kind, not of {len(kinds)}")
+    ((kind, plausibility),) = kinds
     needed = {name for mixture in mixtures for name in mixture.streams}
     streams = tuple(name for name in stream_names(max(len(m.weights) for m in mixtures)) if name in needed)
     weights = [[mixture.by_name().get(name, 0.0) for name in streams] for mixture in mixtures]
     weights_BK = torch.tensor(weights, dtype=torch.float32, device=device)
-    return RowMixtures(kinds.pop(), streams, weights_BK, all(m.sums_to_one for m in mixtures))
+    return RowMixtures(kind, streams, weights_BK, all(m.sums_to_one for m in mixtures), plausibility)
 
 
 def mixture_of(alpha: float, kind: MixtureKind, weights: Sequence[float] | None, streams: int) -> Mixture:
