@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ class EvaluationConfig:
     """The streams: policy is what was trained (a folder checkpoints/step=N), reference the SFT adapter or model."""
     weights: list[float] | None = None
     """Of the policy, the reference and each of adapters.experts, in place of alpha: an ensemble."""
+    plausibility: float = 0.0
+    """Leave out tokens whose probability under the policy is less than this part of the most probable one's
+    (contrastive decoding; 0.1 there). For evaluation and generation only: in training it would make the ratio wrong."""
     problems: int = 500
     """How many of the split's problems; they are chosen by `seed`, as training chooses data.eval_size by data.seed."""
     split: Split = "test"
@@ -68,6 +71,7 @@ class EvaluationConfig:
             ValueError: alpha outside [0, 1], or weights that do not fit the adapters.
         """
         mixed = mixture_of(check_alpha(alpha), kind, self.weights, self.adapters.streams)
+        mixed = replace(mixed, plausibility=self.plausibility)
         return {"mixed": mixed, "policy": Mixture.alone(POLICY, kind), "reference": Mixture.alone(REFERENCE, kind)}
 
     def prompts(self) -> list[Prompt]:

@@ -108,4 +108,5 @@ def describe(who: Who, mixture: Mixture) -> str:
         return f"{who} alone"
     is_plain = len(mixture.weights) == 2 and mixture.weights[0] == 1.0 - mixture.alpha
     weights = f"alpha {mixture.alpha:g}" if is_plain else f"weights {list(mixture.weights)}"
-    return f"mixed, {mixture.kind}, {weights}"
+    threshold = f", plausibility {mixture.plausibility:g}" if mixture.plausibility else ""
+    return f"mixed, {mixture.kind}, {weights}{threshold}"

@@ -61,6 +61,8 @@ def sweep(
     config = EvaluationConfig(task, **kwargs)
     if config.weights or config.adapters.experts:
         raise ValueError("sweep moves alpha, which an ensemble has not: leave out weights and adapters.experts")
+    if config.plausibility:
+        raise ValueError(f"plausibility {config.plausibility} needs the policy, which alpha 1 has not: leave it out")
     cells: list[Cell] = sorted((mixture, check_alpha(alpha)) for mixture in set(mixtures) for alpha in set(alphas))
     if not cells:
         raise ValueError("alphas and mixtures must name at least one each: leave them out for all")

@@ -18,7 +18,8 @@ from lmix.functional.logprobs import (
     tokenwise,
     without_tokens,
 )
-from lmix.functional.mixing import mix_streams, mix_streams_log_probs
+from lmix.functional.low_rank import low_rank_factors
+from lmix.functional.mixing import implausible, mix_streams, mix_streams_log_probs
 from lmix.functional.objective import (
     SurrogateStats,
     clipped_surrogate,
@@ -42,10 +43,12 @@ __all__ = [
     "forgetting_and_gain",
     "group_advantages",
     "group_token_weights",
+    "implausible",
     "k3_kl",
     "leave_one_out_advantages",
     "linear_entropies",
     "linear_log_probs",
+    "low_rank_factors",
     "mix_streams",
     "mix_streams_log_probs",
     "net_gain_alpha",

@@ -56,6 +56,19 @@ def mix_streams_log_probs(log_probs_K: Sequence[Tensor], weights_K: Sequence[flo
     return mixed.to(live[0][0].dtype)
 
 
+def implausible(logits: Tensor, threshold: float) -> Tensor:
+    """Tokens that contrastive decoding leaves out: `p < threshold * max p` (Li et al., arXiv 2210.15097, eq. 3).
+
+    Args:
+        logits: `[..., V]` of the expert.
+        threshold: in (0, 1]; 1 leaves the most probable token only.
+
+    Returns:
+        `[..., V]`, bool.
+    """
+    return logits < logits.amax(-1, keepdim=True) + math.log(threshold)
+
+
 def _accumulable(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 

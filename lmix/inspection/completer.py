@@ -79,7 +79,8 @@ class Completer:
             ids = self.tokenizer(messages[-1]["content"])["input_ids"]
         if not ids:
             raise ValueError("the prompt is empty")
-        check_places(self.backbone, len(ids), self.max_new_tokens or 1)  # pyright: ignore[reportArgumentType]
+        for model in self.policy.models:
+            check_places(self.backbone, len(ids), self.max_new_tokens or 1, model.config)  # pyright: ignore
         self._asked[tuple(ids)] += 1
         return Prompt(Problem(prompt_key(ids, self._asked[tuple(ids)]), messages[-1]["content"], ""), list(ids))
 
@@ -108,8 +109,8 @@ class Completer:
         """How many tokens to draw at most after prompts of at most this many tokens."""
         if self.max_new_tokens is not None:
             return self.max_new_tokens
-        places = count_places(self.policy.backbone.config)
-        return MOST_NEW_TOKENS if places is None else min(MOST_NEW_TOKENS, places - longest_prompt)
+        places = [count for model in self.policy.models if (count := count_places(model.config)) is not None]
+        return min([MOST_NEW_TOKENS, *(count - longest_prompt for count in places)])
 
     def text(self, ids: Sequence[int]) -> str:
         """Tokens as text, without those that end a completion."""

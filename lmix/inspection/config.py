@@ -1,6 +1,6 @@
 """Which mixed policy is looked at."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lmix.model.adapters import AdapterConfig
@@ -27,6 +27,9 @@ class MixedPolicyChoice:
     """What is averaged."""
     weights: list[float] | None = None
     """Of the policy, the reference and each of adapters.experts, in place of alpha: an ensemble."""
+    plausibility: float = 0.0
+    """Leave out tokens whose probability under the policy is less than this part of the most probable one's
+    (contrastive decoding; 0.1 there). For evaluation and generation only: in training it would make the ratio wrong."""
 
     def __post_init__(self) -> None:
         self.chosen_mixture()
@@ -38,7 +41,8 @@ class MixedPolicyChoice:
     def chosen_mixture(self) -> Mixture:
         """What the fields say. Raises ValueError where they do not fit together."""
         alpha = 0.5 if self.alpha is None else self.alpha
-        return mixture_of(alpha, self.mixture, self.weights, self.adapters.streams)
+        mixed = mixture_of(alpha, self.mixture, self.weights, self.adapters.streams)
+        return replace(mixed, plausibility=self.plausibility)
 
     def load(self) -> MixedPolicyForCausalLM:
         """The model. Raises ValueError where it can't be loaded."""

@@ -197,6 +197,12 @@ def add_adapters(
     return peft_model
 
 
+def lora_layers(peft_model: nn.Module) -> list[tuple[str, Any]]:
+    """The layers that have a LoRA, by the names that the model without adapters has for them."""
+    layers = [(name, layer) for name, layer in peft_model.named_modules() if isinstance(layer, LoraLayer)]
+    return [(name.removeprefix("base_model.model."), layer) for name, layer in layers]
+
+
 def adapter_weights(peft_model: Any, stream: str = "default") -> dict[str, Tensor]:
     """An adapter's weights by the names that a peft folder has for them, without those of the base."""
     return get_peft_model_state_dict(peft_model, adapter_name=stream, save_embedding_layers=False)

@@ -28,6 +28,7 @@ from lmix.model.backbone import BackboneConfig, best_device
 from lmix.model.end_tokens import end_tokens
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, stream_names
+from lmix.model.placement import field_of
 from lmix.model.sources import MIXED
 from lmix.model.stacked_model import Part
 
@@ -47,6 +48,7 @@ class MixedPolicyConfig(PretrainedConfig):
         adapters: dict[str, str | None] | None = None,
         mixture: MixtureKind = "logits",
         weights: dict[str, float] | None = None,
+        plausibility: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """Make it.
@@ -56,10 +58,11 @@ class MixedPolicyConfig(PretrainedConfig):
             adapters: stream -> its peft folder inside the model's, or None for the backbone itself.
             mixture: what is averaged.
             weights: stream -> its weight.
+            plausibility: see `Mixture`.
             kwargs: fields of the backbone's configuration.
         """
         self.backbone, self.adapters = backbone or {}, adapters or {}
-        self.mixture, self.weights = mixture, weights or {}
+        self.mixture, self.weights, self.plausibility = mixture, weights or {}, plausibility
         super().__init__(**kwargs)
 
 
@@ -135,6 +138,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
             adapters={name: name if name in policy.peft_model.peft_config else None for name in policy.stream_names},
             mixture=mixture.kind,
             weights=mixture.by_name(),
+            plausibility=mixture.plausibility,
             **{**fields, "architectures": [cls.__name__]},
         )
         config._name_or_path = backbone.path
@@ -179,7 +183,8 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
             AdapterConfig(folders[REFERENCE], folders[POLICY], [folders[name] or "base" for name in experts]),
             device or best_device(),
         )
-        mixture = Mixture(tuple(config.weights[name] for name in streams), config.mixture)  # pyright: ignore[reportArgumentType]
+        weights = tuple(config.weights[name] for name in streams)
+        mixture = Mixture(weights, config.mixture, plausibility=config.plausibility)  # pyright: ignore[reportArgumentType]
         config._name_or_path = str(folder)
         model = cls(config, policy, mixture)
         model.generation_config.eos_token_id = config.eos_token_id  # as `ending_with` has left it
@@ -193,13 +198,23 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         return self
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:  # pyright: ignore
-        """Write adapters as peft folders, and a configuration that names the backbone; its weights are not copied."""
+        """Write adapters as peft folders, and a configuration that names the backbone; its weights are not copied.
+
+        Raises:
+            ValueError: a stream is a whole model of its own.
+        """
+        if others := self.policy.models[1:]:
+            raise ValueError(
+                f"export writes the adapters of one backbone, but {field_of(others[0].streams[0])} is a whole model: "
+                "make an adapter of it by lmix delta, or leave it out"
+            )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         for stream, name in self.config.adapters.items():
             if name is not None:
                 save_adapter(self.policy.peft_model, stream, folder / name)
         self.config.mixture, self.config.weights = self.mixture.kind, self.mixture.by_name()
+        self.config.plausibility = self.mixture.plausibility
         write_lines(folder / FILE, [self.config.to_json_string(use_diff=False)])
 
     def forward(

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmix.functional import (
     entropies,
+    implausible,
     linear_entropies,
     linear_log_probs,
     mix_streams,
@@ -98,6 +99,15 @@ class MixingHead:
             hidden_K: `[..., H]` of each of `mixture.streams`; `[B, H]` where the mixture has a row axis.
             mixture: the weights.
         """
+        mixed = self._mixed(hidden_K, mixture)
+        if not mixture.plausibility:
+            return mixed
+        # the policy is the first stream, as its weight is not 0 then
+        expert = self.logits(hidden_K[0], POLICY).float()
+        return mixed.masked_fill(implausible(expert, mixture.plausibility), -torch.inf)
+
+    def _mixed(self, hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures) -> Tensor:
+        """The same before implausible tokens are taken out."""
         if mixture.kind == "logits":
             first, *others = self._by_head(mixture)
             mixed = self._part(first, hidden_K, mixture)
@@ -126,7 +136,15 @@ class MixingHead:
 
         Returns:
             `[N]`, float32.
+
+        Raises:
+            ValueError: a mixture with a plausibility threshold.
         """
+        if mixture.plausibility:
+            raise ValueError(
+                f"plausibility {mixture.plausibility} is for evaluation and generation: in training the ratio of eq. 5 "
+                "would be wrong, so set it to 0"
+            )
         chunk = chunk or self.chunk
         if (fused := self._fused(hidden_K, mixture)) is not None:
             return linear_log_probs(*fused[:3], tokens, chunk, fused[3])
@@ -149,6 +167,7 @@ class MixingHead:
     ) -> tuple[Tensor, Tensor, Tensor | None, Callable[[slice], Tensor] | None] | None:
         """Mixed hidden states `[N, H]` of the first backbone, its head's weight and bias, and what other backbones add
         to a slice's logits: where this gives the mixed logits, their gradient can be written down."""
+        # the policy, whose hidden states alone may carry a gradient, is the first stream of any mixture that has it
         places, *others = self._by_head(mixture)
         head = self.heads[mixture.streams[places[0]]]
         plain = head.mixes_hidden(sums_to_one(mixture, places)) and type(head.module) is nn.Linear

@@ -29,15 +29,18 @@ class Mixture:
             weights of probabilities are at least 0 and sum to 1.
         kind: `logits` averages logits (eq. 1), `probs` averages probabilities (section 5).
         temperature: what the mixture's logits are divided by, after averaging: `softmax(z_mix / temperature)`.
+        plausibility: a token whose probability under the policy alone is less than this part of the most probable
+            one's is never drawn (contrastive decoding, Li et al., arXiv 2210.15097, there 0.1); 0 leaves all.
 
     Raises:
-        ValueError: weights that are not finite or all 0, or that do not fit the kind; a temperature that is not
-            positive.
+        ValueError: weights that are not finite or all 0, or that do not fit the kind; a plausibility outside [0, 1], or
+            above 0 where the policy has weight 0.
     """
 
     weights: tuple[float, ...]
     kind: MixtureKind = "logits"
     temperature: float = 1.0
+    plausibility: float = 0.0
 
     def __post_init__(self) -> None:
         weights = tuple(map(float, self.weights))
@@ -48,6 +51,10 @@ class Mixture:
             raise ValueError(f"weights must be finite, and one of them not 0: not {list(weights)}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
+        if not 0.0 <= self.plausibility <= 1.0:
+            raise ValueError(f"plausibility must lie in [0, 1], not {self.plausibility}: 0.1 is usual, 0 leaves it out")
+        if self.plausibility and not weights[0]:
+            raise ValueError(f"plausibility {self.plausibility} needs a policy whose weight is not 0: set it to 0")
         if self.kind == "probs" and (min(weights) < 0 or abs(sum(weights) - 1.0) > 1e-6):
             raise ValueError(f"weights of probabilities must be at least 0 and sum to 1, not {list(weights)}")
 
@@ -118,6 +125,7 @@ class RowMixtures:
     """float32."""
     sums_to_one: bool
     temperature: float = 1.0
+    plausibility: float = 0.0
 
     @property
     def stream_weights(self) -> tuple[Tensor, ...]:
@@ -138,21 +146,20 @@ def row_mixtures(mixtures: Sequence[Mixture], device: torch.device | str = "cpu"
     """One mixture a row. All rows run every stream that any of them needs.
 
     Raises:
-        ValueError: mixtures of different kinds or temperatures, or one whose weights depend on the token.
+        ValueError: mixtures that differ in more than their weights, or one whose weights depend on the token.
     """
     if any(mixture.depends_on_token for mixture in mixtures):
         raise ValueError("a mixture whose weights depend on the token must be drawn alone, not beside others")
-    kinds: set[MixtureKind] = {mixture.kind for mixture in mixtures}
+    kinds = {(mixture.kind, mixture.temperature, mixture.plausibility) for mixture in mixtures}
     if len(kinds) != 1:
-        raise ValueError(f"mixtures that are drawn together must be of one kind, not of {len(kinds)}")
-    temperatures = {mixture.temperature for mixture in mixtures}
-    if len(temperatures) != 1:
-        raise ValueError(f"mixtures that are drawn together must have one temperature, not {sorted(temperatures)}")
+        raise ValueError(f"mixtures drawn together must agree in kind, temperature and plausibility, not be {kinds}")
+    kind, temperature, plausibility = mixtures[0].kind, mixtures[0].temperature, mixtures[0].plausibility
     needed = {name for mixture in mixtures for name in mixture.streams}
     streams = tuple(name for name in stream_names(max(len(m.weights) for m in mixtures)) if name in needed)
     weights = [[mixture.by_name().get(name, 0.0) for name in streams] for mixture in mixtures]
     weights_BK = torch.tensor(weights, dtype=torch.float32, device=device)
-    return RowMixtures(kinds.pop(), streams, weights_BK, all(m.sums_to_one for m in mixtures), *temperatures)
+    sums = all(mixture.sums_to_one for mixture in mixtures)
+    return RowMixtures(kind, streams, weights_BK, sums, temperature, plausibility)
 
 
 def mixture_of(

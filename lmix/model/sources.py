@@ -113,9 +113,13 @@ def count_places(config: PretrainedConfig) -> int | None:
     return places
 
 
-def check_places(path: str, longest_prompt: int, max_new_tokens: int) -> None:
-    """Raise ValueError where a prompt and its completion can be more tokens than the backbone has places."""
-    places = count_places(load_config(path))
+def check_places(path: str, longest_prompt: int, max_new_tokens: int, config: PretrainedConfig | None = None) -> None:
+    """Raise ValueError where a prompt and its completion can be more tokens than the backbone has places.
+
+    Args:
+        config: that of a loaded model; None reads that of `path`.
+    """
+    places = count_places(config or load_config(path))
     if places is not None and longest_prompt + max_new_tokens > places:
         raise ValueError(
             f"max_new_tokens {max_new_tokens} after a prompt of {longest_prompt} tokens is more than the {places} "

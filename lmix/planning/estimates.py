@@ -3,17 +3,18 @@
 from dataclasses import replace
 
 from lmix.model.head import CHUNK_LOGITS
-from lmix.planning.shape import ModelShape, RunShape
+from lmix.model.size import weight_bytes
+from lmix.planning.shape import FrozenModel, ModelShape, RunShape
 from lmix.rollout.engine import PREFILL_TOKENS
 
+ADDED = ("rollout: keys and values", "rollout: prefill", "rollout: logits", "update: logits")
+"""What each further model of the mixture needs of its own, beside its weights."""
 
-def weight_bytes(model: ModelShape, run: RunShape) -> float:
-    """The backbone as it lies on one device: 4 bits a weight and their scales, or the dtype."""
-    scales = 1 / 64 + 4 / (64 * 256) if run.double_quantization else 4 / 64
+
+def backbone_bytes(model: ModelShape, run: RunShape) -> float:
+    """The policy's backbone as it lies on one device."""
     shards = run.devices if run.sharded else 1
-    if run.nf4:  # the scales are no parameters, so every rank has them all
-        return model.linear * (0.5 / shards + scales) + model.other * run.width
-    return model.linear * run.width / shards + model.other * run.width
+    return weight_bytes(model.linear, model.other, run.width, run.nf4, run.double_quantization, shards)
 
 
 def activation_bytes(model: ModelShape, run: RunShape) -> float:
@@ -46,8 +47,8 @@ def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
     gathered = model.linear * (0.5 if run.nf4 else width) if run.sharded else 0.0
     # in the dtype, and in float32 where that is another
     logit = (width if width < 4 else 0) + 4.0
-    return {
-        "backbone": weight_bytes(model, run),
+    parts = {
+        "backbone": backbone_bytes(model, run),
         "adapters": 4.0 * (model.lora + model.frozen_lora),
         "gradient and optimiser": 12.0 * model.lora,
         "rollout: keys and values": 2.0 * streams * run.decoded * row * model.layers * model.keys * width,
@@ -63,6 +64,24 @@ def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
         # gradients of the MLP's three tensors at once, and the layer's shards beside the next one's
         "update: backward of a layer": 3.0 * passed * model.inner * width + 2.0 * gathered / model.layers,
     }
+    for other in run.others:
+        theirs = memory(other.shape, alone(other, run))
+        parts["frozen models"] = parts.get("frozen models", 0.0) + theirs["backbone"]
+        parts["rollout: dequantised copy"] += theirs["rollout: dequantised copy"]
+        for name in ADDED if other.streams else ():
+            parts[name] += theirs[name]
+        parts["rollout: hidden states of frozen streams"] += run.active * kept_bytes(other, run)
+    return parts
+
+
+def alone(other: FrozenModel, run: RunShape) -> RunShape:
+    """The run as one of a frozen model's streams only, which hold no shards."""
+    return replace(run, nf4=other.nf4, streams=other.streams, keep_frozen=False, kl=False, sharded=False, others=())
+
+
+def kept_bytes(other: FrozenModel, run: RunShape) -> float:
+    """Hidden states of a completion that are kept of a frozen model's streams."""
+    return float(run.tokens * other.streams * other.shape.hidden * run.width) if run.keep_frozen else 0.0
 
 
 def peak(parts: dict[str, float]) -> float:
@@ -75,8 +94,9 @@ def peak(parts: dict[str, float]) -> float:
 def host_bytes(model: ModelShape, run: RunShape) -> float:
     """On the host, for one device: hidden states of the frozen streams of all of a step's completions; and, where the
     backbone is sharded, the whole of it while it is loaded."""
-    loaded = weight_bytes(model, replace(run, devices=1)) if run.sharded else 0.0
-    return max(loaded, float(run.rows * run.tokens * run.kept * model.hidden * run.width))
+    loaded = backbone_bytes(model, replace(run, devices=1)) if run.sharded else 0.0
+    kept = float(run.tokens * run.kept * model.hidden * run.width) + sum(kept_bytes(o, run) for o in run.others)
+    return max(loaded, run.rows * kept)
 
 
 def largest(model: ModelShape, run: RunShape, device_bytes: float) -> tuple[int, int]:
@@ -117,7 +137,8 @@ def rollout_seconds(model: ModelShape, run: RunShape, flops: float, bandwidth: f
     cache = 2.0 * streams * run.active * context * model.layers * model.keys * run.width
     token = max(products / flops, (weights + cache) / bandwidth)
     prompts = 2.0 * streams * run.rows / run.samples * run.prompt_tokens * model.linear / flops
-    return waves * run.tokens * token + prompts
+    others = sum(rollout_seconds(o.shape, alone(o, run), flops, bandwidth) for o in run.others if o.streams)
+    return waves * run.tokens * token + prompts + others
 
 
 def update_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
@@ -127,8 +148,12 @@ def update_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
     rows = run.rows * run.live
     prompts = rows / run.samples if run.shares_prompts else rows
     passes = 3.0 if run.checkpointing else 2.0
-    forwards = (run.streams - 1 - run.kept) + (1 if run.kl else 0)
+    forwards = max(0, run.streams - 1 - run.kept) + (1 if run.kl else 0)
     tokens = rows * run.tokens + prompts * run.prompt_tokens
     body = 2.0 * tokens * ((passes + forwards) * model.linear + 3.0 * model.lora)
     head = 2.0 * rows * run.tokens * model.head * (2.0 + (1 if run.kl else 0))
+    for other in run.others:
+        again = (0 if run.keep_frozen else other.streams) + (1 if other.kl else 0)
+        body += 2.0 * tokens * again * other.shape.linear
+        head += 2.0 * rows * run.tokens * other.shape.head * (min(other.streams, 1) + (1 if other.kl else 0))
     return (body + head) / flops

@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 from lmix.data.module import RLDataModule
+from lmix.model.adapters import AdapterConfig
 from lmix.model.frozen import copy_fits
+from lmix.model.mixture import REFERENCE
+from lmix.model.placement import place_streams
 from lmix.planning.estimates import host_bytes, largest, memory, peak, rollout_seconds, update_seconds
 from lmix.planning.published import planned_config
-from lmix.planning.shape import ModelShape, RunShape, model_shape
+from lmix.planning.shape import FrozenModel, ModelShape, RunShape, model_shape
 from lmix.training.grpo import GRPOModule
 from lmix.training.module import AdapterModule
 
@@ -48,7 +51,8 @@ def plan(
             raise ValueError(f"--{name} must be positive, not {value}")
     if not 0 <= live <= 1:
         raise ValueError(f"--live must lie between 0 and 1, not {live}")
-    model = model_shape(planned_config(module.backbone.path), module.adapters)
+    own, *others = place_streams(module.backbone, module.adapters)
+    model = model_shape(planned_config(own.backbone.path), module.adapters)
     run = run_shape(module, data, devices, sharded, prompt_tokens, live)
     run = settle_dense(module, model, run, device_gb * GB)
     parts = memory(model, run)
@@ -60,9 +64,14 @@ def plan(
     verdict = "fits" if needed <= device_gb * GB else "DOES NOT FIT"
     return "\n".join(
         [
-            f"{module.backbone.path}: {(model.linear + model.other) / 1e9:.2f} billion weights, "
+            f"{own.backbone.path}: {(model.linear + model.other) / 1e9:.2f} billion weights, "
             f"{model.lora / 1e6:.1f} million an adapter; {devices} device(s){', sharded' if sharded else ''}; "
             f"{run.rows} completions of at most {run.tokens} tokens on each, {run.active} at once",
+            *(
+                f"{placed.backbone.path}: {(other.shape.linear + other.shape.other) / 1e9:.2f} billion weights, frozen "
+                f"({placed.backbone.quantization}), for {', '.join(placed.adapters)}"
+                for placed, other in zip(others, run.others, strict=True)
+            ),
             "",
             "| on each device | GB |",
             "| --- | ---: |",
@@ -82,13 +91,24 @@ def run_shape(
 ) -> RunShape:
     """The sizes of a configured run."""
     backbone, sampling = module.backbone, module.sampling
+    own, *others = place_streams(backbone, module.adapters)
+    counted, kl = module.mixture.streams, module.objective.needs_reference
+    frozen = [
+        FrozenModel(
+            model_shape(planned_config(placed.backbone.path), AdapterConfig()),
+            placed.backbone.quantization == "nf4",
+            sum(stream in counted for stream in placed.adapters),
+            kl and REFERENCE in placed.adapters,
+        )
+        for placed in others
+    ]
     return RunShape(
         nf4=backbone.quantization == "nf4",
         double_quantization=backbone.double_quantization,
         width=4 if backbone.dtype == "float32" else 2,  # auto: of the GPUs that are planned for
         dense_rollouts=bool(backbone.dense_rollouts),
         checkpointing=backbone.activation_checkpointing,
-        streams=len(module.mixture.streams),
+        streams=sum(stream in counted for stream in own.adapters),
         prompts=data.prompts_per_step,
         samples=sampling.samples_per_prompt,
         slots=sampling.slots,
@@ -98,17 +118,19 @@ def run_shape(
         pass_tokens=module.objective.micro_batch_tokens,
         evaluated=-(-max(data.eval_size, 2 * data.validation_size) // devices),
         mixes_logits=module.mixture.kind == "probs",
-        kl=module.objective.needs_reference,
+        kl=kl and REFERENCE in own.adapters,
         live=live,
         devices=devices,
         sharded=sharded,
+        others=tuple(frozen),
     )
 
 
 def settle_dense(module: GRPOModule, model: ModelShape, run: RunShape, device_bytes: float) -> RunShape:
     """Where `dense_rollouts` is null, a copy is made if it takes less than half of what is free then."""
-    if module.backbone.dense_rollouts is not None or not run.nf4:
+    four_bit = [model] * run.nf4 + [other.shape for other in run.others if other.nf4]
+    if module.backbone.dense_rollouts is not None or not four_bit:
         return run
     parts = memory(model, run)
     taken = sum(size for name, size in parts.items() if ":" not in name) + parts["rollout: gathered shards"]
-    return replace(run, dense_rollouts=copy_fits(model.linear * run.width, device_bytes - taken))
+    return replace(run, dense_rollouts=copy_fits(sum(m.linear for m in four_bit) * run.width, device_bytes - taken))

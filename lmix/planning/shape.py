@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from torch import nn
 from transformers import PretrainedConfig
 
 from lmix.model.adapters import AdapterConfig, read_adapter
 from lmix.model.backbone import skeleton
+from lmix.model.mixture import POLICY
+from lmix.model.placement import field_of, is_model
+from lmix.model.size import count_weights
 from lmix.rollout.packing import WORTH_SHARING
 from lmix.rollout.scheduler import slots_taken
 
@@ -47,22 +49,22 @@ def model_shape(config: PretrainedConfig, adapters: AdapterConfig) -> ModelShape
     """
     model = skeleton(config)
     head: Any = model.get_output_embeddings()
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-    linear = sum(m.weight.numel() for m in linears)
-    whole = sum(p.numel() for p in model.parameters())
+    linear, other = count_weights(config)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if adapters.policy:
-        lora = _weights_of(adapters.policy)
+    paths = {name: path for name, path in {POLICY: adapters.policy, **adapters.frozen()}.items() if path}
+    folders = {name: path for name, path in paths.items() if not is_model(field_of(name), path)}
+    if POLICY in folders:
+        lora = _weights_of(folders.pop(POLICY))
     else:
         with torch.device("meta"):
             adapted = get_peft_model(model, adapters.fresh())
         lora = sum(p.numel() for name, p in adapted.named_parameters() if ".lora_" in name)
     return ModelShape(
         linear,
-        whole - linear,
+        other,
         head.weight.numel(),
         lora,
-        sum(_weights_of(path) for path in adapters.frozen().values() if path),
+        sum(map(_weights_of, folders.values())),
         config.num_hidden_layers,
         config.hidden_size,
         config.intermediate_size,
@@ -77,6 +79,18 @@ def _weights_of(adapter: str) -> int:
 
 
 @dataclass(frozen=True)
+class FrozenModel:
+    """A whole model that frozen streams live on."""
+
+    shape: ModelShape
+    nf4: bool
+    streams: int
+    """Those that count in the mixture."""
+    kl: bool = False
+    """Its stream is scored for a KL."""
+
+
+@dataclass(frozen=True)
 class RunShape:
     """What a run does with the model, on each of its devices."""
 
@@ -87,7 +101,7 @@ class RunShape:
     dense_rollouts: bool
     checkpointing: bool
     streams: int
-    """K, those that count in the mixture."""
+    """Those of the policy's model that count in the mixture."""
     prompts: int
     """Prompts of a step, over all devices."""
     samples: int
@@ -109,6 +123,8 @@ class RunShape:
     """Part of the groups that are live: dead ones get no pass."""
     devices: int = 1
     sharded: bool = False
+    others: tuple[FrozenModel, ...] = ()
+    """Further models; whole on each device."""
 
     @property
     def rows(self) -> int:
@@ -117,8 +133,8 @@ class RunShape:
 
     @property
     def kept(self) -> int:
-        """Frozen streams whose hidden states are kept from the rollouts."""
-        return self.streams - 1 if self.keep_frozen else 0
+        """Frozen streams of the policy's model whose hidden states are kept from the rollouts."""
+        return max(0, self.streams - 1) if self.keep_frozen else 0
 
     @property
     def most_tokens(self) -> int:

@@ -10,6 +10,7 @@ from lmix import cli
 from lmix.model.adapters import AdapterConfig
 from lmix.planning.estimates import (
     activation_bytes,
+    backbone_bytes,
     largest,
     memory,
     peak,
@@ -65,10 +66,8 @@ def test_a_4_bit_backbone_s_bytes(folders, double):
     found = layer.weight.numel() * layer.weight.element_size() + state.absmax.numel() * state.absmax.element_size()
     if double:
         found += state.state2.absmax.numel() * 4
-    from lmix.planning.estimates import weight_bytes
-
     run = dataclasses.replace(RUN, nf4=True, double_quantization=double)
-    assert weight_bytes(model, run) == pytest.approx(found, rel=0.01)
+    assert backbone_bytes(model, run) == pytest.approx(found, rel=0.01)
 
 
 def test_keys_and_values_are_the_cache_s(folders):

@@ -218,7 +218,7 @@ def test_streams_that_no_sample_needs_are_not_run(folders, monkeypatch):
 
 
 def test_mixtures_of_two_kinds_are_not_drawn_together(folders):
-    with pytest.raises(ValueError, match="must be of one kind, not of 2"):
+    with pytest.raises(ValueError, match="must agree in kind"):
         generate(make_policy("qwen2", folders), samples=2, mixture=list(MIXTURES.values()))
 
 
@@ -226,15 +226,19 @@ class SumModel:
     """Its next token is the sum of all before, modulo 97, which it reads from the engine's cache alone."""
 
     device, draws_in_step, rollouts = torch.device("cpu"), False, nullcontext
-    backbone = SimpleNamespace(config=ARCHITECTURES["qwen2"][1], dtype=torch.float32)
+    model = SimpleNamespace(config=ARCHITECTURES["qwen2"][1], dtype=torch.float32)
 
-    def hidden(self, ids, streams, past_key_values, use_cache, position_ids=None, attention_mask=None):
+    def parts(self, streams):
+        return [SimpleNamespace(model=self.model, streams=streams)]
+
+    def hidden(self, ids, streams, arguments):
+        (given,) = arguments
         keys = ids.float()[:, None, :, None]
-        seen, _ = past_key_values.update(keys, keys, 0)
-        if position_ids is None:  # a prompt
-            return keys.cumsum(2).transpose(0, 1)
-        visible = torch.arange(seen.shape[2]) <= position_ids
-        return (seen[:, 0, :, 0] * visible).sum(1)[None, :, None, None]
+        seen, _ = given["past_key_values"].update(keys, keys, 0)
+        if "position_ids" not in given:  # a prompt
+            return [keys.cumsum(2)[:, 0]]
+        visible = torch.arange(seen.shape[2]) <= given["position_ids"]
+        return [(seen[:, 0, :, 0] * visible).sum(1)[:, None, None]]
 
     def mixed_logits(self, hidden_K, mixture):
         return 100.0 * one_hot(hidden_K[0][..., 0].long() % 97, 97).float()

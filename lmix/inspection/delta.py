@@ -1,0 +1,93 @@
+"""The command `delta`: what fine-tuning changed in a full checkpoint, as a LoRA on the model it started from."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lmix.functional import low_rank_factors
+from lmix.model.adapters import AdapterConfig, add_adapters, lora_layers, save_adapter
+from lmix.model.backbone import BackboneConfig, load_backbone
+from lmix.model.mixture import POLICY
+from lmix.model.sources import load_config
+from lmix.model.streams import StreamRouter
+
+
+def delta(full: str, base: str, out: str, rank: int = 16) -> dict[str, float]:
+    """Write the difference of two models as a LoRA, by singular value decomposition of each linear layer's.
+
+    Both are held in float32 in the machine's memory, 8 bytes a weight together. What is no linear layer's weight
+    (embeddings, head, norms, biases) is left as the base has it.
+
+    Args:
+        full: the full checkpoint: folder, hub id or .gguf file.
+        base: the model that it was made from.
+        out: folder for the adapter, in peft's layout: what adapters.reference takes beside backbone.path=BASE.
+        rank: of the LoRA. The error that it leaves is printed: try another one where it is too large.
+
+    Returns:
+        `error`: the norm of what the LoRA leaves over the norm of the difference, of the linear layers; `others`: the
+        norm of what differs elsewhere, over that of the whole difference.
+
+    Raises:
+        ValueError: a model that can't be read, two of different shapes, no difference, or a rank below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, not {rank}")
+    if Path(out).exists() and not (Path(out) / "adapter_config.json").is_file():
+        raise ValueError(f"out {out!r} is there and holds no adapter: give another place")
+    check_alike(full, base)
+    base_model, full_model = (load_backbone(BackboneConfig(path, "none", dtype="float32")) for path in (base, full))
+    tuned = dict(full_model.named_parameters(remove_duplicate=False))
+    whole, elsewhere = squared_differences(base_model, tuned)
+    if not whole:
+        raise ValueError(f"full {full!r} has the weights of base {base!r}: there is no difference to be written")
+    peft_model: Any = add_adapters(
+        base_model, AdapterConfig(rank=rank, lora_alpha=rank), {POLICY: None}, StreamRouter()
+    )
+    left = 0.0
+    for name, layer in lora_layers(peft_model):
+        difference = tuned[f"{name}.weight"].detach() - layer.base_layer.weight
+        b, a = low_rank_factors(difference, rank)
+        layer.lora_B[POLICY].weight.data.copy_(b)
+        layer.lora_A[POLICY].weight.data.copy_(a)
+        left += float((difference - b @ a).double().square().sum())
+    save_adapter(peft_model, POLICY, Path(out))
+    found = {"error": math.sqrt(left / (whole - elsewhere)) if whole > elsewhere else 0.0}
+    found["others"] = math.sqrt(elsewhere / whole)
+    print(
+        f"{out}: rank {rank} leaves {found['error']:.3g} of the linear layers' difference (norms); "
+        f"{found['others']:.3g} of the whole difference is in other weights, which a LoRA has not"
+    )
+    return found
+
+
+def check_alike(full: str, base: str) -> None:
+    """Raise ValueError unless two models' configurations give the same tensors, before weights are read."""
+    mine, theirs = load_config(full), load_config(base)
+    for name in ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers"):
+        if getattr(mine, name, None) != getattr(theirs, name, None):
+            raise ValueError(
+                f"full {full!r} was not made from base {base!r}: {name} is {getattr(mine, name, None)}, and "
+                f"{getattr(theirs, name, None)} in the base"
+            )
+
+
+def squared_differences(base: PreTrainedModel, tuned: dict[str, nn.Parameter]) -> tuple[float, float]:
+    """Squared norms of the difference: of all weights, and of those that are not a decoder's linear layers'.
+
+    Of a vocabulary that was padded or cut, the rows that both have are compared.
+    """
+    head: Any = base.get_output_embeddings()
+    linear = {
+        f"{name}.weight" for name, layer in base.named_modules() if isinstance(layer, nn.Linear) and layer is not head
+    }
+    whole = elsewhere = 0.0
+    for name, parameter in base.named_parameters():
+        rows = min(len(parameter), len(tuned[name]))
+        square = float((tuned[name][:rows] - parameter[:rows]).detach().double().square().sum())
+        whole += square
+        elsewhere += 0.0 if name in linear else square
+    return whole, elsewhere
