@@ -97,7 +97,9 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
     folder = Path(resolve(path)).expanduser()
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"adapter {path!r} has no {name}: give a folder that peft wrote (safetensors)")
+            raise ValueError(
+                f"adapter {path!r} has no {name}: give a folder that peft wrote (safetensors), or a model's"
+            )
     config, weights = _read_adapter(path, folder, file_stamps(path))
     return deepcopy(config), dict(weights)
 

@@ -16,7 +16,7 @@ from lmix.model.adapters import AdapterConfig, adapter_scaling, save_adapter
 from lmix.model.backbone import BackboneConfig, load_backbone
 from lmix.model.frozen import dense_copy_fits, dequantized
 from lmix.model.head import MixingHead
-from lmix.model.mixture import POLICY, Mixture, RowMixtures
+from lmix.model.mixture import POLICY, REFERENCE, Mixture, RowMixtures
 from lmix.model.placement import check_placed, place_streams
 from lmix.model.prefix import Prefix
 from lmix.model.sharding import gathered, shard_layers
@@ -76,8 +76,10 @@ class MixedPolicy(nn.Module):
         check_placed(backbone.path, [own, *others], device)
         model = load_backbone(own.backbone, device)
         frozen = [StackedModel(load_backbone(other.backbone, device), other.adapters) for other in others]
-        settings = replace(adapters, policy=own.adapters[POLICY])
-        return cls(model, settings, backbone.activation_checkpointing, backbone.dense_rollouts, frozen)
+        paths = {name: path for placed in (own, *others) for name, path in placed.adapters.items()}
+        experts = [paths[name] or "base" for name in adapters.frozen() if name != REFERENCE]
+        folders = replace(adapters, policy=paths[POLICY], reference=paths[REFERENCE], experts=experts)
+        return cls(model, folders, backbone.activation_checkpointing, backbone.dense_rollouts, frozen)
 
     def train(self, mode: bool = True) -> "MixedPolicy":
         """Do nothing: the forward pass is the same in training and evaluation, and has no dropout."""

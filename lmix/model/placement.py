@@ -141,9 +141,9 @@ def check_room(placed: Sequence[Placed], device: torch.device) -> None:
     needs = {each.backbone.path: held_bytes(each.backbone, device) for each in placed}
     free = free_memory(device)
     if sum(needs.values()) > free:
-        each = ", ".join(f"{path} {size / GB:.2f}" for path, size in needs.items())
+        each = ", ".join(f"{path} {size / GB:.3g}" for path, size in needs.items())
         raise ValueError(
-            f"the models' weights need {sum(needs.values()) / GB:.2f} GB ({each}), and {device} has {free / GB:.2f} GB "
+            f"the models' weights need {sum(needs.values()) / GB:.3g} GB ({each}), and {device} has {free / GB:.3g} GB "
             "free: give smaller models, or adapters.frozen_quantization and backbone.quantization nf4"
         )
 
