@@ -9,7 +9,13 @@ Equation numbers are those of Gan & Zhu, arXiv 2605.20555. This package imports 
 """
 
 from lmix.functional.advantages import dead_groups, group_advantages
-from lmix.functional.alpha import AlphaUpdate, alpha_of_counts, forgetting_and_gain, net_gain_alpha
+from lmix.functional.alpha import (
+    AlphaUpdate,
+    accuracy_weighted_alpha,
+    alpha_of_counts,
+    forgetting_and_gain,
+    net_gain_alpha,
+)
 from lmix.functional.logprobs import linear_log_probs, token_log_probs, tokenwise, without_tokens
 from lmix.functional.mixing import mix_log_probs, mix_logits, mix_streams, mix_streams_log_probs
 from lmix.functional.objective import (
@@ -24,6 +30,7 @@ from lmix.functional.objective import (
 __all__ = [
     "AlphaUpdate",
     "SurrogateStats",
+    "accuracy_weighted_alpha",
     "alpha_of_counts",
     "clipped_surrogate",
     "clipped_surrogate_loss",
