@@ -118,7 +118,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(before, after, runs, tmp_pat
 CASES = {
     "nf4 with a KL, two updates": {"quantization": "nf4", "inner_updates": 2, "beta": 0.01, "alpha": 0.0, **SMALL},
     "sft": {"method": "sft"},
-    "sft, sums": {"method": "sft", "loss": "sequence_sum"},
+    "sft, sums": {"method": "sft", "loss": "sequence_sum", "steps": 1},
     "nf4, no kept states": {"quantization": "nf4", "keep_frozen": False, **SMALL},
     "batch": {"normaliser": "batch", **SMALL},
     "constant": {"normaliser": "constant", "sampler_weight_cap": 2.0, **SMALL},
@@ -149,7 +149,7 @@ def test_a_stream_of_validation_problems_is_shared_out(tmp_path):
     assert alone["groups"] == [5] * 4
     assert one["lmix"]["alpha"] == two["lmix"]["alpha"] == first["alpha"] == second["alpha"] != 0.5
     names = [f"alpha/{name}_accuracy" for name in ("policy", "mixed", "reference")]
-    for metrics, expected in zip(first["metrics"], alone["metrics"], strict=True):
+    for metrics, expected in zip(first["metrics"][1:], alone["metrics"][1:], strict=True):  # before the step's own rule
         assert [metrics[name] for name in names] == [expected[name] for name in names]
 
 
