@@ -17,6 +17,7 @@ FUNCTIONS = {
     "compare": "lmix.evaluation.compare",
     "generate": "lmix.inspection.generate",
     "export": "lmix.inspection.export",
+    "rewards": "lmix.inspection.rewards",
 }
 """Commands that are plain functions of that name, and where they live."""
 
