@@ -234,6 +234,25 @@ def test_a_preset_of_one_s_own_is_given_by_path(tmp_path):
     ]
 
 
+def test_limits_prompts_and_file_order_reach_training_and_evaluation(tmp_path):
+    training = {**TRAINING, "validation_size": 6, "validation_source": "stream"}
+    limits = {"stop": ["</answer>", "x y"], "min_new_tokens": 4}
+    path = write_preset(tmp_path / "mine.yaml", prompt="r1_zero", shuffle=False, training=training, **limits)
+    for line in plan("--preset", str(path))[:-1]:
+        settings, fit = parse(line), line[2] == "fit"
+        assert Path(settings["data.task.prompt" if fit else "task.prompt"]).read_text().endswith("<think>\n")
+        assert settings["data.shuffle" if fit else "shuffle"] == "false"
+        prefix = "model.sampling." if fit else ""
+        assert json.loads(settings[f"{prefix}stop"]) == ["</answer>", "x y"]
+        assert settings[f"{prefix}min_new_tokens"] == "4"
+        if fit:  # SFT's steps leave no problems out
+            is_sft = flag_is(line, "/methods/sft.yaml")
+            assert settings["data.validation_size"] == ("0" if is_sft else "6")
+            assert settings.get("data.validation_source") == (None if is_sft else "stream")
+    plain = [parse(line) for line in plan("--preset", str(write_preset(tmp_path / "plain.yaml")))]
+    assert not any("stop" in name or "shuffle" in name or "min_new" in name for line in plain for name in line)
+
+
 TRAINING = {"steps": 5, "prompts_per_step": 4, "eval_size": 20}
 
 
@@ -244,7 +263,11 @@ TRAINING = {"steps": 5, "prompts_per_step": 4, "eval_size": 20}
         ({"models": []}, "models: is empty; name at least one"),
         ({"seeds": [3, 3]}, "seeds: [3, 3] has a value twice"),
         ({"seeds": ["three"]}, "seeds\": Expected a <class 'int'>. Got value: three"),
-        ({"methods": {"ppo": {}}}, "methods: 'ppo' is unknown; use some of adaptive, ensemble, fixed"),
+        (
+            {"methods": {"ppo": {}}},
+            "methods: 'ppo' is unknown; use some of accuracy_weighted, adaptive, ensemble, fixed",
+        ),
+        ({"prompt": "r1"}, "prompt: 'r1' is unknown; use some of r1_zero"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0 is not positive"),
         ({"training": {**TRAINING, "steps": -1}}, "training.steps: -1 is not positive"),
         ({"training": {**TRAINING, "steps": "many"}}, "training.steps"),
