@@ -25,7 +25,7 @@ from lmix.model.backbone import BackboneConfig  # noqa: E402
 from lmix.rewards import RewardSum  # noqa: E402
 from lmix.tasks import ArithmeticTask, CnK12Task, DatasetTask, MathTask, MMLUTask  # noqa: E402
 from lmix.tasks.task import Task  # noqa: E402
-from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule  # noqa: E402
+from lmix.training.alpha import AccuracyWeightedAlpha, AdaptiveAlpha, AlphaSchedule  # noqa: E402
 from lmix.training.checkpoints import PolicyCheckpoint  # noqa: E402
 from lmix.training.completion_log import CompletionLog  # noqa: E402
 from lmix.training.config import OptimizerConfig, SamplingConfig  # noqa: E402
@@ -57,7 +57,9 @@ SECTIONS = {
     ),
     "Data: `--data`": (RLDataModule,),
     "Tasks: `--data.task`": (Task, DatasetTask, MathTask, CnK12Task, MMLUTask, ArithmeticTask),
-    "Callbacks: `--trainer.callbacks`": (AdaptiveAlpha, AlphaSchedule, PolicyCheckpoint, CompletionLog),
+    "Callbacks: `--trainer.callbacks`": (
+        AdaptiveAlpha, AccuracyWeightedAlpha, AlphaSchedule, PolicyCheckpoint, CompletionLog,
+    ),
     "Strategy: `--trainer.strategy`": (ShardedStrategy,),
     "`evaluate`, `sweep`, `compare`": (EvaluationConfig,),
     "`generate`, `export`": (MixedPolicyChoice,),

@@ -373,5 +373,5 @@ def test_lmix_s_own_configs_go_by_name(capsys):
         assert yaml.safe_load(capsys.readouterr().out)["data"]["eval_size"] == 300
     assert run("fit", "--config=lmix:demos") == 1
     error = capsys.readouterr().err
-    assert "config 'lmix:demos' is unknown: use one of demo, methods/adaptive," in error
+    assert "config 'lmix:demos' is unknown: use one of demo, methods/accuracy_weighted," in error
     assert "Traceback" not in error

@@ -65,10 +65,15 @@ def test_commands_are_those_of_the_presets_in_python(name, monkeypatch, capsys):
 
 COUNTS = {
     "arithmetic": 3 + 3 * 7 + 1,
+    "authors-math-3b": 1 + 2 + 4 + 1,
     "paper": 9 * (1 + 3 + 3 * 7) + 1,
     "math-0.5b": 1 + 3 + 7 + 1,
     "mmlu-0.5b": 1 + 2 + 2 * 7 + 1,
 }
+
+
+METHOD_COUNTS = {"arithmetic": 7, "authors-math-3b": 5}
+"""Different methods, SFT among them, that a preset runs."""
 
 
 @pytest.mark.parametrize(("preset", "count"), COUNTS.items())
@@ -76,18 +81,18 @@ def test_the_lines_of_a_preset_parse(preset, count, tmp_path, capsys):
     lines = plan("--preset", preset, "--out", str(tmp_path))
     assert len(lines) == count
     fits = [line for line in lines if line[2] == "fit"]
-    assert len({flag for line in fits for flag in line if "/methods/" in flag}) == (7 if preset == "arithmetic" else 8)
+    assert len({flag for line in fits for flag in line if "/methods/" in flag}) == METHOD_COUNTS.get(preset, 8)
     # of a preset's lines, those that differ in more than one flag: every method on one cell, and every cell
     wanted = [line for line in fits if flag_is(line, "/methods/fixed.yaml") or line[3:5] == fits[0][3:5]]
     seed = next(flag for flag in fits[-1] if flag.startswith("--seed_everything"))
     wanted = [line for line in wanted if seed in line or flag_is(line, "/methods/sft.yaml")]
-    assert len(wanted) == {"arithmetic": 7, "paper": 8 + 8}.get(preset, 8)
+    assert len(wanted) == {**METHOD_COUNTS, "paper": 8 + 8}.get(preset, 8)
     for line in wanted:
         with pytest.raises(SystemExit) as stop:
             cli.main([*line[2:], "--print_config"])
         assert stop.value.code in (0, None), line
         config = yaml.safe_load(capsys.readouterr().out)
-        assert config["trainer"]["max_steps"] in (20, 24, 40, 200)
+        assert config["trainer"]["max_steps"] in (20, 24, 40, 48, 200)
 
 
 def test_what_is_done_is_not_planned_again_and_a_stopped_run_goes_on(tmp_path):
@@ -234,6 +239,25 @@ def test_a_preset_of_one_s_own_is_given_by_path(tmp_path):
     ]
 
 
+def test_limits_prompts_and_file_order_reach_training_and_evaluation(tmp_path):
+    training = {**TRAINING, "validation_size": 6, "validation_source": "stream"}
+    limits = {"stop": ["</answer>", "x y"], "min_new_tokens": 4}
+    path = write_preset(tmp_path / "mine.yaml", prompt="r1_zero", shuffle=False, training=training, **limits)
+    for line in plan("--preset", str(path))[:-1]:
+        settings, fit = parse(line), line[2] == "fit"
+        assert Path(settings["data.task.prompt" if fit else "task.prompt"]).read_text().endswith("<think>\n")
+        assert settings["data.shuffle" if fit else "shuffle"] == "false"
+        prefix = "model.sampling." if fit else ""
+        assert json.loads(settings[f"{prefix}stop"]) == ["</answer>", "x y"]
+        assert settings[f"{prefix}min_new_tokens"] == "4"
+        if fit:  # SFT's steps leave no problems out
+            is_sft = flag_is(line, "/methods/sft.yaml")
+            assert settings["data.validation_size"] == ("0" if is_sft else "6")
+            assert settings.get("data.validation_source") == (None if is_sft else "stream")
+    plain = [parse(line) for line in plan("--preset", str(write_preset(tmp_path / "plain.yaml")))]
+    assert not any("stop" in name or "shuffle" in name or "min_new" in name for line in plain for name in line)
+
+
 TRAINING = {"steps": 5, "prompts_per_step": 4, "eval_size": 20}
 
 
@@ -244,7 +268,11 @@ TRAINING = {"steps": 5, "prompts_per_step": 4, "eval_size": 20}
         ({"models": []}, "models: is empty; name at least one"),
         ({"seeds": [3, 3]}, "seeds: [3, 3] has a value twice"),
         ({"seeds": ["three"]}, "seeds\": Expected a <class 'int'>. Got value: three"),
-        ({"methods": {"ppo": {}}}, "methods: 'ppo' is unknown; use some of adaptive, ensemble, fixed"),
+        (
+            {"methods": {"ppo": {}}},
+            "methods: 'ppo' is unknown; use some of accuracy_weighted, adaptive, ensemble, fixed",
+        ),
+        ({"prompt": "r1"}, "prompt: 'r1' is unknown; use some of r1_zero"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0 is not positive"),
         ({"training": {**TRAINING, "steps": -1}}, "training.steps: -1 is not positive"),
         ({"training": {**TRAINING, "steps": "many"}}, "training.steps"),

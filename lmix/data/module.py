@@ -26,6 +26,11 @@ class RLDataModule(L.LightningDataModule):
         prompts_per_step: prompts of one outer step, over all ranks (the paper: 256).
         eval_size: held-out problems that `val/` and `test/` rates are measured on (the paper: 500).
         validation_size: problems that adaptive alpha is decided on (the paper: 100); 0 where it is not used.
+        validation_source: which these are: `held_out`, the same at every step and never trained on; or `stream`, at
+            each step the next ones of the training problems' order, which are not trained on in that pass over them.
+        train_size: train on the first so many training problems, in file order, of those that are not held out; null
+            for all.
+        shuffle: train in an order by seed, and choose held-out problems by seed; false takes file order for both.
         max_prompt_tokens: longest prompt.
         long_prompts: what to do with a longer one: stop with an error, or drop the problem (before any is chosen, so
             that sizes are what they say) and tell how many. SFT does the same with a training problem whose prompt and
@@ -34,7 +39,7 @@ class RLDataModule(L.LightningDataModule):
         tokenizer: the backbone's tokenizer; by default the LightningModule's.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or a stream of problems with fewer than a step takes.
     """
 
     def __init__(
@@ -47,9 +52,14 @@ class RLDataModule(L.LightningDataModule):
         long_prompts: Literal["error", "drop"] = "error",
         seed: int = 0,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        validation_source: Literal["held_out", "stream"] = "held_out",
+        train_size: int | None = None,
+        shuffle: bool = True,
     ) -> None:
         super().__init__()
         sizes = {"prompts_per_step": prompts_per_step, "eval_size": eval_size, "max_prompt_tokens": max_prompt_tokens}
+        if train_size is not None:
+            sizes["train_size"] = train_size
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"data.{name} must be at least 1, not {size}")
@@ -58,9 +68,16 @@ class RLDataModule(L.LightningDataModule):
             raise ValueError(f"data.validation_size must be at least 0, not {validation_size}")
         self.prompts_per_step, self.eval_size, self.validation_size = prompts_per_step, eval_size, validation_size
         self.max_prompt_tokens, self.long_prompts = max_prompt_tokens, long_prompts
-        self.seed = seed
+        self.validation_source: Literal["held_out", "stream"] = validation_source
+        self.train_size, self.shuffle, self.seed = train_size, shuffle, seed
         self.tokenizer = tokenizer
         self.sets: dict[Split, list[Prompt]] = {}
+        self.loader: StepLoader | None = None
+
+    @property
+    def streamed(self) -> int:
+        """Validation problems that each step takes from the training problems' order."""
+        return self.validation_size if self.validation_source == "stream" else 0
 
     def setup(self, stage: str) -> None:
         """Read and check what the stage needs. Raises ValueError, in one line, where data are missing or malformed."""
@@ -83,7 +100,12 @@ class RLDataModule(L.LightningDataModule):
         def fits(problem: Problem) -> bool:
             return self.long_prompts == "error" or len(prompt(problem).ids) <= self.max_prompt_tokens
 
-        problems = split_problems(self.task, splits, self.eval_size, self.validation_size, self.seed, fits)
+        held_out = self.validation_size - self.streamed
+        problems = split_problems(
+            self.task, splits, self.eval_size, held_out, self.seed if self.shuffle else None, fits
+        )
+        if "train" in problems:
+            problems["train"] = problems["train"][: self.train_size]
         sets: dict[Split, list[Prompt]] = {
             split: [prompt(problem) for problem in problems.get(split, [])] for split in splits
         }
@@ -134,8 +156,18 @@ class RLDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         rank, world_size = self._rank()
-        loader = StepLoader(self.sets["train"], self.prompts_per_step, run_seed(), rank, world_size)
+        train = self.sets["train"]
+        needed = self.prompts_per_step + self.streamed
+        if self.streamed and (needed > len(train) or self._repeated(1) is not None):
+            raise ValueError(
+                f"data.validation_source stream takes {needed} of {len(train)} training problems at each step: lower "
+                "data.prompts_per_step or data.validation_size, and leave out trainer.overfit_batches"
+            )
+        loader = StepLoader(
+            train, self.prompts_per_step, run_seed(), rank, world_size, shuffle=self.shuffle, validation=self.streamed
+        )
         loader.repeat = self._repeated(len(loader))
+        self.loader = loader
         return loader
 
     def val_dataloader(self) -> OneBatch:
@@ -146,9 +178,10 @@ class RLDataModule(L.LightningDataModule):
     test_dataloader = predict_dataloader = val_dataloader
 
     def validation_share(self) -> list[Prompt]:
-        """This rank's part of the validation problems."""
+        """This rank's part of the validation problems of the step under way."""
         rank, world_size = self._rank()
-        return self.sets["validation"][rank::world_size]
+        streamed = self.loader.validation_prompts if self.streamed and self.loader is not None else None
+        return (self.sets["validation"] if streamed is None else streamed)[rank::world_size]
 
     def spare_prompts(self, count: int, step: int, attempt: int, exclude: set[int]) -> list[Prompt]:
         """Up to `count` training prompts, none of `exclude` (problem ids), by (seed, step, attempt). For one rank.
@@ -158,6 +191,8 @@ class RLDataModule(L.LightningDataModule):
         if self._repeated(1) is not None:
             return []
         order = list(self.sets["train"])
+        if self.streamed and self.loader is not None:
+            exclude = exclude | {prompt.problem.id for prompt in self.loader.validation_prompts}
         random.Random(f"spare {run_seed()} {step} {attempt}").shuffle(order)
         return [p for p in order if p.problem.id not in exclude][:count]
 

@@ -18,10 +18,10 @@ def split_problems(
     splits: Sequence[Split],
     eval_size: int,
     validation_size: int,
-    seed: int,
+    seed: int | None,
     fits: Callable[[Problem], bool] = lambda _: True,
 ) -> dict[Split, list[Problem]]:
-    """Choose a task's problems by seed.
+    """Choose a task's problems.
 
     Validation and held-out problems come from the task's own splits where it has them, and are taken out of its
     training problems otherwise. A training problem that is also a validation or held-out one, by its text, is left out.
@@ -31,6 +31,7 @@ def split_problems(
         splits: which are wanted.
         eval_size: held-out problems, or fewer where the task has fewer.
         validation_size: the same for validation.
+        seed: of the choice; None takes the first ones in file order.
         fits: whether a problem can be used at all; others are passed over before any is chosen, so that as many are
             found as were asked for.
 
@@ -80,8 +81,10 @@ def split_problems(
     return {split: sorted(chosen[split], key=lambda p: p.id) for split in splits if split in chosen}
 
 
-def shuffled(items: Sequence[T], seed: int) -> list[T]:
-    """The same items in an order that the seed decides."""
+def shuffled(items: Sequence[T], seed: int | None) -> list[T]:
+    """The same items in an order that the seed decides, or in their own without a seed."""
+    if seed is None:
+        return list(items)
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
     return [items[i] for i in order.tolist()]
 

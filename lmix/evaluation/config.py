@@ -54,6 +54,8 @@ class EvaluationConfig:
     """Rows that are decoded at once; more need more memory for keys and values. Changes results by rounding only."""
     seed: int = 0
     """Of the choice of problems, and of sampled completions."""
+    shuffle: bool = True
+    """Choose problems by `seed`, as training does by data.seed; false takes the first ones in file order."""
     min_new_tokens: int = 0
     """No end-of-sequence token is drawn as one of the first so many tokens, as in training."""
     stop: list[str] = field(default_factory=list)
@@ -83,6 +85,7 @@ class EvaluationConfig:
             max_prompt_tokens=self.max_prompt_tokens,
             long_prompts="drop",
             seed=self.seed,
+            shuffle=self.shuffle,
             tokenizer=load_tokenizer(self.backbone.path),
         )
         prompts = data.read([self.split])[self.split]
@@ -91,7 +94,8 @@ class EvaluationConfig:
         if len(prompts) <= self.problems:
             return prompts
         # the data module cuts held-out splits only
-        return [prompts[i] for i in sorted(shuffled(range(len(prompts)), self.seed)[: self.problems])]
+        order = shuffled(range(len(prompts)), self.seed if self.shuffle else None)
+        return [prompts[i] for i in sorted(order[: self.problems])]
 
     def settings(self, prompts: list[Prompt]) -> dict[str, Any]:
         """All that the numbers depend on, as JSON takes it; problems and adapters as checksums of their contents.

@@ -32,6 +32,8 @@ class EvaluationRow:
     """Right in the answer template, whether or not the completion ended."""
     ended: bool
     tokens: int
+    parsed: bool = True
+    """Whether the verifier could read the answer; true where a row is of a version that did not say it."""
 
     @property
     def solved(self) -> bool:
@@ -62,6 +64,13 @@ class CompletionRow:
     """Of its draw; null where it was decoded greedily."""
     draw_step: int
     """`Draw.step` of its draw: the updates made before, so the checkpoint `step=` of this number drew it."""
+    parsed: bool = True
+    """Whether the verifier could read the answer; true where a row is of a version that did not say it."""
+
+    @property
+    def solved(self) -> bool:
+        """As of an `EvaluationRow`."""
+        return self.answer_correct and self.ended
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,6 +119,7 @@ def shared_fields(rollout: Rollout) -> dict[str, Any]:
         "answer_correct": judgement.answer_correct,
         "ended": rollout.ended,
         "tokens": len(rollout.completion_ids),
+        "parsed": judgement.parsed,
     }
 
 

@@ -9,7 +9,13 @@ Equation numbers are those of Gan & Zhu, arXiv 2605.20555. This package imports 
 """
 
 from lmix.functional.advantages import AdvantageStd, dead_groups, group_advantages, leave_one_out_advantages
-from lmix.functional.alpha import AlphaUpdate, alpha_of_counts, forgetting_and_gain, net_gain_alpha
+from lmix.functional.alpha import (
+    AlphaUpdate,
+    accuracy_weighted_alpha,
+    alpha_of_counts,
+    forgetting_and_gain,
+    net_gain_alpha,
+)
 from lmix.functional.logprobs import (
     entropies,
     linear_entropies,
@@ -35,6 +41,7 @@ __all__ = [
     "AdvantageStd",
     "AlphaUpdate",
     "SurrogateStats",
+    "accuracy_weighted_alpha",
     "alpha_of_counts",
     "clipped_surrogate",
     "clipped_surrogate_loss",

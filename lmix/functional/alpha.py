@@ -57,6 +57,51 @@ def forgetting_and_gain(policy_correct: Tensor, mixed_correct: Tensor) -> tuple[
     return forgetting, gain
 
 
+def accuracy_weighted_alpha(
+    correct: tuple[int, int, int],
+    problems: int,
+    alpha: float,
+    temperature: float = 0.25,
+    rate: float = 0.5,
+    lowest: float = 0.05,
+    highest: float = 0.95,
+) -> float:
+    """The next alpha from the accuracies of the policy alone, the mixture at the current alpha and the reference alone.
+
+    A rule of the paper's authors that is in their code and not in the paper. As it is described, a softmax of
+    validation accuracies weighs policy, mixture and SFT; how three weights become one alpha is our reading: each names
+    the alpha that it was measured at, 0, alpha and 1, so that
+
+        w = softmax(accuracies / temperature)
+        target = w_mixture * alpha + w_reference
+        next = clip(alpha + rate * (target - alpha), lowest, highest)
+
+    Equal accuracies pull alpha to 1/2.
+
+    Args:
+        correct: problems that the policy, the mixture and the reference solved.
+        problems: N, how many were asked; with none, all accuracies are 0.
+        alpha: the current one.
+        temperature: of the softmax; positive. Accuracies lie between 0 and 1.
+        rate: how far alpha goes to its target, in (0, 1].
+        lowest: least alpha.
+        highest: largest alpha.
+
+    Raises:
+        ValueError: a setting outside its range.
+    """
+    if not temperature > 0 or not 0 < rate <= 1 or not 0 <= lowest <= highest <= 1:
+        raise ValueError(
+            "temperature must be positive, rate lie in (0, 1], and 0 <= lowest <= highest <= 1, not "
+            f"temperature={temperature}, rate={rate}, lowest={lowest}, highest={highest}"
+        )
+    accuracies = [count / max(problems, 1) for count in correct]
+    best = max(accuracies)
+    policy, mixture, reference = (math.exp((accuracy - best) / temperature) for accuracy in accuracies)
+    target = (mixture * alpha + reference) / (policy + mixture + reference)
+    return min(max(alpha + rate * (target - alpha), lowest), highest)
+
+
 def alpha_of_counts(
     forgetting: int, gain: int, problems: int, offset: float = 25.0, scale: float = 35.0
 ) -> AlphaUpdate:

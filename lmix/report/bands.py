@@ -14,6 +14,7 @@ FAMILIES = (
     "fixed_base_anchor",
     "schedule",
     "adaptive",
+    "accuracy_weighted",
     "ensemble",
 )
 """The methods that `method_name` knows, in the order in which tables and figures have them."""

@@ -53,7 +53,8 @@ def base_method(config: dict[str, Any]) -> str:
         return "sft"
     if weights := arguments.get("weights"):
         return f"ensemble, {' '.join(f'{weight:g}' for weight in weights)}"
-    for ending, method in (("AdaptiveAlpha", "adaptive"), ("AlphaSchedule", "schedule")):
+    rules = {"AdaptiveAlpha": "adaptive", "AccuracyWeightedAlpha": "accuracy_weighted", "AlphaSchedule": "schedule"}
+    for ending, method in rules.items():
         if any(name.endswith(ending) for name in callbacks):
             return method
     if alpha == 0:

@@ -36,6 +36,7 @@ LOOKS = {  # Okabe and Ito's palette, with a grey
     "fixed_base_anchor": Look("#E69F00", "v"),
     "schedule": Look("#CC79A7", "P"),
     "adaptive": Look("#D55E00", "^"),
+    "accuracy_weighted": Look("#882255", "<"),  # of Tol's palette
     "ensemble": Look("#F0E442", "h"),
 }
 

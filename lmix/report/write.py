@@ -17,7 +17,7 @@ RATES_NOTE = (
     "Rates on held-out problems, greedy: mean over seeds (lowest to highest). The best rate is each seed's highest of "
     "its evaluations, chosen on these same problems, so it flatters."
 )
-ALPHAS = ("adaptive", "schedule", "fixed")
+ALPHAS = ("adaptive", "accuracy_weighted", "schedule", "fixed")
 
 
 def write_report(folders: list[Path], out: Path, title: str = "lmix report") -> Path:

@@ -145,7 +145,10 @@ class DatasetTask(Task):
     def verify(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[bool]:
         if self._verifier is None:
             self._verifier = Verifier(self.verifier_workers, self.deadline)
-        return [verdict.correct for verdict in self._verifier.verify(answers, golds)]
+        verdicts = self._verifier.verify(answers, golds)
+        pairs = zip(answers, golds, verdicts, strict=True)
+        self.unparsed = {(a, gold) for a, gold, verdict in pairs if verdict.outcome not in ("right", "wrong")}
+        return [verdict.correct for verdict in verdicts]
 
     @property
     def failures(self) -> int:

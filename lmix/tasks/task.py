@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,8 @@ class Judgement:
     """The text in the answer template; None where the template is missing, empty or not closed."""
     answer_correct: bool
     """Format-correct, and right."""
+    parsed: bool = True
+    """Whether the judge could read the answer; one that it could not read is wrong."""
 
     @property
     def format_correct(self) -> bool:
@@ -117,6 +119,8 @@ class Task:
     name = "task"
     splits: frozenset[Split] = frozenset({"train", "test"})
     """The splits that the data come in; the others are taken out of `train`."""
+    unparsed: Collection[tuple[str | None, str]] = ()
+    """Of the newest `verify`: pairs of an answer that could not be read, or not in time, and its gold one."""
 
     def __init__(
         self,
@@ -154,7 +158,8 @@ class Task:
     def judge(self, completions: Sequence[str], golds: Sequence[str]) -> list[Judgement]:
         """Judge completions, which are decoded without their end-of-sequence token."""
         answers = [self.template.extract(completion) for completion in completions]
-        return [Judgement(a, c) for a, c in zip(answers, self.verify(answers, golds), strict=True)]
+        verdicts = zip(answers, golds, self.verify(answers, golds), strict=True)
+        return [Judgement(a, correct, (a, gold) not in self.unparsed) for a, gold, correct in verdicts]
 
     def demonstration(self, problem: Problem) -> str:
         """A worked solution that closes with the answer in the template, for supervised fine-tuning.

@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from torch import Tensor
 
-from lmix.functional import alpha_of_counts, forgetting_and_gain
-from lmix.model.mixture import check_alpha
+from lmix.functional import accuracy_weighted_alpha, alpha_of_counts, forgetting_and_gain
+from lmix.model.mixture import Mixture, check_alpha
 from lmix.training.clock import Clock
 from lmix.training.grpo import GRPOModule
 
@@ -37,7 +38,44 @@ class AlphaCallback(L.Callback):
         pl_module.mixture = pl_module.mixture.with_alpha(alpha)
 
 
-class AdaptiveAlpha(AlphaCallback):
+class ValidatedAlpha(AlphaCallback):
+    """Base of rules that decode the validation problems after each outer step, and say what alpha follows.
+
+    `data.validation_size` says how many problems there are, and `data.validation_source` which.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and not trainer.datamodule.validation_size:  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError(
+                f"data.validation_size is 0, but {type(self).__name__} decides on these problems: set it (100)"
+            )
+
+    def mixtures(self, mixed: Mixture) -> list[Mixture]:
+        """What decodes the problems, given the step's mixture."""
+        raise NotImplementedError
+
+    def decide(self, pl_module: GRPOModule, solved_NM: Tensor) -> dict[str, float]:
+        """The next alpha, as `alpha/next`, and whatever else is logged. Every rank must call it.
+
+        Args:
+            solved_NM: bool: which of this rank's problems each of `mixtures` solved.
+        """
+        raise NotImplementedError
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GRPOModule, *_: Any, **__: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        clock = Clock(pl_module.device)
+        mixtures = self.mixtures(pl_module.mixture)
+        groups = pl_module.answer(pl_module.datamodule.validation_share(), mixtures, samples=len(mixtures))
+        solved = [[rollout.solved for rollout in group.rollouts] for group in groups]
+        decided = self.decide(pl_module, torch.tensor(solved, dtype=torch.bool).view(-1, len(mixtures)))
+        self.move(pl_module, decided["alpha/next"])
+        seconds = clock.lap()
+        step_seconds = sum(float(trainer.callback_metrics[f"perf/{part}_seconds"]) for part in ("rollout", "update"))
+        pl_module.log_dict({**decided, "perf/alpha_share": seconds / (seconds + step_seconds)})
+
+
+class AdaptiveAlpha(ValidatedAlpha):
     """Algorithm 2: after each outer step, alpha follows what mixing wins on the validation problems (eq. 7-9).
 
     The policy alone and the mixture at the current alpha decode the problems greedily, in one pass from one prefill.
@@ -57,35 +95,60 @@ class AdaptiveAlpha(AlphaCallback):
             raise ValueError(f"AdaptiveAlpha.scale must be positive, not {scale}")
         self.offset, self.scale = offset, scale
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not trainer.datamodule.validation_size:  # pyright: ignore[reportAttributeAccessIssue]
-            raise ValueError("data.validation_size is 0, but AdaptiveAlpha decides on these problems: set it (100)")
+    def mixtures(self, mixed: Mixture) -> list[Mixture]:
+        return [mixed.with_alpha(0.0), mixed]
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: GRPOModule, *_: Any, **__: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        clock = Clock(pl_module.device)
-        mixed = pl_module.mixture
-        mixtures = [mixed.with_alpha(0.0), mixed]
-        groups = pl_module.answer(pl_module.datamodule.validation_share(), mixtures, samples=2)
-        correct_N2 = torch.tensor(
-            [[rollout.solved for rollout in group.rollouts] for group in groups],
-            dtype=torch.bool,
-        ).view(-1, 2)
-        counts = (*forgetting_and_gain(correct_N2[:, 0], correct_N2[:, 1]), len(groups))
+    def decide(self, pl_module: GRPOModule, solved_NM: Tensor) -> dict[str, float]:
+        counts = (*forgetting_and_gain(solved_NM[:, 0], solved_NM[:, 1]), len(solved_NM))
         forgetting, gain, problems = map(int, pl_module.sum_over_ranks(counts))
         update = alpha_of_counts(forgetting, gain, problems, self.offset, self.scale)
-        self.move(pl_module, update.alpha)
-        seconds = clock.lap()
-        step_seconds = sum(float(trainer.callback_metrics[f"perf/{part}_seconds"]) for part in ("rollout", "update"))
-        pl_module.log_dict(
-            {
-                "alpha/next": update.alpha,
-                "alpha/forgetting": float(update.forgetting),
-                "alpha/gain": float(update.gain),
-                "alpha/net_gain": float(update.net_gain),
-                "perf/alpha_share": seconds / (seconds + step_seconds),
-            }
+        return {
+            "alpha/next": update.alpha,
+            "alpha/forgetting": float(update.forgetting),
+            "alpha/gain": float(update.gain),
+            "alpha/net_gain": float(update.net_gain),
+        }
+
+
+class AccuracyWeightedAlpha(ValidatedAlpha):
+    """After each outer step, alpha goes towards what solves more of the validation problems: the policy alone, the
+    mixture at the current alpha, or the reference alone. See `lmix.functional.accuracy_weighted_alpha`.
+
+    A variant of the paper's authors that is not in the paper. All three decode the problems greedily, in one pass from
+    one prefill; `data.validation_size` says how many there are.
+
+    Args:
+        temperature: of the softmax that weighs the three accuracies, which lie between 0 and 1.
+        rate: how far alpha goes to its target in a step, in (0, 1].
+        lowest: least alpha.
+        highest: largest alpha.
+
+    Raises:
+        ValueError: a setting outside its range.
+    """
+
+    def __init__(
+        self, temperature: float = 0.25, rate: float = 0.5, lowest: float = 0.05, highest: float = 0.95
+    ) -> None:
+        self.settings = temperature, rate, lowest, highest
+        try:
+            accuracy_weighted_alpha((0, 0, 0), 0, 0.5, *self.settings)
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}: {error}") from error
+
+    def mixtures(self, mixed: Mixture) -> list[Mixture]:
+        return [mixed.with_alpha(0.0), mixed, mixed.with_alpha(1.0)]
+
+    def decide(self, pl_module: GRPOModule, solved_NM: Tensor) -> dict[str, float]:
+        policy, mixed, reference, problems = map(
+            int, pl_module.sum_over_ranks([*solved_NM.sum(dim=0).tolist(), len(solved_NM)])
         )
+        alpha = pl_module.mixture.alpha
+        rates = {"policy": policy, "mixed": mixed, "reference": reference}
+        return {
+            "alpha/next": accuracy_weighted_alpha((policy, mixed, reference), problems, alpha, *self.settings),
+            **{f"alpha/{name}_accuracy": count / max(problems, 1) for name, count in rates.items()},
+        }
 
 
 class AlphaSchedule(AlphaCallback):

@@ -58,7 +58,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's decay rates."""
     max_grad_norm: float | None = 1.0
-    """Larger gradients are scaled to this norm; null leaves them as they are."""
+    """Larger gradients are scaled to this norm; null (on the command line .inf) leaves them as they are."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """What to do with a step whose logits or gradient hold NaN or Inf: end the run before the update, or leave the
     update out and go on. A report of the rollouts that it came from is written to the run folder in either case."""

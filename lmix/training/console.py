@@ -8,6 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from lmix.evaluation.rows import completion_rows
+from lmix.evaluation.zero_rewards import count_causes, report
+
 COLUMNS = {
     "train/loss": "loss {:.4f}",
     "train/reward": "reward {:.3f}",
@@ -80,6 +83,18 @@ class StepConsole(ProgressBar):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         shown = [text.format(metrics[name]) for name, text in COLUMNS.items() if name in metrics]
         self.say(f"step {trainer.global_step:>3}/{trainer.max_steps}  {'  '.join(shown)}")
+        if trainer.global_step == 1:
+            self.say_causes(pl_module)
+
+    def say_causes(self, pl_module: Any) -> None:
+        """Why completions of the first step earned nothing, of all ranks; the examples are rank 0's. Every rank must
+        call it."""
+        rows = completion_rows(pl_module.groups)
+        causes = count_causes(rows)
+        *counts, completions = pl_module.sum_over_ranks([*causes.values(), len(rows)])
+        if sum(counts):
+            for line in report(rows, dict(zip(causes, counts, strict=True)), int(completions)):
+                self.say(line)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.say_rates(trainer, "val")
@@ -106,4 +121,4 @@ class StepConsole(ProgressBar):
 
     def say(self, line: str) -> None:
         if self.enabled:
-            self.console.print(line)
+            self.console.print(line, markup=False)

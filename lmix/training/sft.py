@@ -1,5 +1,7 @@
 """Supervised fine-tuning on demonstrations: it writes the adapter that reinforcement learning anchors to."""
 
+from typing import Literal
+
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.placement import model_paths
@@ -24,6 +26,9 @@ class SFTModule(AdapterModule):
         micro_batch_tokens: padded tokens of one forward and backward pass; changes memory and speed only.
         sampling: of the held-out completions; only `max_new_tokens` and `slots` count.
         optimizer: learning rate and its schedule.
+        loss: token_mean: the mean over the step's tokens. sequence_sum: each demonstration's sum over its tokens, then
+            the mean over demonstrations, so that a token weighs the same however long the others are (the paper's
+            authors); its gradient is about as many times larger as a demonstration has tokens.
 
     Raises:
         ValueError: `adapters.reference` is given (SFT has none), or a demonstration is longer than the backbone's
@@ -37,13 +42,14 @@ class SFTModule(AdapterModule):
         micro_batch_tokens: int = 8192,
         sampling: SamplingConfig = SamplingConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, warmup_steps=10, schedule="cosine"),
+        loss: Literal["token_mean", "sequence_sum"] = "token_mean",
     ) -> None:
         super().__init__(backbone, adapters, 0.0, "logits", sampling, optimizer)
         if adapters.reference is not None:
             raise ValueError(
                 f"adapters.reference must be null for SFT, not {adapters.reference!r}: there is no mixture"
             )
-        self.micro_batch_tokens = micro_batch_tokens
+        self.micro_batch_tokens, self.loss = micro_batch_tokens, loss
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -52,18 +58,19 @@ class SFTModule(AdapterModule):
             limit_demonstrations(self.datamodule, path, self.tokenizer)
 
     def training_step(self, batch: list[Prompt], batch_idx: int) -> None:
-        """One step: the mean negative log-likelihood of the batch's completion tokens."""
+        """One step: the negative log-likelihood of the batch's completion tokens, averaged as `loss` says."""
         clock = Clock(self.device)
         self.groups = []  # nothing is drawn in training
         demonstrations = [demonstration(prompt, self.task, self.tokenizer) for prompt in batch]
         tokens = sum(len(d.completion_ids) for d in demonstrations)
-        (all_tokens,) = self.sum_over_ranks([tokens])
+        all_tokens, all_demonstrations = self.sum_over_ranks([tokens, len(batch)])
+        count = all_tokens if self.loss == "token_mean" else all_demonstrations
         total = 0.0
         passes = token_budget_batches([len(d) for d in demonstrations], self.micro_batch_tokens)
         idle = self.idle_passes(len(passes))
         for rows in passes:
             packed = pack([demonstrations[i] for i in rows], self.device)
-            losses = -packed.unflatten(score(self.policy, self.mixture, packed)).sum(dim=1) / all_tokens
+            losses = -packed.unflatten(score(self.policy, self.mixture, packed)).sum(dim=1) / count
             self.backward_and_check(losses, [demonstrations[i] for i in rows])
             total += float(losses.detach().sum())
         for _ in range(idle):

@@ -14,6 +14,9 @@ from .stage import Stage
 SAMPLES, EVALUATE_EVERY = 8, 10
 """Completions of a prompt and steps between evaluations, as in configs/methods and by default: for the estimate."""
 
+VALIDATIONS = {"adaptive": 2, "accuracy_weighted": 3}
+"""How often a method decodes each validation problem in a step."""
+
 DECODINGS = {"sweep": 20, "compare": 2}
 """How often an evaluation decodes each problem."""
 
@@ -38,6 +41,18 @@ class Cell:
     def reference(self) -> str:
         """The SFT adapter."""
         return self.preset.sft.adapter or str(self.checkpoint("sft", 0, self.preset.sft.steps))
+
+    @property
+    def task_settings(self) -> Settings:
+        """The task's arguments, with its prompt's file."""
+        name = self.preset.prompt
+        file: Settings = {} if name is None else {"prompt": str(CONFIGS / "prompts" / f"{name}.txt")}
+        return self.preset.task_settings | file
+
+    def limits(self, prefix: str = "") -> Settings:
+        """Where completions end, beside `max_new_tokens`, as far as the preset says it."""
+        given: Settings = {"min_new_tokens": self.preset.min_new_tokens, "stop": list(self.preset.stop)}
+        return {f"{prefix}{name}": value for name, value in given.items() if value}
 
     def checkpoint(self, method: str, seed: int, step: int) -> Path:
         """The adapter that a run has saved at a step."""
@@ -65,28 +80,31 @@ class Cell:
         }
         evaluations = training.steps // EVALUATE_EVERY + 1
         completions = training.steps * training.prompts_per_step * SAMPLES + evaluations * training.eval_size
-        if method == "adaptive":  # decodes its validation problems twice a step
-            completions += training.steps * 2 * training.validation_size
+        completions += training.steps * VALIDATIONS.get(method, 0) * training.validation_size
         return self.fit(method, seed, settings, training.steps, completions)
 
     def fit(self, method: str, seed: int, settings: Settings, steps: int, completions: int) -> Stage:
         """A training run: the settings that all of them share, then `settings`."""
         preset, training = self.preset, self.preset.training
+        streamed = training.validation_source == "stream"
         configs = (("tasks", self.task), ("models", self.model), ("methods", method))
         shared: Settings = {
             "seed_everything": seed,
             "data.prompts_per_step": training.prompts_per_step,
             "data.eval_size": training.eval_size,
-            "data.validation_size": training.validation_size,
+            "data.validation_size": 0 if method == "sft" and streamed else training.validation_size,
             "data.max_prompt_tokens": preset.max_prompt_tokens,
             "model.sampling.max_new_tokens": preset.max_new_tokens,
             "model.sampling.slots": preset.slots,
+            **self.limits("model.sampling."),
+            **({} if preset.shuffle else {"data.shuffle": False}),
+            **({"data.validation_source": "stream"} if streamed and method != "sft" else {}),
             "trainer.logger.save_dir": str(self.out / self.name),
             "trainer.logger.name": method,
             "trainer.logger.version": f"seed{seed}",
         }
         line = ["python", "-m", "lmix", "fit", *(f"--config={CONFIGS / kind / name}.yaml" for kind, name in configs)]
-        line += [*flags(shared | settings), *flags(preset.task_settings, "data.task."), *self.extra]
+        line += [*flags(shared | settings), *flags(self.task_settings, "data.task."), *self.extra]
         checkpoint = self.checkpoint(method, seed, steps)
         last = checkpoint.with_name(f"{checkpoint.name}.ckpt")
         return Stage(f"{self.name}: {method}, seed {seed}", line, last.parent.parent, completions, last=last)
@@ -110,6 +128,8 @@ class Cell:
             "max_prompt_tokens": preset.max_prompt_tokens,
             "max_new_tokens": preset.max_new_tokens,
             "slots": preset.slots,
+            **self.limits(),
+            **({} if preset.shuffle else {"shuffle": False}),
             "out": str(folder),
         }
         if command == "compare":
@@ -119,7 +139,7 @@ class Cell:
         backbone |= below("model.backbone.", preset.training.settings) | below("model.backbone.", given)
         line = [
             *("python", "-m", "lmix", command, f"--task={task}"),
-            *flags(preset.task_settings | below("data.task.", given), "task."),
+            *flags(self.task_settings | below("data.task.", given), "task."),
             *flags(backbone, "backbone."),
             *flags(adapters, "adapters."),
             *flags(settings),

@@ -9,7 +9,7 @@ import yaml
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
-METHODS = ("fixed", "adaptive", "kl_grpo", "grpo", "fixed_probs", "fixed_base_anchor", "ensemble")
+METHODS = ("fixed", "adaptive", "accuracy_weighted", "kl_grpo", "grpo", "fixed_probs", "fixed_base_anchor", "ensemble")
 """Files in configs/methods whose adapters `stages.method_adapters` can name."""
 
 SHARED = ("data.seed", "data.eval_size", "data.validation_size", "data.max_prompt_tokens")
@@ -47,7 +47,10 @@ class TrainingStage:
     eval_size: int
     """Held-out problems of each evaluation during training."""
     validation_size: int = 100
-    """Problems set aside for AdaptiveAlpha. Every method and SFT leave them out, so that all train on the same ones."""
+    """Problems set aside for rules that move alpha. Every method leaves them out, so that all train on the same ones;
+    SFT does too, unless they are taken from the stream."""
+    validation_source: Literal["held_out", "stream"] = "held_out"
+    """The same problems at every step, or the next ones of the training problems."""
     settings: Settings = field(default_factory=dict)
     """Evaluations load the backbone by `model.backbone.*` of these."""
 
@@ -89,8 +92,16 @@ class Preset:
     """By name of a file in configs/methods: the settings of its runs that differ from `training.settings`."""
     task_settings: Settings = field(default_factory=dict)
     """Arguments of the task, for training and evaluation."""
+    prompt: str | None = None
+    """Name of a file in configs/prompts. None leaves the task's own prompt, or that of `task_settings`."""
     max_prompt_tokens: int = 1024
     """Problems with a longer prompt are left out."""
+    min_new_tokens: int | None = None
+    """Tokens before which no completion ends; None for no such number."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a completion."""
+    shuffle: bool = True
+    """Take problems by seed; false takes them in file order, for training and for evaluation."""
     slots: int = 64
     """Completions that are decoded at a time."""
     sft: SFTStage = field(default_factory=SFTStage)
@@ -148,11 +159,13 @@ def check(preset: Preset) -> None:
     check_names("tasks", preset.tasks, [path.stem for path in (CONFIGS / "tasks").glob("*.yaml")])
     check_names("models", preset.models, [path.stem for path in (CONFIGS / "models").glob("*.yaml")])
     check_names("methods", preset.methods, METHODS)
+    if preset.prompt is not None:
+        check_names("prompt", [preset.prompt], [path.stem for path in (CONFIGS / "prompts").glob("*.txt")])
     check_names("seeds", preset.seeds)
     parts = {"": preset, "sft.": preset.sft, "training.": preset.training}
     for prefix, part in {**parts, "evaluation.": preset.evaluation, "estimate.": preset.estimate}.items():
         for name, value in vars(part).items():
-            if isinstance(value, int | float) and value <= 0:
+            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
                 raise ValueError(f"{prefix}{name}: {value} is not positive")
     check_settings("sft.settings", preset.sft.settings)
     check_settings("training.settings", preset.training.settings)

@@ -63,6 +63,67 @@ def test_another_number_of_prompts_goes_on_at_the_same_problem():
     assert [*seen, *rest] == list(chain(*ids(loader())))
 
 
+def test_file_order():
+    one = loader(shuffle=False)
+    assert ids(one) == ids(one) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    found = module(shuffle=False, eval_size=3, train_size=5).read(["train", "test"])
+    assert ids(found.values()) == [[0, 1, 2, 3, 4], [0, 1, 2]]
+    assert ids([module(eval_size=3, seed=1).read(["test"])["test"]]) != [[0, 1, 2]]
+    assert ids([module(train_size=99).read(["train"])["train"]]) == [list(range(10))]
+
+
+def streamed(one: StepLoader, steps: int) -> list[tuple[list[int], list[int]]]:
+    """Problems of the next steps' lists, and their validation problems."""
+    found = []
+    for batch, _ in zip(one, range(steps), strict=False):
+        found.append((ids([batch])[0], ids([one.validation_prompts])[0]))
+    return found
+
+
+def test_a_stream_takes_validation_problems_from_the_order():
+    """A pointer walks over the problems; nothing is left out or taken twice in a pass."""
+    one = loader(shuffle=False, validation=2)
+    assert len(one) == 2
+    assert streamed(one, 2) == [([0, 1, 2, 3], [4, 5]), ([6, 7, 8, 9], [0, 1])]
+    whole = streamed(loader(validation=3), 10)
+    order = [number for pair in whole for part in pair for number in part]
+    for start in range(0, 70, 10):
+        assert sorted(order[start : start + 10]) == list(range(10))
+    assert order[:10] != order[10:20]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("done", [1, 2, 5])
+def test_a_stream_goes_on_in_the_middle_of_an_epoch(shuffle, done):
+    whole = streamed(loader(shuffle=shuffle, validation=3), 9)
+    one = loader(shuffle=shuffle, validation=3)
+    steps = iter(one)
+    for _ in range(done):
+        next(steps)
+    other = loader(shuffle=shuffle, validation=3)
+    other.load_state_dict(one.state_dict())
+    assert streamed(other, 9 - done) == whole[done:]
+
+
+def test_a_stream_needs_problems_for_a_step(tmp_path):
+    with pytest.raises(ValueError, match="stream takes 11 of 10 training problems at each step"):
+        trained(tmp_path, 1, settings={"validation_size": 7, "validation_source": "stream"})
+    with pytest.raises(ValueError, match=r"leave out trainer.overfit_batches"):
+        trained(tmp_path, 1, settings={"validation_size": 2, "validation_source": "stream"}, overfit_batches=1)
+    with pytest.raises(ValueError, match=r"data.train_size must be at least 1, not 0"):
+        module(train_size=0)
+
+
+def test_dead_groups_are_not_replaced_by_validation_problems(tmp_path):
+    """Steps of 4 and 4 leave 2 of 10 problems that a step may take in."""
+    source = module(prompts_per_step=4, eval_size=2, validation_size=4, validation_source="stream")
+    source.sets = source.read(["train"])
+    batch = next(iter(source.train_dataloader()))
+    spare = source.spare_prompts(10, 0, 0, {prompt.problem.id for prompt in batch})
+    assert len(spare) == 2
+    assert not {p.problem.id for p in spare} & {p.problem.id for p in source.validation_share()}
+
+
 def test_ranks_share_each_batch():
     whole = ids(loader())
     shares = [ids(loader(rank=r, world_size=3)) for r in range(3)]
@@ -129,14 +190,15 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
 
 
-def trained(tmp_path, steps, recorder=None, checkpoint=None, **flags) -> Recorder:
+def trained(tmp_path, steps, recorder=None, checkpoint=None, settings=None, **flags) -> Recorder:
     recorder = recorder or Recorder()
     off = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = L.Trainer(
         max_steps=steps, max_epochs=-1, limit_val_batches=0, default_root_dir=tmp_path, enable_checkpointing=False,
         **off, **flags,
     )  # fmt: skip
-    trainer.fit(recorder, module(prompts_per_step=4, eval_size=2), ckpt_path=checkpoint, weights_only=False)
+    source = module(prompts_per_step=4, eval_size=2, **(settings or {}))
+    trainer.fit(recorder, source, ckpt_path=checkpoint, weights_only=False)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     return recorder
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lmix.functional import alpha_of_counts, net_gain_alpha
+from lmix.functional import accuracy_weighted_alpha, alpha_of_counts, net_gain_alpha
 
 
 def flags(*values):
@@ -66,3 +66,28 @@ def test_bad_input():
         net_gain_alpha(flags(1), flags(1, 0))
     with pytest.raises(ValueError, match="scale must be positive"):
         net_gain_alpha(flags(1), flags(1), scale=0.0)
+
+
+def test_the_accuracy_weighted_rule_by_hand():
+    """Accuracies 0.2, 0.5 and 0.4 at alpha 0.3."""
+    policy, mixture, reference = (math.exp(accuracy / 0.25) for accuracy in (0.2, 0.5, 0.4))
+    target = (mixture * 0.3 + reference) / (policy + mixture + reference)
+    assert accuracy_weighted_alpha((20, 50, 40), 100, 0.3) == pytest.approx(0.3 + 0.5 * (target - 0.3))
+    assert accuracy_weighted_alpha((1, 1, 1), 2, 0.5) == accuracy_weighted_alpha((0, 0, 0), 0, 0.5) == 0.5
+
+
+def test_the_accuracy_weighted_rule_goes_to_what_solves_more():
+    assert accuracy_weighted_alpha((100, 0, 0), 100, 0.06) == 0.05  # kept from 0
+    assert accuracy_weighted_alpha((0, 0, 100), 100, 0.94) == 0.95
+    assert accuracy_weighted_alpha((0, 100, 0), 100, 0.3) == pytest.approx(
+        0.3, abs=0.01
+    )  # the mixture is best: it stays
+    assert accuracy_weighted_alpha((0, 0, 1), 1, 0.5, temperature=1e-4, rate=1.0, highest=1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.0}, {"rate": 0.0}, {"rate": 1.1}, {"lowest": 0.6, "highest": 0.5}, {"highest": 1.1}]
+)
+def test_settings_of_the_accuracy_weighted_rule(settings):
+    with pytest.raises(ValueError, match=r"temperature must be positive, rate lie in \(0, 1\]"):
+        accuracy_weighted_alpha((0, 0, 0), 1, 0.5, **settings)

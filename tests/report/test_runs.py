@@ -29,6 +29,7 @@ STOPPING = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_arg
         (config(alpha=0.25), "fixed, α=0.25"),
         (config(callbacks=[{"class_path": "lmix.training.alpha.AdaptiveAlpha"}]), "adaptive"),
         (config(callbacks=[{"class_path": "lmix.training.alpha.AlphaSchedule"}]), "schedule"),
+        (config(callbacks=[{"class_path": "lmix.training.alpha.AccuracyWeightedAlpha"}]), "accuracy_weighted"),
         (config(callbacks=[{"class_path": "lightning.pytorch.callbacks.Timer"}]), "fixed, α=0.5"),
         (config(mixture="probs"), "fixed_probs, α=0.5"),
         (config(adapters=BASE), "fixed_base_anchor, α=0.5"),

@@ -18,7 +18,7 @@ from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.rollout.engine import Engine
 from lmix.training import objectives
-from lmix.training.alpha import AdaptiveAlpha
+from lmix.training.alpha import AccuracyWeightedAlpha, AdaptiveAlpha
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.completion_log import CompletionLog
 from lmix.training.config import OptimizerConfig, SamplingConfig
@@ -89,6 +89,8 @@ def main(
     uneven: bool = False,
     alpha: float = 0.5,
     resample_dead: int = 0,
+    loss: str = "token_mean",
+    streamed: bool = False,
     objective: str = "GRPO",
     **settings,
 ) -> None:
@@ -106,17 +108,18 @@ def main(
     groups = Groups()
     callbacks = [groups, LargeEps(), CompletionLog(), PolicyCheckpoint(every_n_steps=1, keep=-1)]
     if method == "sft":
-        m = SFTModule(backbone, AdapterConfig(rank=4), micro_batch_tokens=100, **common)
+        m = SFTModule(backbone, AdapterConfig(rank=4), micro_batch_tokens=100, loss=loss, **common)
     else:
         adapters = AdapterConfig(reference=SFT, rank=4)
         m = GRPOModule(backbone, adapters, alpha, objective=getattr(objectives, objective)(**settings), **common)
         if adaptive:
-            callbacks.append(AdaptiveAlpha(offset=20.0, scale=80.0))
+            callbacks.append(AccuracyWeightedAlpha() if streamed else AdaptiveAlpha(offset=20.0, scale=80.0))
     m.late = late
     kinds = {"ddp": "ddp", "fsdp2": ShardedStrategy(), "fsdp2-in-step": ShardedStrategy(gather_rollouts=False)}
     several = {"strategy": kinds[strategy], "devices": ranks} if ranks > 1 else {}
     t = trainer(out, steps, callbacks=callbacks, val_check_interval=steps, **several)
-    t.fit(m, data(prompts=prompts, validation_size=5), ckpt_path=ckpt_path)
+    source = "stream" if streamed else "held_out"
+    t.fit(m, data(prompts=prompts, validation_size=5, validation_source=source), ckpt_path=ckpt_path)
     found = {"alpha": m.mixture.alpha, "metrics": groups.metrics, "groups": groups.groups, "live": groups.live}
     found["drawn"] = groups.drawn
     found |= {"began": groups.began, "ended": checksum(m), "dense": m.policy.dense_rollouts}

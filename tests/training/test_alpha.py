@@ -4,12 +4,12 @@ import lightning as L
 import pytest
 import torch
 
-from lmix.functional import net_gain_alpha
+from lmix.functional import accuracy_weighted_alpha, net_gain_alpha
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import Mixture
 from lmix.rollout.types import Draw
 from lmix.training import update
-from lmix.training.alpha import AdaptiveAlpha, AlphaSchedule
+from lmix.training.alpha import AccuracyWeightedAlpha, AdaptiveAlpha, AlphaSchedule
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.objectives import GRPO
 from lmix.training.sft import SFTModule
@@ -49,6 +49,53 @@ def test_alpha_follows_the_validation_problems_between_steps(tmp_path):
     assert metrics["alpha"] == pytest.approx(watch.alphas[-1])  # the step's own alpha, not the next one
     assert watch.alphas[0] == 0.6
     assert len(set(watch.alphas)) > 1
+
+
+def test_alpha_follows_the_accuracies_of_the_next_problems_of_the_stream(tmp_path):
+    """Three decodings one after the other: the slow twin."""
+    m, watch = module(alpha=0.6), Watch()
+    source = data(validation_size=12, validation_source="stream")
+    t = trainer(tmp_path, 2, callbacks=[AccuracyWeightedAlpha(), watch])
+    t.fit(m, source)
+    metrics = {name: float(value) for name, value in t.callback_metrics.items()}
+    trained = {group.problem.id for group in m.groups}
+    solved = []
+    for alpha in (0.0, watch.alphas[-1], 1.0):
+        groups = m.decoder.complete(source.validation_share(), Draw(greedy=True), Mixture.at(alpha))
+        m.decoder.judge(groups)
+        solved.append(sum(group.rollouts[0].solved for group in groups))
+        assert not {group.problem.id for group in groups} & trained
+    assert len(groups) == 12
+    assert m.mixture.alpha == accuracy_weighted_alpha(tuple(solved), 12, watch.alphas[-1])
+    assert metrics["alpha/next"] == pytest.approx(m.mixture.alpha)
+    rates = [metrics[f"alpha/{name}_accuracy"] for name in ("policy", "mixed", "reference")]
+    assert rates == pytest.approx([count / 12 for count in solved])
+    assert len(set(solved)) > 1
+    assert 0 < metrics["perf/alpha_share"] < 1
+    with pytest.raises(ValueError, match="AccuracyWeightedAlpha: temperature must be positive"):
+        AccuracyWeightedAlpha(temperature=0.0)
+
+
+def test_a_run_with_a_stream_of_validation_problems_goes_on_exactly(tmp_path):
+    """In the middle of a pass over 16 problems: 4 and 5 of them each step."""
+
+    def fit(folder, steps, ckpt_path=None):
+        L.seed_everything(0)
+        m, keep, seen = module(), PolicyCheckpoint(every_n_steps=1, keep=-1), Watch()
+        source = data(validation_size=5, validation_source="stream")
+        callbacks = [keep, seen, AccuracyWeightedAlpha(rate=1.0)]
+        trainer(folder, steps, callbacks=callbacks).fit(m, source, ckpt_path=ckpt_path)
+        return m, keep, seen.alphas, [p.problem.id for p in source.validation_share()]
+
+    whole, _, alphas, last = fit(tmp_path / "whole", 4)
+    _, keep, first_alphas, middle = fit(tmp_path / "part", 3)
+    again, _, more_alphas, found = fit(tmp_path / "part", 4, str(keep.saved[-1]))
+    assert first_alphas + more_alphas == alphas
+    assert len(set(alphas)) >= 3
+    assert found == last != middle
+    assert again.mixture == whole.mixture
+    for a, b in zip(again.policy.policy_parameters(), whole.policy.policy_parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_alpha_is_constant_inside_a_step(tmp_path, monkeypatch):

@@ -118,11 +118,11 @@ def test_a_run_goes_on_with_another_number_of_ranks(before, after, runs, tmp_pat
 CASES = {
     "nf4 with a KL, two updates": {"quantization": "nf4", "inner_updates": 2, "beta": 0.01, "alpha": 0.0, **SMALL},
     "sft": {"method": "sft"},
+    "sft, sums": {"method": "sft", "loss": "sequence_sum", "steps": 1},
     "nf4, no kept states": {"quantization": "nf4", "keep_frozen": False, **SMALL},
     "batch": {"normaliser": "batch", **SMALL},
     "constant": {"normaliser": "constant", "sampler_weight_cap": 2.0, **SMALL},
     "checkpointed": {"checkpointing": True, **SMALL},
-    # one update a step and rank's first moments are compared, so mini-batches step in order on both
     "mini-batches": {"mini_batches": 2, "normaliser": "response", "advantage_std": "sample", **SMALL},
     "fusion": {"objective": "LogitFusion", "mini_batches": 2, "inner_updates": 2, "entropy_bonus": 0.01, **SMALL},
     "luffy": {"objective": "LUFFY", **SMALL},
@@ -148,6 +148,18 @@ def test_every_method_gives_the_same_on_two_processes(strategy, case, tmp_path):
     one, _ = train(tmp_path / "one", 1, adaptive=False, **CASES[case])
     two, _ = train(tmp_path / "two", 2, adaptive=False, strategy=strategy, **CASES[case])
     same_adapters(one, two)
+
+
+def test_a_stream_of_validation_problems_is_shared_out(tmp_path):
+    """5 prompts and 5 validation problems a step, of 16."""
+    one, (alone,) = train(tmp_path / "one", 1, steps=4, streamed=True, **SMALL)
+    two, (first, second) = train(tmp_path / "two", 2, steps=4, streamed=True, **SMALL)
+    same_adapters(one, two)
+    assert alone["groups"] == [5] * 4
+    assert one["lmix"]["alpha"] == two["lmix"]["alpha"] == first["alpha"] == second["alpha"] != 0.5
+    names = [f"alpha/{name}_accuracy" for name in ("policy", "mixed", "reference")]
+    for metrics, expected in zip(first["metrics"][1:], alone["metrics"][1:], strict=True):  # before the step's own rule
+        assert [metrics[name] for name in names] == [expected[name] for name in names]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

@@ -1,0 +1,43 @@
+"""Why the completions that a run or an evaluation has stored earned no reward."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from lmix.evaluation.output import new_console
+from lmix.evaluation.rows import CompletionRow, EvaluationRow
+from lmix.evaluation.zero_rewards import Row, count_causes, report
+
+
+def rewards(file: str, step: int | None = None) -> None:
+    """Say why stored completions earned no verifier reward: counts, and an example of each cause.
+
+    Args:
+        file: `completions/train.jsonl` of a run's folder (or `val.jsonl`), or `rows.jsonl` of evaluate, sweep, compare.
+        step: of a run's completions, those of this step only; null takes all.
+
+    Raises:
+        ValueError: a file that can't be read or holds no such rows, in one line.
+    """
+    rows = [row for row in read_completions(Path(file)) if step is None or getattr(row, "step", None) == step]
+    if not rows:
+        raise ValueError(f"file {file!r} holds no completion" + ("" if step is None else f" of step {step}"))
+    for line in report(rows, count_causes(rows), len(rows)):
+        new_console().print(line, markup=False)
+
+
+def read_completions(path: Path) -> list[Row]:
+    """Rows of either kind. Raises ValueError where a line is neither."""
+    if not path.is_file():
+        raise ValueError(f"file {str(path)!r} does not exist: give completions/train.jsonl of a run, or a rows.jsonl")
+    rows: list[Row] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line:
+            continue
+        try:
+            content = json.loads(line)
+            kind = CompletionRow if "step" in content else EvaluationRow
+            rows.append(kind(**{field.name: content[field.name] for field in fields(kind) if field.name in content}))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"file {str(path)!r}: line {number} is no completion of lmix") from error
+    return rows
