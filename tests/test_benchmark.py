@@ -86,6 +86,7 @@ def test_growth_changes_one_size_at_a_time():
     assert row["update_tokens_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_its_figures_and_no_other_file(tmp_path):
     line = [sys.executable, "-m", "benchmarks", "--quick", "--contenders=ours,naive", "--warmup=0", "--threads=1"]
     line += [f"--{name}={value}" for name, value in SMALL.items()]

@@ -3,11 +3,13 @@
 import json
 
 import kill_campaign
+import pytest
 import verifier_campaign
 
 from tests.test_cli import DEMO, SMALL
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, capsys):
     small = [*SMALL, "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--data.validation_size=6"]
     plans = [kill_campaign.Plan("save", 2, 0.5)]  # so it goes on from the first

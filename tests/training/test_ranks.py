@@ -99,7 +99,7 @@ def same_adapters(one: dict, two: dict) -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("ddp", "one"),
+        pytest.param("ddp", "one", marks=pytest.mark.slow),
         ("one", "fsdp2"),
         pytest.param("one", "ddp", marks=pytest.mark.slow),
         pytest.param("fsdp2", "one", marks=pytest.mark.slow),
@@ -150,6 +150,7 @@ def test_every_method_gives_the_same_on_two_processes(strategy, case, tmp_path):
     same_adapters(one, two)
 
 
+@pytest.mark.slow
 def test_a_stream_of_validation_problems_is_shared_out(tmp_path):
     """5 prompts and 5 validation problems a step, of 16."""
     one, (alone,) = train(tmp_path / "one", 1, steps=4, streamed=True, **SMALL)
@@ -162,7 +163,7 @@ def test_a_stream_of_validation_problems_is_shared_out(tmp_path):
         assert [metrics[name] for name in names] == [expected[name] for name in names]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_dead_groups_are_replaced_as_one_process_does(strategy, tmp_path):
     """Each problem at most once a step, over both ranks; and the same ones as without ranks."""
     settings = {"objective": "DAPO", "resample_dead": 3, "adaptive": False, **SMALL}
@@ -178,7 +179,7 @@ def test_dead_groups_are_replaced_as_one_process_does(strategy, tmp_path):
         assert first["metrics"][step]["train/replaced_groups"] == replaced[step]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_ranks_whose_generators_and_memory_differ_are_as_rank_0(strategy, tmp_path):
     """Rank 1 has drawn a number before the adapters are made, and has no free memory."""
     uneven = {"quantization": "nf4", "adaptive": False, "uneven": True, "steps": 1}
@@ -210,7 +211,8 @@ def test_a_rank_whose_rows_end_much_later(strategy, tmp_path):
     assert first["metrics"][-1]["train/grad_norm"] == second["metrics"][-1]["train/grad_norm"]
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(strategy, tmp_path):
     """By the command line, with the strategy's file."""
     dying = {"class_path": "tests.training.endings.Dying", "init_args": {"at_step": 2}}

@@ -200,7 +200,10 @@ def expected(m, groups, mixture, objective, formula, old):
     return value.item(), torch.autograd.grad(-value, m.policy.policy_parameters())
 
 
-@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize(
+    "mixture",
+    ["logits", "three averaged", *(pytest.param(m, marks=pytest.mark.slow) for m in ("probs", "three streams"))],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_the_gradient_is_that_of_the_written_out_objective(three, name, mixture):
     """After the policy has moved, so that ratios are not 1 and some are clipped; in two layouts of micro-batches."""
