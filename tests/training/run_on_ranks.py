@@ -86,6 +86,7 @@ def main(
     late: bool = False,
     uneven: bool = False,
     alpha: float = 0.5,
+    reference: str = SFT,
     **objective,
 ) -> None:
     torch.set_num_threads(1)
@@ -102,7 +103,7 @@ def main(
     if method == "sft":
         m = SFTModule(backbone, AdapterConfig(rank=4), micro_batch_tokens=100, **common)
     else:
-        adapters = AdapterConfig(reference=SFT, rank=4)
+        adapters = AdapterConfig(reference=reference, rank=4, frozen_quantization="none")
         m = GRPOModule(backbone, adapters, alpha, objective=GRPO(**objective), **common)
         if adaptive:
             callbacks.append(AdaptiveAlpha(offset=20.0, scale=80.0))
