@@ -23,6 +23,17 @@ IGNORED = {"seed_everything", "seed", "ckpt_path", "default_root_dir", "logger"}
 """Fields, at any depth, in which runs of one method may differ: seeds, output folders and the logger."""
 ADAPTERS = {"reference", "policy"}
 """Fields in which null means the base."""
+OBJECTIVES = {
+    "CHORD": "chord",
+    "CISPO": "cispo",
+    "DAPO": "dapo",
+    "DrGRPO": "dr_grpo",
+    "GSPO": "gspo",
+    "LUFFY": "luffy",
+    "LogitFusion": "logit_fusion",
+    "RLOO": "rloo",
+}
+"""What lmix's other objectives are called where the policy alone is optimised, as in configs/methods."""
 BASE = (None, "base", "null", "None")
 """How a configuration names the base as an adapter; see `AdapterConfig`."""
 PATHS = ADAPTERS | {"experts", "path", "source", "test_source"}
@@ -51,6 +62,9 @@ def base_method(config: dict[str, Any]) -> str:
     callbacks = [callback["class_path"] for callback in config["trainer"].get("callbacks") or []]
     if config["model"]["class_path"].endswith("SFTModule"):
         return "sft"
+    objective = objective_name(config)
+    if objective == "LogitFusion" or (alpha == 0 and objective in OBJECTIVES):
+        return OBJECTIVES[objective]
     if weights := arguments.get("weights"):
         return f"ensemble, {' '.join(f'{weight:g}' for weight in weights)}"
     rules = {"AdaptiveAlpha": "adaptive", "AccuracyWeightedAlpha": "accuracy_weighted", "AlphaSchedule": "schedule"}
@@ -71,7 +85,8 @@ def own_classes(config: dict[str, Any]) -> list[str]:
     paths = [part["class_path"] for part in [config["model"], *callbacks]]
     own = [last_part(path, ".") for path in paths if "." in short_class(path)]
     objective = objective_name(config)
-    return own if objective == "GRPO" else [objective, *own]
+    named = objective == "GRPO" or base_method(config) == OBJECTIVES.get(objective)
+    return own if named else [objective, *own]
 
 
 def objective_name(config: dict[str, Any]) -> str:

@@ -6,33 +6,41 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from lmix.rewards.overlong import OverlongPenalty
 from lmix.rewards.reward import Reward, verifier_reward
 from lmix.rollout.types import Group, Rollout
 from lmix.tasks.task import Problem
 
-BUILT_IN: dict[str, Reward] = {"verifier": verifier_reward}
+BUILT_IN: dict[str, Callable[[int], Reward]] = {
+    "verifier": lambda max_new_tokens: verifier_reward,
+    "overlong": OverlongPenalty,
+}
+"""lmix's own rewards, given the length limit."""
 
 
 class RewardSum:
     """The weighted sum of rewards: R of eq. 4.
 
     Args:
-        weights: weight by name: `verifier`, or the import path (`mine.brevity`) of a function `reward(problem,
-            completion) -> float` of a `Problem` and a completion's text, of a `Reward` (one parameter: judged groups),
-            or of a `Reward` class, constructed without arguments.
+        weights: weight by name: `verifier`, `overlong`, or the import path (`mine.brevity`) of a function
+            `reward(problem, completion) -> float` of a `Problem` and a completion's text, of a `Reward` (one parameter:
+            judged groups), or of a `Reward` class, constructed without arguments.
+        max_new_tokens: the length limit (`sampling.max_new_tokens`), for `overlong`.
 
     Raises:
         ValueError: no reward, a weight that is not finite, or a name that can't be imported.
     """
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
+    def __init__(self, weights: Mapping[str, float], max_new_tokens: int = 512) -> None:
         if not weights:
             raise ValueError("model.rewards is empty: give a weight for at least one, such as {verifier: 1}")
         for name, weight in weights.items():
             if not math.isfinite(weight):
                 raise ValueError(f"model.rewards: the weight of {name} must be finite, not {weight}")
         self.weights = dict(weights)
-        self.rewards = {name: BUILT_IN[name] if name in BUILT_IN else imported_reward(name) for name in weights}
+        self.rewards = {
+            name: BUILT_IN[name](max_new_tokens) if name in BUILT_IN else imported_reward(name) for name in weights
+        }
 
     def __call__(self, groups: Sequence[Group]) -> None:
         """Fill in `Rollout.rewards` and `Rollout.reward` of judged groups.

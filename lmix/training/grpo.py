@@ -36,7 +36,8 @@ class GRPOModule(AdapterModule):
             any numbers, probabilities those that sum to 1.
         sampling: how rollouts are drawn.
         rewards: what a completion is worth, as weights by name: `verifier` (1 where the completion ended and its answer
-            is right), or the import path of your own (docs/extending.md). Each has a curve of its own.
+            is right), `overlong` (DAPO's soft penalty near the length limit), or the import path of your own
+            (docs/extending.md). Where there are several, each is also logged unweighted.
         objective: how a step's rewards become a gradient.
         optimizer: how the gradient becomes a step.
 
@@ -58,7 +59,7 @@ class GRPOModule(AdapterModule):
         optimizer: OptimizerConfig = OptimizerConfig(),
     ) -> None:
         super().__init__(backbone, adapters, alpha, mixture, sampling, optimizer, weights)
-        self.rewards = RewardSum(rewards)
+        self.rewards = RewardSum(rewards, sampling.max_new_tokens)
         # the default is jsonargparse's placeholder, which shows its settings in --help and is not initialised yet
         self.objective = GRPO() if hasattr(objective, "lazy_get_init_data") else objective
         if self.objective.needs_reference and (alpha or weights is not None):

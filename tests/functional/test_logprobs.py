@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lmix.functional import linear_log_probs, token_log_probs, tokenwise
+from lmix.functional import entropies, linear_entropies, linear_log_probs, token_log_probs, tokenwise
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -84,3 +84,28 @@ def test_functional_imports_torch_and_nothing_else():
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert {name.split(".")[0] for name in names} <= {"torch", "math", "typing", "collections", "lmix"}, path
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("beside", [False, True])
+def test_linear_entropies_equal_autograd_in_value_and_gradient(chunk, beside):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(11, 6), torch.randn(11)
+    frozen = 2.0 * torch.randn(8, 11) if beside else torch.zeros(8, 11)
+    hidden = torch.randn(8, 6, requires_grad=True)
+    upstream = torch.randn(8)
+    fast = linear_entropies(hidden, weight, bias, chunk, (lambda part: frozen[part]) if beside else None)
+    p = (hidden @ weight.T + bias + frozen).softmax(-1)
+    slow = -(p * p.log()).sum(-1)
+    assert torch.allclose(fast, slow, atol=1e-5)
+    (found,) = torch.autograd.grad((fast * upstream).sum(), hidden)
+    (expected,) = torch.autograd.grad((slow * upstream).sum(), hidden)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_entropies_of_tokens_without_probability():
+    logits = torch.tensor([[0.0, 0.0, -torch.inf], [0.0, -torch.inf, -torch.inf]], requires_grad=True)
+    found = entropies(logits)
+    assert torch.allclose(found, torch.tensor([2.0, 1.0]).log())
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert torch.isfinite(gradient).all()

@@ -11,6 +11,7 @@ from lmix.model.adapters import AdapterConfig
 from lmix.planning.estimates import (
     activation_bytes,
     backbone_bytes,
+    host_bytes,
     largest,
     memory,
     peak,
@@ -19,7 +20,7 @@ from lmix.planning.estimates import (
     update_seconds,
 )
 from lmix.planning.published import planned_config
-from lmix.planning.shape import RunShape, model_shape
+from lmix.planning.shape import FrozenModel, RunShape, model_shape
 from lmix.rollout.kv_cache import StreamCache
 from lmix.rollout.packing import pack
 from lmix.rollout.types import Rollout
@@ -145,6 +146,31 @@ def test_what_makes_a_run_larger_is_counted():
         for changes in ({}, {"keep_frozen": False}, {"kl": True})
     ]
     assert slow[0] < slow[1] < slow[2]
+
+
+def test_a_frozen_model_s_bytes_and_time_are_added():
+    model, other = shape(), shape("llama")
+    frozen = FrozenModel(other, nf4=False, streams=1)
+    plain, both = memory(model, RUN), memory(model, dataclasses.replace(RUN, streams=1, others=(frozen,)))
+    assert both["frozen models"] == sum(p.nbytes for p in tiny_model("llama").parameters())
+    assert both["backbone"] == plain["backbone"]
+    # the two models are of one shape: a stream on either is the same
+    assert both["rollout: keys and values"] == plain["rollout: keys and values"]
+    assert both["rollout: hidden states of frozen streams"] == plain["rollout: hidden states of frozen streams"]
+    assert both["update: logits"] == 2 * plain["update: logits"]  # one head a model
+    assert host_bytes(model, dataclasses.replace(RUN, streams=1, others=(frozen,))) == host_bytes(model, RUN)
+    small = memory(model, dataclasses.replace(RUN, others=(dataclasses.replace(frozen, nf4=True),)))
+    assert small["frozen models"] < both["frozen models"]
+    idle = memory(model, dataclasses.replace(RUN, others=(dataclasses.replace(frozen, streams=0),)))
+    assert {name: size for name, size in idle.items() if name != "frozen models"} == plain
+    times = [
+        update_seconds(model, dataclasses.replace(RUN, **changes), 1e9)
+        for changes in ({"streams": 1}, {"others": (frozen,)}, {"others": (frozen,), "keep_frozen": False})
+    ]
+    assert times[0] < times[1] < times[2]
+    assert rollout_seconds(model, dataclasses.replace(RUN, others=(frozen,)), 1e9, 1e9) > rollout_seconds(
+        model, RUN, 1e9, 1e9
+    )
 
 
 def test_more_devices_share_the_work_and_shards_the_backbone():

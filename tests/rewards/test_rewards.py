@@ -5,6 +5,7 @@ import math
 import pytest
 
 from lmix.rewards import RewardSum
+from lmix.rewards.overlong import OverlongPenalty
 from lmix.rollout.types import Group, Prompt, Rollout, flatten
 from lmix.tasks.task import Judgement, Problem
 
@@ -125,3 +126,15 @@ def test_names_and_weights_that_are_wrong(weights, message):
     with pytest.raises(ValueError, match=message) as raised:
         RewardSum(weights)
     assert "\n" not in str(raised.value)
+
+
+def test_the_penalty_of_overlong_completions_by_hand():
+    """Of a limit of 20 the last 4 tokens are the buffer."""
+    penalty = OverlongPenalty(20).penalty
+    assert [penalty(n, ended=True) for n in (1, 16, 17, 18, 20)] == [0.0, 0.0, -0.25, -0.5, -1.0]
+    assert penalty(20, ended=False) == penalty(3, ended=False) == -1.0
+    judged = groups()
+    RewardSum({"overlong": 2.0}, max_new_tokens=20)(judged)
+    expected = [[2.0 * penalty(len(r.completion_ids), r.ended) for r in group.rollouts] for group in judged]
+    assert [group.rewards for group in judged] == expected
+    assert any(value < 0 for group in expected for value in group)

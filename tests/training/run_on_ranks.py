@@ -92,6 +92,7 @@ def main(
     loss: str = "token_mean",
     streamed: bool = False,
     objective: str = "GRPO",
+    reference: str = SFT,
     **settings,
 ) -> None:
     torch.set_num_threads(1)
@@ -110,7 +111,7 @@ def main(
     if method == "sft":
         m = SFTModule(backbone, AdapterConfig(rank=4), micro_batch_tokens=100, loss=loss, **common)
     else:
-        adapters = AdapterConfig(reference=SFT, rank=4)
+        adapters = AdapterConfig(reference=reference, rank=4, frozen_quantization="none")
         m = GRPOModule(backbone, adapters, alpha, objective=getattr(objectives, objective)(**settings), **common)
         if adaptive:
             callbacks.append(AccuracyWeightedAlpha() if streamed else AdaptiveAlpha(offset=20.0, scale=80.0))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.model.whole import other_size
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "run_on_ranks.py"
 LOCAL = {"perf/rollout_seconds", "perf/update_seconds", "perf/alpha_share"}
@@ -82,10 +84,10 @@ def compare(one: dict, two: dict, alone: dict, first: dict, second: dict) -> Non
     assert any((a == 0) != (b == 0) for a, b in zip(first["live"], second["live"], strict=True))
 
 
-def same_adapters(one: dict, two: dict) -> None:
+def same_adapters(one: dict, two: dict, moved: bool = True) -> None:
     """The same adapters (rtol 1e-5, atol 3e-6) and gradients: Adam's first moments (rtol 1e-5, atol 1e-8)."""
     state = one["state_dict"]
-    assert any(p.abs().max() > 0 for name, p in state.items() if ".policy." in name and "lora_B" in name)
+    assert moved == any(p.abs().max() > 0 for name, p in state.items() if ".policy." in name and "lora_B" in name)
     assert state.keys() == two["state_dict"].keys()
     for name, value in state.items():
         assert torch.allclose(value, two["state_dict"][name], atol=3e-6), name
@@ -180,6 +182,25 @@ def test_dead_groups_are_replaced_as_one_process_does(strategy, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.parametrize(
+    ("strategy", "alpha"),
+    [
+        ("fsdp2", 0.5),
+        pytest.param("ddp", 0.5, marks=pytest.mark.slow),
+        pytest.param("fsdp2-in-step", 0.5, marks=pytest.mark.slow),
+        pytest.param("fsdp2-in-step", 1.0, marks=pytest.mark.slow),  # no rank needs the shards
+    ],
+)
+def test_a_whole_model_beside_the_policy_on_two_processes(strategy, alpha, tmp_path):
+    """The policy's backbone is in shards, the reference's whole on each rank."""
+    settings = {"reference": other_size(tmp_path / "small"), "alpha": alpha, "adaptive": False, "steps": 2, **SMALL}
+    one, _ = train(tmp_path / "one", 1, **settings)
+    two, _ = train(tmp_path / "two", 2, strategy=strategy, **settings)
+    assert set(one["lmix"]["others"]) == {"reference"}
+    same_adapters(one, two, moved=alpha < 1.0)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_ranks_whose_generators_and_memory_differ_are_as_rank_0(strategy, tmp_path):
     """Rank 1 has drawn a number before the adapters are made, and has no free memory."""
     uneven = {"quantization": "nf4", "adaptive": False, "uneven": True, "steps": 1}

@@ -59,7 +59,7 @@ def test_a_step_beside_the_merged_sft_is_that_beside_the_adapter(tmp_path, merge
     assert texts(model.groups) == texts(adapter.groups)
     found, expected = model.state_dict(), adapter.state_dict()
     policy = [name for name in expected if ".policy." in name]
-    assert {name for name in found} == set(policy)
+    assert set(found) == set(policy)
     for name in policy:  # Adam's first step is lr times the gradient's sign
         assert (found[name] - expected[name]).norm() <= 1e-3 * expected[name].norm() + 1e-4, name
 
