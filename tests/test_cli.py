@@ -109,7 +109,7 @@ def test_a_mistake_is_one_line_and_found_before_a_model_is_loaded(make, message,
         (lambda tmp: [*DEMO, "--trainer.gradient_clip_val=1"], "set model.optimizer.max_grad_norm=1"),
         (lambda tmp: [*DEMO, "--trainer.accumulate_grad_batches=2"], "data.prompts_per_step is the batch"),
         (lambda tmp: [*DEMO, "--trainer.max_time=soon"], "is not a valid duration"),
-        (lambda tmp: [*DEMO, f"--model.adapters.reference={written(tmp, b'')}"], "has no adapter_config.json"),
+        (lambda tmp: [*DEMO, f"--model.adapters.reference={written(tmp, b'')}"], "is no folder, .gguf file or hub id"),
         (lambda tmp: [], "required: fit.data.task"),
     ],
 )
@@ -373,5 +373,7 @@ def test_lmix_s_own_configs_go_by_name(capsys):
         assert yaml.safe_load(capsys.readouterr().out)["data"]["eval_size"] == 300
     assert run("fit", "--config=lmix:demos") == 1
     error = capsys.readouterr().err
-    assert "config 'lmix:demos' is unknown: use one of demo, methods/accuracy_weighted," in error
+    assert (
+        "config 'lmix:demos' is unknown: use one of demo, evaluation/contrastive, methods/accuracy_weighted," in error
+    )
     assert "Traceback" not in error

@@ -121,7 +121,7 @@ def test_without_a_limit_a_completion_has_what_the_model_has_room_for(tmp_path, 
 )
 def test_the_limit_of_new_tokens(places, asked, prompt, most):
     config = SimpleNamespace(**({"max_position_embeddings": places} if places else {}))
-    completer = SimpleNamespace(max_new_tokens=asked, policy=SimpleNamespace(backbone=SimpleNamespace(config=config)))
+    completer = SimpleNamespace(max_new_tokens=asked, policy=SimpleNamespace(models=[SimpleNamespace(config=config)]))
     assert Completer.new_tokens(completer, prompt) == most  # pyright: ignore[reportArgumentType]
 
 

@@ -178,9 +178,9 @@ def test_the_newest_whole_checkpoint_of_a_folder_is_found(copied, caplog):
     cut(newest[1])
     assert find_checkpoint(str(copied)) == str(newest[2])
     newest[2].write_bytes(b"")
-    with pytest.raises(ValueError, match=r"is a folder without a whole checkpoint: .*step=0003.ckpt' is damaged"):
+    with pytest.raises(ValueError, match=r"is a folder with no intact checkpoint: .*step=0003.ckpt' is damaged"):
         find_checkpoint(str(copied))
-    with pytest.raises(ValueError, match=r"is a folder without a whole checkpoint: give that of a run"):
+    with pytest.raises(ValueError, match=r"is a folder with no intact checkpoint: give that of a run"):
         find_checkpoint(str(copied / "checkpoints" / "step=0001"))
 
 

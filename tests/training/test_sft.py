@@ -8,8 +8,8 @@ from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import Mixture
 from lmix.rollout.packing import pack
-from lmix.rollout.types import Rollout
 from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.demonstrations import demonstration
 from lmix.training.sft import SFTModule
 from tests.training.helpers import data, trainer, written_out_log_probs
 
@@ -47,7 +47,7 @@ def first_step(tmp_path, loss, micro_batch_tokens):
 def test_the_loss_against_autograd_in_one_pass_and_in_eight(tmp_path, loss):
     whole_m, whole, whole_loss = first_step(tmp_path, loss, 10_000)
     _, parts, parts_loss = first_step(tmp_path, loss, 1)
-    demonstrations = [Rollout(prompt, 0, whole_m.demonstration_ids(prompt)) for prompt in whole.batch]
+    demonstrations = [demonstration(prompt, data().task, whole_m.tokenizer) for prompt in whole.batch]
     lengths = [len(d.completion_ids) for d in demonstrations]
     assert len(set(lengths)) > 3
     negative = -written_out_log_probs(whole_m, pack(demonstrations), Mixture.at(0.0))
