@@ -66,6 +66,7 @@ def test_a_cut_vocabulary_is_drawn_from_and_planned_for():
     assert planned_gb(work, 200_000) > 2 * planned_gb(work, 20_000)
 
 
+@pytest.mark.slow
 def test_further_tables_are_measured():
     ours = Ours(Work(**SMALL, threads=1, alpha_rollouts=64))
     tables = {"alpha": ours.alpha(), "natural": ours.natural()}
@@ -76,6 +77,7 @@ def test_further_tables_are_measured():
     assert "\nnatural:\n" in report(tables | {"figures": {"ours": {}}})
 
 
+@pytest.mark.slow
 def test_growth_changes_one_size_at_a_time():
     growth = Growth(Work(threads=1))
     (small, whole), *others = growth.sizes()

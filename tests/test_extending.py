@@ -122,6 +122,7 @@ def test_each_block_stands_alone():
             exec(code, {"__name__": "mine"})
 
 
+@pytest.mark.slow
 def test_a_callback_is_added_by_its_name(mine, capsys):
     adaptive = ["--trainer.callbacks+=lmix.training.alpha.AdaptiveAlpha", "--trainer.callbacks.offset=2"]
     assert fit(*adaptive, "--data.validation_size=4") == 0

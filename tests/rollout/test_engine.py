@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_tokens_and_another_does_not(folders):
         assert [r.completion_ids for r in first] != [r.completion_ids for r in generate(policy, draw=other)]
 
 
-@pytest.mark.parametrize(("slots", "check_every"), [(4, 1), (20, 1), (64, 1), (8, 3), (8, 64)])
+@pytest.mark.parametrize(("slots", "check_every"), [(4, 1), (64, 1), (8, 3)])
 def test_batch_layout_and_retirement_change_no_token(policy, slots, check_every):
     expected = generate(policy)
     found = generate(policy, slots=slots, check_every=check_every)
@@ -191,7 +191,7 @@ def test_nothing_to_do(folders):
 
 
 @pytest.mark.parametrize("mixture", ["logits", "probs"])
-@pytest.mark.parametrize("alphas", [[0.0, 0.3, 0.8, 1.0], [1.0, 0.5, 0.0, 0.0], [0.0, 1.0], [0.0], [1.0]])
+@pytest.mark.parametrize("alphas", [[0.0, 0.3, 0.8, 1.0], [0.0, 1.0], [0.0], [1.0]])
 def test_several_alphas_in_one_pass_equal_a_pass_for_each(policy, mixture, alphas):
     mixtures = [Mixture.at(alpha, mixture) for alpha in alphas]
     together = generate(policy, draw=Draw(greedy=True), mixture=mixtures, samples=len(alphas))

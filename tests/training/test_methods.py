@@ -68,6 +68,7 @@ def test_an_ensemble_of_two_is_fixed(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(fixed, ensemble, strict=True))
 
 
+@pytest.mark.slow
 def test_an_expert_of_weight_0_changes_nothing_and_two_halves_are_a_whole(tmp_path):
     fixed = trained(tmp_path, alpha=0.25)
     experts = AdapterConfig(reference=SFT, experts=[SFT], rank=4)

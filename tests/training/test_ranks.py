@@ -135,16 +135,12 @@ CASES = {
     "dr_grpo": {"objective": "DrGRPO", **SMALL},
     "dapo": {"objective": "DAPO", "resample_dead": 2, **SMALL},
 }
-QUICK = [("fsdp2", "fusion"), ("ddp", "mini-batches")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "case"),
-    [
-        pytest.param(strategy, case, marks=[] if (strategy, case) in QUICK else pytest.mark.slow)
-        for strategy in ("ddp", "fsdp2", "fsdp2-in-step")
-        for case in CASES
-    ],
+    [(strategy, case) for strategy in ("ddp", "fsdp2", "fsdp2-in-step") for case in CASES],
 )
 def test_every_method_gives_the_same_on_two_processes(strategy, case, tmp_path):
     one, _ = train(tmp_path / "one", 1, adaptive=False, **CASES[case])
