@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.model.whole import other_size
+from tests.model.whole import merged_sft
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "run_on_ranks.py"
@@ -189,7 +189,7 @@ def test_dead_groups_are_replaced_as_one_process_does(strategy, tmp_path):
 )
 def test_a_whole_model_beside_the_policy_on_two_processes(strategy, alpha, tmp_path):
     """The policy's backbone is in shards, the reference's whole on each rank."""
-    settings = {"reference": other_size(tmp_path / "small"), "alpha": alpha, "adaptive": False, "steps": 2, **SMALL}
+    settings = {"reference": merged_sft(tmp_path / "sft"), "alpha": alpha, "adaptive": False, "steps": 2, **SMALL}
     one, _ = train(tmp_path / "one", 1, **settings)
     two, _ = train(tmp_path / "two", 2, strategy=strategy, **settings)
     assert set(one["lmix"]["others"]) == {"reference"}
