@@ -327,8 +327,8 @@ def test_a_lost_rank_is_one_line_and_other_failures_are_not_hidden(capsys, monke
 
 def test_every_config_parses_alone_and_composed(capsys):
     tasks, models, methods = (sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("tasks", "models", "methods"))
-    combinations = [(tasks[0], models[0], m) for m in methods] + [(t, models[0], methods[0]) for t in tasks]
-    combinations += [(tasks[0], x, methods[0]) for x in models]
+    longest = max(len(tasks), len(models), len(methods))
+    combinations = [tuple(kind[i % len(kind)] for kind in (tasks, models, methods)) for i in range(longest)]
     combinations += [(CONFIGS / "demo.yaml", path) for path in sorted((CONFIGS / "strategies").glob("*.yaml"))]
     for combination in [*combinations, (CONFIGS / "demo.yaml",)]:
         flags = [f"--config={path}" for path in combination]

@@ -72,11 +72,16 @@ COUNTS = {
 }
 
 
+LONG = {"paper", "mmlu-0.5b"}
+"""Presets of many lines; each line takes a second to parse."""
 METHOD_COUNTS = {"arithmetic": 7, "authors-math-3b": 5}
 """Different methods, SFT among them, that a preset runs."""
 
 
-@pytest.mark.parametrize(("preset", "count"), COUNTS.items())
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [pytest.param(*item, marks=pytest.mark.slow if item[0] in LONG else []) for item in COUNTS.items()],
+)
 def test_the_lines_of_a_preset_parse(preset, count, tmp_path, capsys):
     lines = plan("--preset", preset, "--out", str(tmp_path))
     assert len(lines) == count

@@ -177,14 +177,14 @@ def test_dead_groups_are_replaced_as_one_process_does(strategy, tmp_path):
         assert first["metrics"][step]["train/replaced_groups"] == replaced[step]
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "alpha"),
     [
         ("fsdp2", 0.5),
-        pytest.param("ddp", 0.5, marks=pytest.mark.slow),
-        pytest.param("fsdp2-in-step", 0.5, marks=pytest.mark.slow),
-        pytest.param("fsdp2-in-step", 1.0, marks=pytest.mark.slow),  # no rank needs the shards
+        ("ddp", 0.5),
+        ("fsdp2-in-step", 0.5),
+        ("fsdp2-in-step", 1.0),  # no rank needs the shards
     ],
 )
 def test_a_whole_model_beside_the_policy_on_two_processes(strategy, alpha, tmp_path):
@@ -196,7 +196,7 @@ def test_a_whole_model_beside_the_policy_on_two_processes(strategy, alpha, tmp_p
     same_adapters(one, two, moved=alpha < 1.0)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_ranks_whose_generators_and_memory_differ_are_as_rank_0(strategy, tmp_path):
     """Rank 1 has drawn a number before the adapters are made, and has no free memory."""
     uneven = {"quantization": "nf4", "adaptive": False, "uneven": True, "steps": 1}
