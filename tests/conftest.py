@@ -28,6 +28,7 @@ from lmix.model.mixture import Mixture
 from lmix.model.streams import StreamRouter
 from lmix.rollout.types import Prompt
 from lmix.tasks import Problem
+from tests.model.whole import merged_sft, other_size
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -130,3 +131,15 @@ def prompts(*rows: list[int]) -> list[Prompt]:
 def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> bool:
     """Whether no value is off by more than the tolerance times the largest value (or 1, if that is more)."""
     return float((found - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory) -> str:
+    """Folder of a whole model: the embedded one with its SFT adapter merged in."""
+    return merged_sft(tmp_path_factory.mktemp("whole") / "sft")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> str:
+    """Folder of a whole model of another size."""
+    return other_size(tmp_path_factory.mktemp("whole") / "small")

@@ -10,8 +10,8 @@ from lmix.rollout.types import Prompt
 class StepLoader:
     """One list of prompts an outer step, in a new seeded order each epoch. The last list of an epoch may be shorter.
 
-    Under `validation` each step takes that many more problems, the next ones in the order, which are no part of the
-    list; then the order goes on into the next epoch's in the middle of a step, and no list is shorter.
+    With `validation`, each step also takes that many of the problems that follow, which are not part of its list. A
+    step may then span two epochs, and no list is shorter.
 
     With several ranks each gets its share of every list, whole groups. Lightning saves and restores the position, which
     needs `state_dict`, `load_state_dict` and `__len__`.

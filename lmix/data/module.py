@@ -184,7 +184,7 @@ class RLDataModule(L.LightningDataModule):
         return (self.sets["validation"] if streamed is None else streamed)[rank::world_size]
 
     def spare_prompts(self, count: int, step: int, attempt: int, exclude: set[int]) -> list[Prompt]:
-        """Up to `count` training prompts, none of `exclude` (problem ids), by (seed, step, attempt). For one rank.
+        """Up to `count` training prompts, none of `exclude` (problem ids), by (seed, step, attempt).
 
         None under `Trainer.overfit_batches`, where each step has the problems of its batch and no others.
         """

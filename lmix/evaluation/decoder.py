@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from lmix.model.mixture import Mixture
-from lmix.rollout.sampler import Limits, Progress, Sampler
+from lmix.rollout.limits import Limits
+from lmix.rollout.sampler import Progress, Sampler
 from lmix.rollout.types import Draw, Group, Prompt, Rollout, flatten
 from lmix.tasks.task import Judgement, Task
 

@@ -89,9 +89,7 @@ def linear_log_probs(
     """
 
     def work(part: slice, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
-        logits_nV = torch.nn.functional.linear(hidden[part], weight, bias).float()
-        if others is not None:
-            logits_nV = logits_nV + others(part)
+        logits_nV = _part_logits(hidden, weight, bias, others, part)
         chosen_n = logits_nV.gather(-1, tokens[part, None]).squeeze(-1)
         top_n1 = logits_nV.amax(-1, keepdim=True)
         weights_nV = logits_nV.sub_(top_n1).exp_()
@@ -123,9 +121,7 @@ def linear_entropies(
     """
 
     def work(part: slice, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
-        logits_nV = torch.nn.functional.linear(hidden[part], weight, bias).float()
-        if others is not None:
-            logits_nV = logits_nV + others(part)
+        logits_nV = _part_logits(hidden, weight, bias, others, part)
         log_p_nV = logits_nV.log_softmax(-1).clamp_(min=torch.finfo(torch.float32).min)
         p_nV = log_p_nV.exp()
         value_n = -(p_nV * log_p_nV).sum(-1)
@@ -134,6 +130,14 @@ def linear_entropies(
         return value_n, -(p_nV.mul_(log_p_nV.add_(value_n[:, None])).to(weight.dtype) @ weight)
 
     return _Tokenwise.apply(work, chunk, torch.is_grad_enabled(), hidden)  # pyright: ignore[reportReturnType]
+
+
+def _part_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, others: Callable[[slice], Tensor] | None, part: slice
+) -> Tensor:
+    """`hidden weight^T + bias + others` of a slice of the tokens, float32 `[n, V]`."""
+    logits_nV = torch.nn.functional.linear(hidden[part], weight, bias).float()
+    return logits_nV if others is None else logits_nV + others(part)
 
 
 class _Tokenwise(torch.autograd.Function):

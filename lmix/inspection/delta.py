@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lmix.functional import low_rank_factors
-from lmix.model.adapters import AdapterConfig, add_adapters, lora_layers, save_adapter
+from lmix.model.adapters import CONFIG, AdapterConfig, add_adapters, lora_layers, save_adapter
 from lmix.model.backbone import BackboneConfig, load_backbone
 from lmix.model.mixture import POLICY
 from lmix.model.sources import load_config
@@ -36,7 +36,7 @@ def delta(full: str, base: str, out: str, rank: int = 16) -> dict[str, float]:
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
-    if Path(out).exists() and not (Path(out) / "adapter_config.json").is_file():
+    if Path(out).exists() and not (Path(out) / CONFIG).is_file():
         raise ValueError(f"out {out!r} is there and holds no adapter: give another place")
     check_alike(full, base)
     base_model, full_model = (load_backbone(BackboneConfig(path, "none", dtype="float32")) for path in (base, full))

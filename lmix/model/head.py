@@ -148,14 +148,14 @@ class MixingHead:
         chunk = chunk or self.chunk
         if (fused := self._fused(hidden_K, mixture)) is not None:
             return linear_log_probs(*fused[:3], tokens, chunk, fused[3])
-        return self._of_tokens(token_log_probs, hidden_K, mixture, chunk, tokens)
+        return self.of_tokens(token_log_probs, hidden_K, mixture, chunk, tokens)
 
     def entropies(self, hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures, chunk: int | None = None) -> Tensor:
         """Entropy of the mixed policy at each token, `[N]`, in nats; arguments and gradient as in `log_probs`."""
         chunk = chunk or self.chunk
         if (fused := self._fused(hidden_K, mixture)) is not None:
             return linear_entropies(*fused[:3], chunk, fused[3])
-        return self._of_tokens(entropies, hidden_K, mixture, chunk)
+        return self.of_tokens(entropies, hidden_K, mixture, chunk)
 
     @property
     def chunk(self) -> int:
@@ -186,7 +186,7 @@ class MixingHead:
         bias = None if bias is None else bias[cut]
         return mixed_NH, head.module.weight[cut], bias, frozen if others else None
 
-    def _of_tokens(
+    def of_tokens(
         self,
         function: Callable[..., Tensor],
         hidden_K: Sequence[Tensor],
@@ -194,7 +194,8 @@ class MixingHead:
         chunk: int,
         *others: Tensor,
     ) -> Tensor:
-        """`function(mixed logits [n, V], *others [n]) -> [n]` of all tokens, a chunk at a time."""
+        """`function(mixed logits [n, V], *others [n]) -> [n]` of all tokens, a chunk at a time; shapes and gradient as
+        in `log_probs`."""
         # the policy, whose hidden states alone may carry a gradient, is the first stream of any mixture that has it
         first, *frozen = hidden_K
 

@@ -74,6 +74,10 @@ class Mixture:
         """Weight of the reference."""
         return self.weights[1]
 
+    def only(self, stream: str) -> "Mixture":
+        """Policy or reference by itself, at this temperature."""
+        return replace(Mixture.alone(stream), temperature=self.temperature)
+
     def with_alpha(self, alpha: float) -> "Mixture":
         """The same with other weights of policy and reference. Errors as in `at`."""
         return replace(self, weights=Mixture.at(alpha).weights)

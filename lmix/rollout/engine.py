@@ -8,8 +8,9 @@ from torch import Tensor
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import POLICY, Mixture
 from lmix.rollout.decode_step import DecodeStep
+from lmix.rollout.limits import Limits
 from lmix.rollout.randomness import row_keys
-from lmix.rollout.sampler import Limits, Progress
+from lmix.rollout.sampler import Progress
 from lmix.rollout.scheduler import Scheduler
 from lmix.rollout.types import Draw, Group, Prompt, Rollout, flatten
 

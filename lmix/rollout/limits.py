@@ -110,7 +110,7 @@ def byte_automaton(strings: Sequence[bytes]) -> tuple[Tensor, Tensor]:
     Returns:
         `[A, 256]` each: the next state (int64), and whether a string ends with that byte (bool).
     """
-    # a state is the longest end of the text that some string begins with, and goes on from
+    # a state is the longest suffix of the text that is a proper prefix of some string
     prefixes = sorted({string[:length] for string in strings for length in range(len(string))}, key=len)
     number = {prefix: state for state, prefix in enumerate(prefixes)}
     next_state = torch.zeros(len(prefixes), 256, dtype=torch.long)

@@ -77,7 +77,7 @@ class GRPOModule(AdapterModule):
                 f"objective.mini_batches {parts} must be at most data.prompts_per_step {prompts}: each needs a prompt"
             )
         if stage == "fit" and self.objective.adds_demonstration:
-            limit_demonstrations(self.datamodule, self.backbone.path, self.tokenizer)
+            limit_demonstrations(self.datamodule, self.model_path, self.tokenizer)
 
     def training_step(self, batch: list[Prompt], batch_idx: int) -> None:
         """One outer step of Algorithm 1."""
@@ -183,8 +183,8 @@ class GRPOModule(AdapterModule):
 
     def rewards_of(self, groups: Sequence[Group]) -> torch.Tensor:
         """Rewards `[P, G]`."""
-        samples = self.sampling.samples_per_prompt
-        samples = len(groups[0].rollouts) if groups else samples + self.objective.adds_demonstration
+        drawn = self.sampling.samples_per_prompt + self.objective.adds_demonstration
+        samples = len(groups[0].rollouts) if groups else drawn
         return torch.tensor([group.rewards for group in groups]).reshape(len(groups), samples)
 
     def log_step(

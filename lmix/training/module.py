@@ -84,6 +84,11 @@ class AdapterModule(OptimisedModule):
         return load_tokenizer(self.backbone.path)
 
     @property
+    def model_path(self) -> str:
+        """The policy's model: `backbone.path`, or the whole model that `adapters.policy` names."""
+        return model_paths(self.backbone, self.adapters)[0]
+
+    @property
     def datamodule(self) -> RLDataModule:
         return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -239,7 +244,7 @@ class AdapterModule(OptimisedModule):
             "alpha": self.mixture.alpha,
             "initial_alpha": self.initial_mixture.alpha,
             "weights": None if self.weights is None else list(self.weights),
-            "backbone": model_paths(self.backbone, self.adapters)[0],
+            "backbone": self.model_path,
             "fingerprint": self.policy.fingerprint,
             "others": self.policy.other_fingerprints,
             "scaling": self.policy.adapter_scaling(),
@@ -248,8 +253,8 @@ class AdapterModule(OptimisedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this model; where nothing is trained, take up its alpha."""
         saved = checkpoint["lmix"]
-        backbone, policy = model_paths(self.backbone, self.adapters)[0], self.policy
-        check_origin(saved, backbone, policy.fingerprint, policy.other_fingerprints, policy.adapter_scaling())
+        policy = self.policy
+        check_origin(saved, self.model_path, policy.fingerprint, policy.other_fingerprints, policy.adapter_scaling())
         if self.trainer.state.fn != "fit":
             self.restore_alpha(saved)
 

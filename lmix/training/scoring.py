@@ -4,16 +4,13 @@ Legend: N completion tokens, H hidden size.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lmix.functional import token_log_probs, without_tokens
-from lmix.model.head import CHUNK_LOGITS
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.mixture import POLICY, Mixture
+from lmix.model.mixture import POLICY, Mixture, RowMixtures
 from lmix.rollout.packing import Packed
 from lmix.rollout.types import Prompt, Rollout
 from lmix.tasks.task import Problem
@@ -35,8 +32,7 @@ def score_with_entropy(policy: MixedPolicy, mixture: Mixture, packed: Packed) ->
 def score_stream(policy: MixedPolicy, mixture: Mixture, packed: Packed, stream: str) -> Tensor:
     """Log-probability of each completion token under one stream alone, at the mixture's temperature, `[N]`."""
     hidden = _hidden(policy, packed, stream)
-    alone = replace(Mixture.alone(stream), temperature=mixture.temperature)
-    return log_probs_of_drawn(policy, [hidden], alone, packed)
+    return log_probs_of_drawn(policy, [hidden], mixture.only(stream), packed)
 
 
 def log_probs_of_drawn(policy: MixedPolicy, hidden_K: Sequence[Tensor], mixture: Mixture, packed: Packed) -> Tensor:
@@ -50,32 +46,18 @@ def log_probs_of_drawn(policy: MixedPolicy, hidden_K: Sequence[Tensor], mixture:
         return policy.log_probs(hidden_K, packed.targets, mixture.of_tokens(packed.positions))
     early_N = packed.positions < limits.min_new_tokens
     early, late = early_N.nonzero().flatten(), (~early_N).nonzero().flatten()
-    of_early = _early_log_probs(policy, [h[early] for h in hidden_K], mixture, packed, early, limits.end_ids)
-    late_mixture = mixture.of_tokens(packed.positions[late])
-    of_late = policy.log_probs([h[late] for h in hidden_K], packed.targets[late], late_mixture)
+    ends = torch.tensor(limits.end_ids, dtype=torch.long, device=early.device)
+
+    def without_ends(logits: Tensor, targets: Tensor) -> Tensor:
+        return token_log_probs(without_tokens(logits, ends, torch.ones_like(targets, dtype=torch.bool)), targets)
+
+    def at(places: Tensor) -> tuple[list[Tensor], Mixture | RowMixtures]:
+        return [h[places] for h in hidden_K], mixture.of_tokens(packed.positions[places])
+
+    of_early = policy.head.of_tokens(without_ends, *at(early), policy.head.chunk, packed.targets[early])
+    late_K, late_mixture = at(late)
+    of_late = policy.log_probs(late_K, packed.targets[late], late_mixture)
     return of_late.new_zeros(len(early_N)).index_copy(0, early, of_early).index_copy(0, late, of_late)
-
-
-def _early_log_probs(
-    policy: MixedPolicy,
-    hidden_K: Sequence[Tensor],
-    mixture: Mixture,
-    packed: Packed,
-    at: Tensor,
-    end_ids: Sequence[int],
-) -> Tensor:
-    """Of the tokens `at`, in whose place no end-of-sequence token could be drawn. They are few, so a chunk's whole
-    logits are differentiated by autograd."""
-    ends = torch.tensor(end_ids, dtype=torch.long, device=at.device)
-
-    def chosen(at: Tensor, *hidden_K: Tensor) -> Tensor:
-        logits = policy.mixed_logits(hidden_K, mixture.of_tokens(packed.positions[at]))
-        allowed = without_tokens(logits, ends, torch.ones_like(at, dtype=torch.bool))
-        return token_log_probs(allowed, packed.targets[at])
-
-    chunk = max(1, CHUNK_LOGITS // policy.head.vocabulary)
-    parts = zip(*(x.split(chunk) for x in (at, *hidden_K)), strict=True)
-    return torch.cat([checkpoint(chosen, *part, use_reentrant=False) for part in parts])  # pyright: ignore
 
 
 def mixture_hidden(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> list[Tensor]:

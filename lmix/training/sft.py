@@ -4,7 +4,6 @@ from typing import Literal
 
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
-from lmix.model.placement import model_paths
 from lmix.rollout.packing import pack, token_budget_batches
 from lmix.rollout.types import Prompt
 from lmix.training.clock import Clock
@@ -54,8 +53,7 @@ class SFTModule(AdapterModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
-            path = model_paths(self.backbone, self.adapters)[0]
-            limit_demonstrations(self.datamodule, path, self.tokenizer)
+            limit_demonstrations(self.datamodule, self.model_path, self.tokenizer)
 
     def training_step(self, batch: list[Prompt], batch_idx: int) -> None:
         """One step: the negative log-likelihood of the batch's completion tokens, averaged as `loss` says."""

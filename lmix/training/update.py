@@ -5,7 +5,7 @@ longest completion.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -80,8 +80,7 @@ class Update:
         sampling: SamplingConfig,
     ) -> None:
         self.module, self.mixture, self.objective, self.sampling = module, mixture, objective, sampling
-        alone = replace(Mixture.alone(POLICY, mixture.kind), temperature=mixture.temperature)
-        self.optimised = alone if objective.optimises_policy else mixture
+        self.optimised = mixture.only(POLICY) if objective.optimises_policy else mixture
         self.rollouts_B = flatten(groups)
         self.advantages_B = advantages_PG.flatten()
         self.weights_B = self._token_weights(*advantages_PG.shape).flatten()
@@ -105,7 +104,7 @@ class Update:
         """Take the old log-probabilities now, before other rollouts of the step move the policy."""
         for rows in self.passes:
             packed = pack([self.rollouts_B[i] for i in rows], self.module.device, self.share_prompts)
-            self.old.append(packed.unflatten(score(self.policy, self.mixture, packed)))
+            self.old.append(self._drawn_from(packed))
         for _ in range(self.idle_passes):
             score(self.policy, self.mixture, self._idle_pack())
         self.has_old = True

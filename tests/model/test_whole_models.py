@@ -20,20 +20,10 @@ from lmix.model.placement import place_streams
 from lmix.model.sources import load_config, resolve
 from tests.conftest import close, folders, randomise_adapters  # noqa: F401
 from tests.model.tokenizers import copy_of_embedded
-from tests.model.whole import BASE, SFT, merged_sft, other_size, without_weights
+from tests.model.whole import BASE, SFT, without_weights
 
 BACKBONE = BackboneConfig(BASE, "none", dtype="float32")
 IDS = torch.randint(4, 60, (3, 12), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def merged(tmp_path_factory) -> str:
-    return merged_sft(tmp_path_factory.mktemp("whole") / "sft")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> str:
-    return other_size(tmp_path_factory.mktemp("whole") / "small")
 
 
 def load(reference=None, **others) -> MixedPolicy:

@@ -40,6 +40,22 @@ def module(alpha=0.5, **parts) -> GRPOModule:
     )
 
 
+def without_trainer(m: GRPOModule) -> RLDataModule:
+    """Give a module its policy, with an adapter that is not the base's, so that updates can be made without a trainer;
+    gives its data."""
+    m.configure_model()
+    with torch.no_grad():
+        for name, p in m.policy.named_parameters():
+            if ".policy." in name:
+                p.normal_(std=0.05)
+    source = data()
+    source.tokenizer = m.tokenizer
+    source.setup("fit")
+    m.manual_backward = lambda loss: loss.backward()
+    m.__dict__["_fabric"] = None
+    return source
+
+
 def data(prompts=4, **arguments) -> RLDataModule:
     return RLDataModule(ArithmeticTask(train_size=16, test_size=8), prompts_per_step=prompts, eval_size=8, **arguments)
 

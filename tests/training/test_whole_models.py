@@ -15,7 +15,6 @@ from lmix.rollout.types import flatten
 from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.objectives import GRPO
 from tests.evaluation.conftest import common
-from tests.model.whole import merged_sft, other_size
 from tests.test_cli import DEMO
 from tests.training.helpers import (
     SFT,
@@ -29,16 +28,6 @@ from tests.training.helpers import (
     watch_updates,
     written_out_log_probs,
 )
-
-
-@pytest.fixture(scope="module")
-def merged(tmp_path_factory) -> str:
-    return merged_sft(tmp_path_factory.mktemp("whole") / "sft")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> str:
-    return other_size(tmp_path_factory.mktemp("whole") / "small")
 
 
 def whole(path: str, **others) -> AdapterConfig:

@@ -7,11 +7,12 @@ import torch
 
 from lmix.model.adapters import AdapterConfig
 from lmix.model.mixture import Mixture
+from lmix.rollout.limits import Limits
 from lmix.rollout.packing import pack
 from lmix.rollout.types import flatten
 from lmix.training.demonstrations import demonstration
 from lmix.training.objectives import CHORD, CISPO, DAPO, GRPO, GSPO, LUFFY, RLOO, DrGRPO, LogitFusion
-from tests.training.helpers import SFT, data, gradient, module, update_of, written_out_log_probs
+from tests.training.helpers import SFT, gradient, module, update_of, without_trainer, written_out_log_probs
 
 LIMIT = 48
 
@@ -140,24 +141,13 @@ def three():
     """A policy with a reference and an expert, and groups of which some are live."""
     torch.manual_seed(0)
     m = module(alpha=0.5, weights=[0.5, 0.3, 0.2], adapters=AdapterConfig(reference=SFT, experts=["base"], rank=4))
-    m.configure_model()
-    m.manual_backward = lambda loss: loss.backward()  # no trainer here
-    m.__dict__["_fabric"] = None
-    with torch.no_grad():
-        for name, p in m.policy.named_parameters():
-            if ".policy." in name:
-                p.normal_(std=0.05)
-    source = data()
-    source.tokenizer = m.tokenizer
-    source.setup("fit")
-    return m, source
+    return m, without_trainer(m)
 
 
 def drawn(m, source, mixture, objective):
     """Three groups of four, with rewards, and a demonstration each where the objective learns from it."""
-    m.mixture = mixture
-    m.__dict__["_trainer"] = None
-    groups = m.sampler.generate(source.sets["train"][:3], m_limits(m), m.draw(), mixture, samples=4, keep_frozen=True)
+    prompts, limits = source.sets["train"][:3], Limits(LIMIT, m.end_ids)
+    groups = m.sampler.generate(prompts, limits, m.draw(), mixture, samples=4, keep_frozen=True)
     rewards = [[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]
     for group, of_group in zip(groups, rewards, strict=True):
         for rollout, reward in zip(group.rollouts, of_group, strict=True):
@@ -168,12 +158,6 @@ def drawn(m, source, mixture, objective):
             one.reward = 1.0
         groups = [replace(g, rollouts=[*g.rollouts, one]) for g, one in zip(groups, shown, strict=True)]
     return groups
-
-
-def m_limits(m):
-    from lmix.rollout.sampler import Limits
-
-    return Limits(LIMIT, m.end_ids)
 
 
 def sequences(m, groups, now, old):
