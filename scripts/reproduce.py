@@ -45,7 +45,12 @@ def main() -> int:
     waiting = [stage for stage in plan if not stage.done]
     done = len(plan) - len(waiting)
     print(f"{done} of {len(plan)} stages are done; {estimate(preset.estimate, waiting)}", flush=True)
-    return execute(waiting, settings.plan)
+    status = execute(waiting, settings.plan)
+    if settings.plan and preset.estimate.tokens_per_second is None:
+        from reproduction.costs import table  # imports models, which takes seconds
+
+        print(f"\n{table(waiting, preset)}")
+    return status
 
 
 def some_of(flag: str, given: str | None, known: Sequence[str]) -> list[str]:
