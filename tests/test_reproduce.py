@@ -73,6 +73,7 @@ COUNTS = {
     "arithmetic": 3 + 3 * 17 + 1,
     "arithmetic-rates": 17 * 3 + 1,
     "authors-math-3b": 1 + 2 + 4 + 1,
+    "authors-math-0.5b": 1 + 1 + 1 + 1,
     "paper": 9 * (1 + 3 + 3 * 7) + 1,
     "math-0.5b": 1 + 3 + 7 + 1,
     "mmlu-0.5b": 1 + 2 + 2 * 7 + 1,
@@ -81,7 +82,7 @@ COUNTS = {
 
 LONG = {"paper", "mmlu-0.5b", "arithmetic", "arithmetic-rates"}
 """Presets of many lines; each line takes a second to parse."""
-METHOD_COUNTS = {"arithmetic": 17, "arithmetic-rates": 17, "authors-math-3b": 5}
+METHOD_COUNTS = {"arithmetic": 17, "arithmetic-rates": 17, "authors-math-3b": 5, "authors-math-0.5b": 2}
 """Different methods, SFT among them, that a preset runs."""
 
 
@@ -104,7 +105,7 @@ def test_the_lines_of_a_preset_parse(preset, count, tmp_path, capsys):
             cli.main([*line[2:], "--print_config"])
         assert stop.value.code in (0, None), line
         config = yaml.safe_load(capsys.readouterr().out)
-        assert config["trainer"]["max_steps"] in (20, 24, 40, 48, 200)
+        assert config["trainer"]["max_steps"] in (10, 16, 20, 24, 40, 48, 200)
 
 
 def test_hours_and_memory_are_the_planner_s(tmp_path, monkeypatch, capsys):

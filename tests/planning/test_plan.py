@@ -165,7 +165,7 @@ def test_sft_is_planned_without_rollouts(capsys):
     line = ["plan", "--config", "configs/methods/sft.yaml", "--data.task=lmix.tasks.ArithmeticTask"]
     assert cli.main([*line, "--model.backbone.path=lmix:tiny-arithmetic", "--data.prompts_per_step=24"]) == 0
     out = capsys.readouterr().out
-    assert "24 demonstrations of at most 256 tokens on each" in out
+    assert "24 demonstrations of at most 512 tokens on each" in out
     assert "rollouts 0, update" in out
     assert "model.micro_batch_tokens=" in out
 
