@@ -138,6 +138,9 @@ def test_hours_and_memory_are_the_planner_s(tmp_path, monkeypatch, capsys):
     assert found["arithmetic-tiny: fixed"].peak_gb == pytest.approx(peak(longest.parts) / 1e9)
     sweep = found["arithmetic-tiny: sweep of SFT and the base"]
     assert sweep.hours == pytest.approx(20 * 6 * usual.completion_seconds / 3600)
+    path = write_preset(path, task_settings={"system": "a: b"}, sft=sft, evaluation=evaluation, estimate=estimate)
+    assert reproduce.main() == 0  # a text that the command line reads as a mapping
+    assert "can't read these runs: data.task.system: Expected" in capsys.readouterr().out
     total = found["arithmetic-tiny: sft"].hours + 2 * found["arithmetic-tiny: fixed"].hours + sweep.hours
     assert f"| **sum** | | **{total:.2f}** | |" in text
 
@@ -246,7 +249,7 @@ def write_preset(path: Path, **changes) -> Path:
         "max_new_tokens": 32,
         "training": {"steps": 5, "prompts_per_step": 4, "eval_size": 20},
         "methods": {"fixed": {}, "grpo": {"model.optimizer.lr": 0.5}},
-        "estimate": {"mean_completion_length": 10},
+        "estimate": {"mean_completion_length": 10, "tokens_per_second": 100},
     }
     preset = {name: value for name, value in {**preset, **changes}.items() if value is not None}
     path.write_text(yaml.safe_dump(preset))
@@ -257,7 +260,7 @@ def test_a_preset_of_one_s_own_is_given_by_path(tmp_path):
     """Its methods and seeds are those that are run; SFT is trained where there is no adapter."""
     path = write_preset(
         tmp_path / "mine.yaml",
-        task_settings={"system": "a: b"},
+        task_settings={"system": "a b"},
         sft={"steps": 3, "settings": {"model.optimizer.lr": 0.25}},
         training={"steps": 5, "prompts_per_step": 4, "eval_size": 20, "settings": {"model.backbone.dtype": "bfloat16"}},
         evaluation={"problems": 6, "sweep": [], "compare": ["base", "trained"]},
@@ -274,9 +277,9 @@ def test_a_preset_of_one_s_own_is_given_by_path(tmp_path):
     assert fixed["seed_everything"] == "7"
     assert "model.optimizer.lr" not in fixed
     assert grpo["model.optimizer.lr"] == "0.5"
-    assert {line["data.task.system"] for line in (sft, fixed, grpo)} == {"a: b"}
+    assert {line["data.task.system"] for line in (sft, fixed, grpo)} == {"a b"}
     for line in (base, trained):
-        assert line["task.system"] == "a: b"
+        assert line["task.system"] == "a b"
         assert line["backbone.dtype"] == "bfloat16"
         assert line["problems"] == "6"
     assert "adapters.policy" not in base
@@ -343,7 +346,7 @@ TRAINING = {"steps": 5, "prompts_per_step": 4, "eval_size": 20}
         ({"seeds": ["three"]}, "seeds\": Expected a <class 'int'>. Got value: three"),
         (
             {"methods": {"ppo": {}}},
-            "methods: 'ppo' is unknown; use some of accuracy_weighted, adaptive, ensemble, fixed",
+            "methods: 'ppo' is unknown; use some of accuracy_weighted, adaptive, authors, chord",
         ),
         ({"prompt": "r1"}, "prompt: 'r1' is unknown; use some of r1_zero"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0 is not positive"),

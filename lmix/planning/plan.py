@@ -78,7 +78,7 @@ class Needs:
     def completion_seconds(self) -> float:
         """Of one completion where a device decodes as many at a time as the slots allow, as evaluations do."""
         rows = max(1, self.run.slots)
-        run = replace(self.run, prompts=rows * self.run.devices, samples=1)
+        run = replace(self.run, draws=True, prompts=rows * self.run.devices, samples=1)
         return rollout_seconds(self.model, run, self.device.tflops * 1e12, self.device.bandwidth * GB) / rows
 
 

@@ -75,8 +75,8 @@ def table(stages: Sequence[Stage], preset: Preset, device: Device = Device()) ->
     figures = f"{device.device_gb:g} GB, {device.tflops:g} TFLOP/s, {device.bandwidth:g} GB/s"
     return "\n".join(
         [
-            f"By the planner, not measured, on GPUs of {figures}; completions of "
-            f"{preset.estimate.mean_completion_length} tokens on average, memory at full length:",
+            f"By the planner, not measured: products and memory traffic alone, on GPUs of {figures}; completions of "
+            f"{preset.estimate.mean_completion_length} tokens on average, memory at full length.",
             "",
             "| stage | runs | GPU hours a run | peak, GB |",
             "| --- | ---: | ---: | ---: |",
