@@ -80,7 +80,7 @@ COUNTS = {
 }
 
 
-LONG = {"paper", "mmlu-0.5b", "arithmetic", "arithmetic-rates"}
+LONG = {"paper", "mmlu-0.5b", "authors-math-0.5b", "arithmetic", "arithmetic-rates"}
 """Presets of many lines; each line takes a second to parse."""
 METHOD_COUNTS = {"arithmetic": 17, "arithmetic-rates": 17, "authors-math-3b": 5, "authors-math-0.5b": 2}
 """Different methods, SFT among them, that a preset runs."""

@@ -100,8 +100,8 @@ def run_plan(args: list[str]) -> None:
     parser.add_argument("--live", type=float, default=1.0, help="part of the groups that are live")
     settings, others = parser.parse_known_args(args)
     device = Device(settings.device_gb, settings.tflops, settings.bandwidth)
-    module, *run = planned_run(others)
-    print(describe(module, needs(module, *run, device, settings.prompt_tokens, settings.live)))
+    run = planned_run(others)
+    print(describe(run[0], needs(*run, device, settings.prompt_tokens, settings.live)))
 
 
 def planned_run(args: list[str]) -> tuple[Any, Any, int, bool]:

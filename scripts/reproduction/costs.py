@@ -43,7 +43,7 @@ def costs(stages: Sequence[Stage], preset: Preset, device: Device) -> dict[str, 
             longest, usual = run_needs(stage, preset, device)
             if usual.run.draws:
                 first.setdefault(cell, (longest, usual))
-            steps, drawn = int(parse(stage.command)["trainer.max_steps"]), usual.run.rows * usual.run.draws
+            steps, drawn = int(str(parse(stage.command)["trainer.max_steps"])), usual.run.rows * usual.run.draws
             seconds = steps * (usual.rollout_seconds + usual.update_seconds)
             seconds += (stage.completions - steps * drawn) * usual.completion_seconds
         found[name] = Cost(seconds / 3600, peak(longest.parts) / 1e9)
