@@ -19,7 +19,8 @@ from pathlib import Path
 
 from reproduction.arguments import parse
 from reproduction.execution import execute
-from reproduction.preset import SHARED, preset_names, preset_path, read_preset
+from reproduction.preset import SHARED, Preset, preset_names, preset_path, read_preset
+from reproduction.stage import Stage
 from reproduction.stages import estimate, stages
 
 
@@ -45,7 +46,26 @@ def main() -> int:
     waiting = [stage for stage in plan if not stage.done]
     done = len(plan) - len(waiting)
     print(f"{done} of {len(plan)} stages are done; {estimate(preset.estimate, waiting)}", flush=True)
-    return execute(waiting, settings.plan)
+    status = execute(waiting, settings.plan)
+    if settings.plan and preset.estimate.tokens_per_second is None:
+        print(f"\n{planned(waiting, preset)}")
+    return status
+
+
+def planned(waiting: Sequence[Stage], preset: Preset) -> str:
+    """GPU hours and memory of stages, or why the planner can't say."""
+    from reproduction.costs import table  # imports models, which takes seconds
+
+    from lmix.cli.environment import quieten
+    from lmix.cli.messages import explain
+
+    quieten()
+    try:
+        return table(waiting, preset)
+    except Exception as error:
+        if (line := explain(error, [])) is None:
+            raise
+        return f"The planner can't read these runs: {line}"
 
 
 def some_of(flag: str, given: str | None, known: Sequence[str]) -> list[str]:

@@ -128,6 +128,15 @@ def prompts(*rows: list[int]) -> list[Prompt]:
     return [Prompt(Problem(i, "", ""), ids) for i, ids in enumerate(rows)]
 
 
+def portable_products(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in place, without bitsandbytes' own kernel for CPUs with bf16 units: it rounds products to bfloat16
+    and refuses layers whose width is no multiple of 32."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> bool:
     """Whether no value is off by more than the tolerance times the largest value (or 1, if that is more)."""
     return float((found - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))

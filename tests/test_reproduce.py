@@ -13,10 +13,15 @@ import pytest
 import reproduce
 import yaml
 from reproduction.arguments import flags, parse
+from reproduction.cell import method_adapters
+from reproduction.costs import costs, run_needs
 from reproduction.execution import run
 from reproduction.preset import METHODS, preset_names, preset_path, read_preset
+from reproduction.stages import stages
 
 from lmix import cli
+from lmix.planning import Device
+from lmix.planning.estimates import peak
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "reproduce.py"
@@ -55,6 +60,7 @@ def test_commands_are_those_of_the_presets_in_python(name, monkeypatch, capsys):
     """
     golden = gzip.decompress((GOLDEN / f"{name}.txt.gz").read_bytes()).decode()
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--preset", name, "--plan", "--out", "OUT"])
+    monkeypatch.setattr("reproduction.costs.table", lambda *_: "")  # minutes, for all of the paper's runs
     assert reproduce.main() == 0
     text = capsys.readouterr().out
     assert text.split("\n")[0] == golden.split("\n")[0]  # how many stages, how many tokens, how many hours
@@ -64,17 +70,19 @@ def test_commands_are_those_of_the_presets_in_python(name, monkeypatch, capsys):
 
 
 COUNTS = {
-    "arithmetic": 3 + 3 * 7 + 1,
+    "arithmetic": 3 + 3 * 17 + 1,
+    "arithmetic-rates": 17 * 3 + 1,
     "authors-math-3b": 1 + 2 + 4 + 1,
+    "authors-math-0.5b": 1 + 1 + 1 + 1,
     "paper": 9 * (1 + 3 + 3 * 7) + 1,
     "math-0.5b": 1 + 3 + 7 + 1,
     "mmlu-0.5b": 1 + 2 + 2 * 7 + 1,
 }
 
 
-LONG = {"paper", "mmlu-0.5b"}
+LONG = {"paper", "mmlu-0.5b", "authors-math-0.5b", "arithmetic", "arithmetic-rates"}
 """Presets of many lines; each line takes a second to parse."""
-METHOD_COUNTS = {"arithmetic": 7, "authors-math-3b": 5}
+METHOD_COUNTS = {"arithmetic": 17, "arithmetic-rates": 17, "authors-math-3b": 5, "authors-math-0.5b": 2}
 """Different methods, SFT among them, that a preset runs."""
 
 
@@ -91,13 +99,50 @@ def test_the_lines_of_a_preset_parse(preset, count, tmp_path, capsys):
     wanted = [line for line in fits if flag_is(line, "/methods/fixed.yaml") or line[3:5] == fits[0][3:5]]
     seed = next(flag for flag in fits[-1] if flag.startswith("--seed_everything"))
     wanted = [line for line in wanted if seed in line or flag_is(line, "/methods/sft.yaml")]
-    assert len(wanted) == {**METHOD_COUNTS, "paper": 8 + 8}.get(preset, 8)
+    assert len(wanted) == {**METHOD_COUNTS, "paper": 8 + 8, "arithmetic-rates": 17 * 3}.get(preset, 8)
     for line in wanted:
         with pytest.raises(SystemExit) as stop:
             cli.main([*line[2:], "--print_config"])
         assert stop.value.code in (0, None), line
         config = yaml.safe_load(capsys.readouterr().out)
-        assert config["trainer"]["max_steps"] in (20, 24, 40, 48, 200)
+        assert config["trainer"]["max_steps"] in (10, 16, 20, 24, 40, 48, 200)
+
+
+def test_hours_and_memory_are_the_planner_s(tmp_path, monkeypatch, capsys):
+    """Of SFT, a sweep and two runs, where no rate was measured."""
+    sft = {"steps": 3, "prompts_per_step": 8}
+    evaluation = {"problems": 6, "sweep": ["base"], "compare": []}
+    estimate = {"mean_completion_length": 10, "mean_prompt_length": 5}
+    path = write_preset(
+        tmp_path / "mine.yaml", methods={"fixed": {}}, sft=sft, evaluation=evaluation, estimate=estimate
+    )
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--preset", str(path), "--plan", "--out", str(tmp_path / "out")])
+    assert reproduce.main() == 0
+    text = capsys.readouterr().out
+    assert "80 GB, 300 TFLOP/s" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| arithmetic-tiny")]
+    assert [(row[0], row[1]) for row in rows] == [
+        ("| arithmetic-tiny: sft", "1"),
+        ("| arithmetic-tiny: fixed", "2"),
+        ("| arithmetic-tiny: sweep of SFT and the base", "1"),
+    ]
+    preset = read_preset(path)
+    planned = stages(preset, tmp_path / "out", ["fixed"], [7, 8], [])
+    fit = next(stage for stage in planned if ": fixed, seed 7" in stage.name)
+    longest, usual = run_needs(fit, preset, Device())
+    assert (longest.run.tokens, longest.run.prompt_tokens) == (32, preset.max_prompt_tokens)
+    assert (usual.run.tokens, usual.run.prompt_tokens, usual.run.rows, usual.run.streams) == (10, 5, 4 * 8, 2)
+    found = costs(planned, preset, Device())
+    seconds = 5 * (usual.rollout_seconds + usual.update_seconds) + 20 * usual.completion_seconds
+    assert found["arithmetic-tiny: fixed"].hours == pytest.approx(seconds / 3600)
+    assert found["arithmetic-tiny: fixed"].peak_gb == pytest.approx(peak(longest.parts) / 1e9)
+    sweep = found["arithmetic-tiny: sweep of SFT and the base"]
+    assert sweep.hours == pytest.approx(20 * 6 * usual.completion_seconds / 3600)
+    path = write_preset(path, task_settings={"system": "a: b"}, sft=sft, evaluation=evaluation, estimate=estimate)
+    assert reproduce.main() == 0  # a text that the command line reads as a mapping
+    assert "can't read these runs: data.task.system: Expected" in capsys.readouterr().out
+    total = found["arithmetic-tiny: sft"].hours + 2 * found["arithmetic-tiny: fixed"].hours + sweep.hours
+    assert f"| **sum** | | **{total:.2f}** | |" in text
 
 
 def test_what_is_done_is_not_planned_again_and_a_stopped_run_goes_on(tmp_path):
@@ -204,7 +249,7 @@ def write_preset(path: Path, **changes) -> Path:
         "max_new_tokens": 32,
         "training": {"steps": 5, "prompts_per_step": 4, "eval_size": 20},
         "methods": {"fixed": {}, "grpo": {"model.optimizer.lr": 0.5}},
-        "estimate": {"mean_completion_length": 10},
+        "estimate": {"mean_completion_length": 10, "tokens_per_second": 100},
     }
     preset = {name: value for name, value in {**preset, **changes}.items() if value is not None}
     path.write_text(yaml.safe_dump(preset))
@@ -215,7 +260,7 @@ def test_a_preset_of_one_s_own_is_given_by_path(tmp_path):
     """Its methods and seeds are those that are run; SFT is trained where there is no adapter."""
     path = write_preset(
         tmp_path / "mine.yaml",
-        task_settings={"system": "a: b"},
+        task_settings={"system": "a b"},
         sft={"steps": 3, "settings": {"model.optimizer.lr": 0.25}},
         training={"steps": 5, "prompts_per_step": 4, "eval_size": 20, "settings": {"model.backbone.dtype": "bfloat16"}},
         evaluation={"problems": 6, "sweep": [], "compare": ["base", "trained"]},
@@ -232,9 +277,9 @@ def test_a_preset_of_one_s_own_is_given_by_path(tmp_path):
     assert fixed["seed_everything"] == "7"
     assert "model.optimizer.lr" not in fixed
     assert grpo["model.optimizer.lr"] == "0.5"
-    assert {line["data.task.system"] for line in (sft, fixed, grpo)} == {"a: b"}
+    assert {line["data.task.system"] for line in (sft, fixed, grpo)} == {"a b"}
     for line in (base, trained):
-        assert line["task.system"] == "a: b"
+        assert line["task.system"] == "a b"
         assert line["backbone.dtype"] == "bfloat16"
         assert line["problems"] == "6"
     assert "adapters.policy" not in base
@@ -242,6 +287,32 @@ def test_a_preset_of_one_s_own_is_given_by_path(tmp_path):
     assert [line[2] for line in plan("--preset", str(path), "--methods=grpo", "--seeds=7,7")] == [
         *("fit", "compare", "fit", "report")
     ]
+
+
+def test_each_method_is_run_with_each_learning_rate(tmp_path):
+    training = {**TRAINING, "learning_rates": ["5e-4", "1e-3"]}
+    path = write_preset(
+        tmp_path / "mine.yaml", seeds=[7], training=training, evaluation={"problems": 6, "sweep": [], "compare": []}
+    )
+    runs = [
+        parse(line) for line in plan("--preset", str(path)) if flag_is(line, "fixed.yaml") or flag_is(line, "grpo.yaml")
+    ]
+    found = [(run["trainer.logger.name"], run["model.optimizer.lr"]) for run in runs]
+    assert found == [
+        *(("fixed-lr5e-4", "5e-4"), ("fixed-lr1e-3", "1e-3")),
+        *(("grpo-lr5e-4", "5e-4"), ("grpo-lr1e-3", "1e-3")),  # in place of its own rate
+    ]
+
+
+def test_methods_start_where_they_are_meant_to():
+    """Those of the policy alone at the SFT adapter, those with demonstrations at the base; a mixture has SFT in it."""
+    starts = {name: method_adapters(name, "SFT") for name in METHODS}
+    for name in ("grpo", "dr_grpo", "dapo", "rloo", "cispo", "gspo"):
+        assert starts[name] == {"model.adapters.policy": "SFT"}
+    assert starts["chord"] == starts["luffy"] == {}
+    for name in ("fixed", "authors", "adaptive", "accuracy_weighted", "logit_fusion", "fixed_probs"):
+        assert starts[name] == {"model.adapters.reference": "SFT"}
+    assert starts["kl_grpo"] == {"model.adapters.policy": "SFT", "model.adapters.reference": "SFT"}
 
 
 def test_limits_prompts_and_file_order_reach_training_and_evaluation(tmp_path):
@@ -275,7 +346,7 @@ TRAINING = {"steps": 5, "prompts_per_step": 4, "eval_size": 20}
         ({"seeds": ["three"]}, "seeds\": Expected a <class 'int'>. Got value: three"),
         (
             {"methods": {"ppo": {}}},
-            "methods: 'ppo' is unknown; use some of accuracy_weighted, adaptive, ensemble, fixed",
+            "methods: 'ppo' is unknown; use some of accuracy_weighted, adaptive, authors, chord",
         ),
         ({"prompt": "r1"}, "prompt: 'r1' is unknown; use some of r1_zero"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0 is not positive"),
@@ -292,6 +363,7 @@ TRAINING = {"steps": 5, "prompts_per_step": 4, "eval_size": 20}
         ({"training": {**TRAINING, "settings": {"trainer.max_steps": 3}}}, "'trainer.max_steps' can't be set here"),
         ({"methods": {"fixed": {"model": {"alpha": 0.3}}}}, "methods: Expected a <class 'str'>, not {'alpha': 0.3}"),
         ({"evaluation": {"sweep": ["best"]}}, "evaluation.sweep"),
+        ({"training": {**TRAINING, "learning_rates": ["1e-3"]}}, "evaluation: the trained policy is not one where"),
         ({"evaluation": {"sweep": ["best"]}}, "best"),
         ({"estimate": {"mean_completion_length": 1, "tokens_per_second": "fast"}}, "fast"),
     ],

@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentParser
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from lmix.cli.environment import quieten
 from lmix.cli.messages import explain
@@ -86,8 +87,7 @@ def report_parser() -> ArgumentParser:
 
 def run_plan(args: list[str]) -> None:
     """Say what a run would need: the flags of `fit`, and those of the devices."""
-    from lmix.planning import plan
-    from lmix.training.strategies import ShardedStrategy
+    from lmix.planning import Device, describe, needs
 
     parser = ArgumentParser(
         prog="python -m lmix plan",
@@ -99,9 +99,17 @@ def run_plan(args: list[str]) -> None:
     parser.add_argument("--bandwidth", type=float, default=2000.0, help="its memory's, GB a second")
     parser.add_argument("--live", type=float, default=1.0, help="part of the groups that are live")
     settings, others = parser.parse_known_args(args)
+    device = Device(settings.device_gb, settings.tflops, settings.bandwidth)
+    run = planned_run(others)
+    print(describe(run[0], needs(*run, device, settings.prompt_tokens, settings.live)))
+
+
+def planned_run(args: list[str]) -> tuple[Any, Any, int, bool]:
+    """The module and data of a run of `fit`, its number of devices, and whether they share the backbone's weights."""
+    from lmix.training.strategies import ShardedStrategy
+
     # as if on CPUs: the devices that are planned for need not be here
-    trainer_cli = run_trainer(["fit", *others, "--trainer.accelerator=cpu"], start=False)
+    trainer_cli = run_trainer(["fit", *args, "--trainer.accelerator=cpu"], start=False)
     trainer = trainer_cli.trainer
-    sharded = isinstance(trainer.strategy, ShardedStrategy)
     devices = trainer.num_devices * trainer.num_nodes
-    print(plan(trainer_cli.model, trainer_cli.datamodule, devices, sharded, **vars(settings)))
+    return trainer_cli.model, trainer_cli.datamodule, devices, isinstance(trainer.strategy, ShardedStrategy)

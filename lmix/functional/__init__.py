@@ -14,7 +14,6 @@ from lmix.functional.alpha import (
     accuracy_weighted_alpha,
     alpha_of_counts,
     forgetting_and_gain,
-    net_gain_alpha,
 )
 from lmix.functional.logprobs import (
     entropies,
@@ -58,7 +57,6 @@ __all__ = [
     "low_rank_factors",
     "mix_streams",
     "mix_streams_log_probs",
-    "net_gain_alpha",
     "sampler_weights",
     "shaped_probability",
     "token_log_probs",

@@ -18,30 +18,15 @@ class AlphaUpdate(NamedTuple):
     """s2 - s1."""
 
 
-def net_gain_alpha(
-    policy_correct: Tensor, mixed_correct: Tensor, offset: float = 25.0, scale: float = 35.0
-) -> AlphaUpdate:
-    """Alpha from what mixing wins on N validation problems, eq. 7-9: `sigmoid((100 (s2 - s1) / N - offset) / scale)`.
-
-    The paper counts gains and losses on 100 problems. Here they are taken per 100 problems, so that the paper's offset
-    and scale hold for a set of any size; with N = 100 this is eq. 9 as printed. An empty set gives
-    `sigmoid(-offset / scale)`, as one without a gain or loss does.
+def forgetting_and_gain(policy_correct: Tensor, mixed_correct: Tensor) -> tuple[int, int]:
+    """The counts of eq. 7 and 8 on N validation problems.
 
     Args:
         policy_correct: `[N]`, bool: the policy alone solved the problem (greedy decoding).
         mixed_correct: `[N]`, bool: the mixture at the current alpha solved it.
-        offset: c_o of eq. 9, in problems of 100.
-        scale: c_d of eq. 9, in problems of 100; positive.
 
-    Raises:
-        ValueError: the two differ in shape, or `scale` is not positive.
-    """
-    counts = forgetting_and_gain(policy_correct, mixed_correct)
-    return alpha_of_counts(*counts, policy_correct.numel(), offset, scale)
-
-
-def forgetting_and_gain(policy_correct: Tensor, mixed_correct: Tensor) -> tuple[int, int]:
-    """The counts of eq. 7 and 8. Arguments as in `net_gain_alpha`.
+    Returns:
+        s1, problems that the policy alone solves, and s2, those that the mixture alone solves.
 
     Raises:
         ValueError: the two differ in shape.
@@ -105,14 +90,18 @@ def accuracy_weighted_alpha(
 def alpha_of_counts(
     forgetting: int, gain: int, problems: int, offset: float = 25.0, scale: float = 35.0
 ) -> AlphaUpdate:
-    """Eq. 9 from the counts of eq. 7 and 8 and of problems, which several ranks can add up.
+    """Eq. 9, `sigmoid((100 (s2 - s1) / N - offset) / scale)`, from counts that several ranks can add up.
+
+    The paper counts gains and losses on 100 problems. Here they are taken per 100 problems, so that the paper's offset
+    and scale hold for a set of any size; with N = 100 this is eq. 9 as printed. An empty set gives
+    `sigmoid(-offset / scale)`, as one without a gain or loss does.
 
     Args:
         forgetting: s1.
         gain: s2.
         problems: N, how many problems the counts are of.
-        offset: see `net_gain_alpha`.
-        scale: see `net_gain_alpha`.
+        offset: c_o of eq. 9, in problems of 100.
+        scale: c_d of eq. 9, in problems of 100; positive.
 
     Raises:
         ValueError: `scale` is not positive.

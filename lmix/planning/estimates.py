@@ -143,13 +143,10 @@ def rollout_seconds(model: ModelShape, run: RunShape, flops: float, bandwidth: f
 
 def update_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
     """Time of one update: forward and backward of the policy (frozen weights have no gradient), and a forward of each
-    frozen stream that is not kept from the rollouts. Each prompt once for its completions where nothing is checkpointed
-    or sharded. Communication between devices is not counted."""
-    rows = run.rows * run.live
-    prompts = rows / run.samples if run.shares_prompts else rows
+    frozen stream that is not kept from the rollouts. Communication between devices is not counted."""
+    rows, tokens = scored_tokens(run)
     passes = 3.0 if run.checkpointing else 2.0
     forwards = max(0, run.streams - 1 - run.kept) + (1 if run.kl else 0)
-    tokens = rows * run.tokens + prompts * run.prompt_tokens
     body = 2.0 * tokens * ((passes + forwards) * model.linear + 3.0 * model.lora)
     head = 2.0 * rows * run.tokens * model.head * (2.0 + (1 if run.kl else 0))
     for other in run.others:
@@ -157,3 +154,25 @@ def update_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
         body += 2.0 * tokens * again * other.shape.linear
         head += 2.0 * rows * run.tokens * other.shape.head * (min(other.streams, 1) + (1 if other.kl else 0))
     return (body + head) / flops
+
+
+def old_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
+    """Time of the old log-probabilities that are taken beforehand: those of all mini-batches but the first, by a
+    forward pass of every stream that is not kept."""
+    share = 1.0 - 1.0 / run.mini_batches
+    rows, tokens = scored_tokens(run)
+    streams = max(0, run.streams - run.kept)
+    body = 2.0 * tokens * streams * (model.linear + model.lora)
+    head = 2.0 * rows * run.tokens * model.head
+    for other in run.others:
+        body += 2.0 * tokens * (0 if run.keep_frozen else other.streams) * other.shape.linear
+        head += 2.0 * rows * run.tokens * other.shape.head * min(other.streams, 1)
+    return share * (body + head) / flops
+
+
+def scored_tokens(run: RunShape) -> tuple[float, float]:
+    """Rows that an update scores, and the tokens of their passes: each prompt once for its completions where nothing is
+    checkpointed or sharded."""
+    rows = run.rows * run.live
+    prompts = rows / run.samples if run.shares_prompts else rows
+    return rows, rows * run.tokens + prompts * run.prompt_tokens

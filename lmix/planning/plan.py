@@ -1,72 +1,135 @@
 """`python -m lmix plan`: the flags of `fit`, and what its run will need."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lmix.data.module import RLDataModule
 from lmix.model.adapters import AdapterConfig
 from lmix.model.frozen import copy_fits
 from lmix.model.mixture import REFERENCE
 from lmix.model.placement import place_streams
-from lmix.planning.estimates import host_bytes, largest, memory, peak, rollout_seconds, update_seconds
+from lmix.planning.estimates import (
+    host_bytes,
+    largest,
+    memory,
+    old_seconds,
+    peak,
+    rollout_seconds,
+    update_seconds,
+)
 from lmix.planning.published import planned_config
 from lmix.planning.shape import FrozenModel, ModelShape, RunShape, model_shape
 from lmix.training.grpo import GRPOModule
 from lmix.training.module import AdapterModule
+from lmix.training.sft import SFTModule
 
 GB = 1e9
 
 
-def plan(
+@dataclass(frozen=True)
+class Device:
+    """A device that is planned for.
+
+    Raises:
+        ValueError: a figure that is not positive.
+    """
+
+    device_gb: float = 80.0
+    """Its memory, in GB (10^9 bytes)."""
+    tflops: float = 300.0
+    """Its products in the backbone's dtype, in 10^12 a second, as measured on large matrices."""
+    bandwidth: float = 2000.0
+    """Of its memory, in GB a second."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"--{name} must be positive, not {value}")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run takes on each of its devices: memory with every completion at its full length, seconds by `run`."""
+
+    model: ModelShape
+    run: RunShape
+    device: Device
+    inner_updates: int
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Bytes, by what they are for."""
+        return memory(self.model, self.run)
+
+    @property
+    def rollout_seconds(self) -> float:
+        """Of a step."""
+        if not self.run.draws:
+            return 0.0
+        return rollout_seconds(self.model, self.run, self.device.tflops * 1e12, self.device.bandwidth * GB)
+
+    @property
+    def update_seconds(self) -> float:
+        """Of a step: all of its passes over the completions."""
+        flops = self.device.tflops * 1e12
+        every = self.inner_updates * update_seconds(self.model, self.run, flops)
+        return every + old_seconds(self.model, self.run, flops)
+
+    @property
+    def completion_seconds(self) -> float:
+        """Of one completion where a device decodes as many at a time as the slots allow, as evaluations do."""
+        rows = max(1, self.run.slots)
+        run = replace(self.run, draws=True, prompts=rows * self.run.devices, samples=1)
+        return rollout_seconds(self.model, run, self.device.tflops * 1e12, self.device.bandwidth * GB) / rows
+
+
+def needs(
     module: AdapterModule,
     data: RLDataModule,
     devices: int,
     sharded: bool,
+    device: Device,
     prompt_tokens: int,
-    device_gb: float,
-    tflops: float,
-    bandwidth: float,
-    live: float,
-) -> str:
-    """What a run of these settings needs, as text. No weight is read.
+    live: float = 1.0,
+) -> Needs:
+    """What a run of these settings needs. No weight is read.
 
     Args:
         module: the run's, as configured.
         data: the run's, as configured.
         devices: ranks in all.
         sharded: whether the backbone is (FSDP2).
+        device: each of them.
         prompt_tokens: of the longest prompt.
-        device_gb: memory of a device, in GB (10^9 bytes).
-        tflops: a device's products in the backbone's dtype, in 10^12 a second, as measured on large matrices.
-        bandwidth: of a device's memory, in GB a second.
         live: part of the groups that are expected to be live.
 
     Raises:
-        ValueError: a module that draws no rollouts, or figures that are not positive.
+        ValueError: figures that are not positive, or a module of another kind than GRPO and SFT.
     """
-    if not isinstance(module, GRPOModule):
-        raise ValueError(f"plan is for GRPOModule, not {type(module).__name__}: SFT draws no rollouts")
-    given = {"prompt_tokens": prompt_tokens, "device_gb": device_gb, "tflops": tflops, "bandwidth": bandwidth}
-    for name, value in given.items():
-        if not value > 0:
-            raise ValueError(f"--{name} must be positive, not {value}")
+    if not prompt_tokens > 0:
+        raise ValueError(f"--prompt_tokens must be positive, not {prompt_tokens}")
     if not 0 <= live <= 1:
         raise ValueError(f"--live must lie between 0 and 1, not {live}")
-    own, *others = place_streams(module.backbone, module.adapters)
+    own, *_ = place_streams(module.backbone, module.adapters)
     model = model_shape(planned_config(own.backbone.path), module.adapters)
-    run = run_shape(module, data, devices, sharded, prompt_tokens, live)
-    run = settle_dense(module, model, run, device_gb * GB)
-    parts = memory(model, run)
-    slots, tokens = largest(model, run, device_gb * GB)
-    rollouts = rollout_seconds(model, run, tflops * 1e12, bandwidth * GB)
-    update = update_seconds(model, run, tflops * 1e12) * module.objective.inner_updates
-    rows = [[name, f"{size / GB:.2f}"] for name, size in parts.items() if size]
-    needed = peak(parts)
-    verdict = "fits" if needed <= device_gb * GB else "DOES NOT FIT"
+    run = settle_dense(module, model, run_shape(module, data, devices, sharded, prompt_tokens, live), device)
+    inner = module.objective.inner_updates if isinstance(module, GRPOModule) else 1
+    return Needs(model, run, device, inner)
+
+
+def describe(module: AdapterModule, needed: Needs) -> str:
+    """What a run needs, as text."""
+    own, *others = place_streams(module.backbone, module.adapters)
+    model, run, device = needed.model, needed.run, needed.device
+    slots, tokens = largest(model, run, device.device_gb * GB)
+    rows = [[name, f"{size / GB:.2f}"] for name, size in needed.parts.items() if size]
+    size = peak(needed.parts)
+    verdict = "fits" if size <= device.device_gb * GB else "DOES NOT FIT"
+    drawn = f"{run.rows} completions of at most {run.tokens} tokens on each, {run.active} at once"
     return "\n".join(
         [
             f"{own.backbone.path}: {(model.linear + model.other) / 1e9:.2f} billion weights, "
-            f"{model.lora / 1e6:.1f} million an adapter; {devices} device(s){', sharded' if sharded else ''}; "
-            f"{run.rows} completions of at most {run.tokens} tokens on each, {run.active} at once",
+            f"{model.lora / 1e6:.1f} million an adapter; {run.devices} device(s){', sharded' if run.sharded else ''}; "
+            + (drawn if run.draws else f"{run.rows} demonstrations of at most {run.tokens} tokens on each"),
             *(
                 f"{placed.backbone.path}: {(other.shape.linear + other.shape.other) / 1e9:.2f} billion weights, frozen "
                 f"({placed.backbone.quantization}), for {', '.join(placed.adapters)}"
@@ -75,24 +138,33 @@ def plan(
             "",
             "| on each device | GB |",
             "| --- | ---: |",
-            *(f"| {name} | {size} |" for name, size in rows),
-            f"| **peak** ({verdict} in {device_gb:g} GB) | **{needed / GB:.2f}** |",
+            *(f"| {name} | {text} |" for name, text in rows),
+            f"| **peak** ({verdict} in {device.device_gb:g} GB) | **{size / GB:.2f}** |",
             "",
             f"memory of the host: {host_bytes(model, run) / GB:.2f} GB a device",
-            f"largest that fit, each alone: model.sampling.slots={slots}, model.objective.micro_batch_tokens={tokens}",
-            f"seconds a step at {tflops:g} TFLOP/s and {bandwidth:g} GB/s: rollouts {rollouts:.0f}, "
-            f"update {update:.0f} (products and memory traffic alone, no communication; completions at full length)",
+            f"largest that fit, each alone: model.sampling.slots={slots}, "
+            f"model.{'objective.' if run.draws else ''}micro_batch_tokens={tokens}",
+            f"seconds a step at {device.tflops:g} TFLOP/s and {device.bandwidth:g} GB/s: "
+            f"rollouts {needed.rollout_seconds:.0f}, update {needed.update_seconds:.0f} (products and memory traffic "
+            "alone, no communication; completions at full length)",
         ]
     )
 
 
 def run_shape(
-    module: GRPOModule, data: RLDataModule, devices: int, sharded: bool, prompt_tokens: int, live: float
+    module: AdapterModule, data: RLDataModule, devices: int, sharded: bool, prompt_tokens: int, live: float
 ) -> RunShape:
-    """The sizes of a configured run."""
-    backbone, sampling = module.backbone, module.sampling
+    """The sizes of a configured run. Demonstrations of SFT are taken to be as long as completions may be."""
+    if isinstance(module, GRPOModule):
+        objective = module.objective
+        pass_tokens, kl, parts = objective.micro_batch_tokens, objective.needs_reference, objective.mini_batches
+    elif isinstance(module, SFTModule):
+        pass_tokens, kl, parts = module.micro_batch_tokens, False, 1
+    else:
+        raise ValueError(f"plan is for GRPOModule and SFTModule, not {type(module).__name__}")
+    backbone, sampling, draws = module.backbone, module.sampling, isinstance(module, GRPOModule)
     own, *others = place_streams(backbone, module.adapters)
-    counted, kl = module.mixture.streams, module.objective.needs_reference
+    counted = module.mixture.streams
     frozen = [
         FrozenModel(
             model_shape(planned_config(placed.backbone.path), AdapterConfig()),
@@ -110,12 +182,14 @@ def run_shape(
         checkpointing=backbone.activation_checkpointing,
         streams=sum(stream in counted for stream in own.adapters),
         prompts=data.prompts_per_step,
-        samples=sampling.samples_per_prompt,
+        samples=sampling.samples_per_prompt if draws else 1,
+        draws=draws,
         slots=sampling.slots,
         prompt_tokens=prompt_tokens,
         tokens=sampling.max_new_tokens,
         keep_frozen=sampling.keep_frozen,
-        pass_tokens=module.objective.micro_batch_tokens,
+        pass_tokens=pass_tokens,
+        mini_batches=parts,
         evaluated=-(-max(data.eval_size, 2 * data.validation_size) // devices),
         mixes_logits=module.mixture.kind == "probs",
         kl=kl and REFERENCE in own.adapters,
@@ -126,11 +200,13 @@ def run_shape(
     )
 
 
-def settle_dense(module: GRPOModule, model: ModelShape, run: RunShape, device_bytes: float) -> RunShape:
+def settle_dense(module: AdapterModule, model: ModelShape, run: RunShape, device: Device) -> RunShape:
     """Where `dense_rollouts` is null, a copy is made if it takes less than half of what is free then."""
     four_bit = [model] * run.nf4 + [other.shape for other in run.others if other.nf4]
     if module.backbone.dense_rollouts is not None or not four_bit:
         return run
     parts = memory(model, run)
     taken = sum(size for name, size in parts.items() if ":" not in name) + parts["rollout: gathered shards"]
-    return replace(run, dense_rollouts=copy_fits(sum(m.linear for m in four_bit) * run.width, device_bytes - taken))
+    return replace(
+        run, dense_rollouts=copy_fits(sum(m.linear for m in four_bit) * run.width, device.device_gb * GB - taken)
+    )

@@ -113,6 +113,10 @@ class RunShape:
     keep_frozen: bool
     pass_tokens: int
     """Padded tokens of one pass of the update."""
+    draws: bool = True
+    """Rows are completions that the step draws; false: demonstrations (SFT)."""
+    mini_batches: int = 1
+    """Optimiser steps of a pass over the rows."""
     evaluated: int = 0
     """Rows that one device decodes in an evaluation, or in the alpha step."""
     mixes_logits: bool = False
@@ -128,7 +132,7 @@ class RunShape:
 
     @property
     def rows(self) -> int:
-        """Completions that one device draws in a step."""
+        """Completions of one device's step."""
         return -(-self.prompts // self.devices) * self.samples
 
     @property
@@ -153,7 +157,7 @@ class RunShape:
     @property
     def active(self) -> int:
         """Completions that it draws at once."""
-        return slots_taken(self.slots, self.samples, self.rows)
+        return slots_taken(self.slots, self.samples, self.rows) if self.draws else 0
 
     @property
     def decoded(self) -> int:

@@ -16,6 +16,14 @@ FAMILIES = (
     "adaptive",
     "accuracy_weighted",
     "ensemble",
+    "logit_fusion",
+    "dr_grpo",
+    "dapo",
+    "rloo",
+    "cispo",
+    "gspo",
+    "chord",
+    "luffy",
 )
 """The methods that `method_name` knows, in the order in which tables and figures have them."""
 

@@ -1,6 +1,7 @@
 """The paper's figures from runs. Each function returns a figure and writes nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,7 +11,19 @@ from lmix.report.bands import band, by_method, detail, family, seeds_text
 from lmix.report.methods import ALPHA, settings
 from lmix.report.results import SweepRow
 from lmix.report.runs import SOLVE_RATE, Run
-from lmix.report.style import LINE_STYLES, End, dress, label_ends, look, panels, rate_axis, step_axis
+from lmix.report.style import (
+    FONT,
+    LINE_STYLES,
+    TEXT,
+    End,
+    dress,
+    label_ends,
+    look,
+    panels,
+    percent,
+    rate_axis,
+    step_axis,
+)
 
 STEP, SOLVED, WEIGHT = "outer step", "held-out solve rate", f"{ALPHA} (reference's weight)"
 ANCHORS = {"fixed": "SFT anchor", "fixed_base_anchor": "base anchor"}
@@ -26,6 +39,11 @@ REFERENCE_COLOUR = "#777777"
 MIXTURES = {"probs": "fixed_probs", "logits": "fixed"}
 """The methods whose colours a sweep's mixtures have."""
 MARKED_POINTS = 12
+MOST_LINES = 8
+"""Methods that one pair of axes can show."""
+COLUMNS, WIDTH = 4, 34
+"""Panels beside each other, and characters of a line of their titles."""
+OTHERS_COLOUR = "#DDDDDD"
 
 
 def accuracy_against_step(runs: Sequence[Run], references: Mapping[str, float] | None = None) -> Figure:
@@ -45,6 +63,31 @@ def accuracy_against_step(runs: Sequence[Run], references: Mapping[str, float] |
     step_axis(axis)
     rate_axis(axis)
     label_ends(axis, ends)
+    return figure
+
+
+def accuracy_by_method(runs: Sequence[Run]) -> Figure:
+    """Held-out solve rate against step in a panel for each method, with the means of all others in grey.
+
+    For more methods than one pair of axes can show.
+    """
+    methods = by_method(runs)
+    means = {method: band(group, SOLVE_RATE) for method, group in methods.items()}
+    rows = -(-len(methods) // COLUMNS)
+    figure, axes = panels(rows, COLUMNS, 11.0, 2.3 * rows, share_x=True)
+    for axis in axes[len(methods) :]:
+        figure.delaxes(axis)
+    for axis, (method, group) in zip(axes, methods.items(), strict=False):
+        for other in means.values():
+            if other is not None:
+                axis.plot(other.steps, other.mean, color=OTHERS_COLOUR, linewidth=1)
+        draw_methods(axis, group, SOLVE_RATE, method_label)
+        axis.set_title(fill(method, WIDTH), fontsize=FONT, color=TEXT, loc="left")
+        dress(axis, STEP, SOLVED)
+        axis.set_ylim(-0.02, 1.02)
+        axis.yaxis.set_major_formatter(percent)
+        axis.tick_params(labelbottom=True)
+        step_axis(axis)
     return figure
 
 

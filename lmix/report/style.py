@@ -27,7 +27,7 @@ class Look:
     marker: str
 
 
-LOOKS = {  # Okabe and Ito's palette, with a grey
+LOOKS = {  # Okabe and Ito's palette, with a grey; the others' are Tol's
     "grpo": Look("#000000", "X"),
     "kl_grpo": Look("#009E73", "s"),
     "sft": Look("#999999", "p"),
@@ -36,8 +36,16 @@ LOOKS = {  # Okabe and Ito's palette, with a grey
     "fixed_base_anchor": Look("#E69F00", "v"),
     "schedule": Look("#CC79A7", "P"),
     "adaptive": Look("#D55E00", "^"),
-    "accuracy_weighted": Look("#882255", "<"),  # of Tol's palette
+    "accuracy_weighted": Look("#882255", "<"),
     "ensemble": Look("#F0E442", "h"),
+    "logit_fusion": Look("#332288", ">"),
+    "dr_grpo": Look("#117733", "d"),
+    "dapo": Look("#44AA99", "*"),
+    "rloo": Look("#999933", "H"),
+    "cispo": Look("#CC6677", "8"),
+    "gspo": Look("#661100", "$\\circ$"),
+    "chord": Look("#AA4499", "$+$"),
+    "luffy": Look("#6699CC", "$\\times$"),
 }
 
 

@@ -74,14 +74,14 @@ def setting_section(runs: Sequence[Run], out: Path) -> list[str]:
     slug = re.sub(r"[^a-z0-9]+", "-", setting.lower()).strip("-")
     families = {family(run.method) for run in runs}
     parts = [f"## {setting}", lines_text(runs)]
+    methods = by_method(runs)
+    draw = figures.accuracy_against_step if len(methods) <= figures.MOST_LINES else figures.accuracy_by_method
     if rows := tables.rates_rows(runs):
         parts += [
             tables.rates_markdown(rows),
             RATES_NOTE,
             write_csv(rows, out, f"rates-{slug}"),
-            write_figure(
-                figures.accuracy_against_step(runs), out, f"accuracy-{slug}", "Held-out solve rate against step"
-            ),
+            write_figure(draw(runs), out, f"accuracy-{slug}", "Held-out solve rate against step"),
         ]
     if "adaptive" in families and len(families & set(ALPHAS)) > 1:
         figure = figures.adaptive_against_fixed([run for run in runs if family(run.method) in ALPHAS])

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from .arguments import below, flags, parse
-from .preset import CONFIGS, Policy, Preset, Settings
+from .preset import CONFIGS, FROM_BASE, FROM_SFT, Policy, Preset, Settings
 from .stage import Stage
 
 SAMPLES, EVALUATE_EVERY = 8, 10
@@ -69,22 +69,27 @@ class Cell:
         }
         return self.fit("sft", 0, settings, sft.steps, self.preset.training.eval_size)
 
-    def run(self, method: str, seed: int) -> Stage:
-        """One run of a method."""
+    def run(self, method: str, seed: int, rate: str | None = None) -> Stage:
+        """One run of a method, with another learning rate than its own where one is given."""
         training = self.preset.training
         settings: Settings = {
             "trainer.max_steps": training.steps,
             **training.settings,
             **self.preset.methods[method],
+            **({} if rate is None else {"model.optimizer.lr": rate}),
             **method_adapters(method, self.reference),
         }
         evaluations = training.steps // EVALUATE_EVERY + 1
         completions = training.steps * training.prompts_per_step * SAMPLES + evaluations * training.eval_size
         completions += training.steps * VALIDATIONS.get(method, 0) * training.validation_size
-        return self.fit(method, seed, settings, training.steps, completions)
+        return self.fit(method, seed, settings, training.steps, completions, f"{method}-lr{rate}" if rate else method)
 
-    def fit(self, method: str, seed: int, settings: Settings, steps: int, completions: int) -> Stage:
-        """A training run: the settings that all of them share, then `settings`."""
+    def fit(
+        self, method: str, seed: int, settings: Settings, steps: int, completions: int, name: str | None = None
+    ) -> Stage:
+        """A training run: the settings that all of them share, then `settings`. Its folder is named after the method
+        where it has no name of its own."""
+        name = name or method
         preset, training = self.preset, self.preset.training
         streamed = training.validation_source == "stream"
         configs = (("tasks", self.task), ("models", self.model), ("methods", method))
@@ -100,14 +105,14 @@ class Cell:
             **({} if preset.shuffle else {"data.shuffle": False}),
             **({"data.validation_source": "stream"} if streamed and method != "sft" else {}),
             "trainer.logger.save_dir": str(self.out / self.name),
-            "trainer.logger.name": method,
+            "trainer.logger.name": name,
             "trainer.logger.version": f"seed{seed}",
         }
         line = ["python", "-m", "lmix", "fit", *(f"--config={CONFIGS / kind / name}.yaml" for kind, name in configs)]
         line += [*flags(shared | settings), *flags(self.task_settings, "data.task."), *self.extra]
-        checkpoint = self.checkpoint(method, seed, steps)
+        checkpoint = self.checkpoint(name, seed, steps)
         last = checkpoint.with_name(f"{checkpoint.name}.ckpt")
-        return Stage(f"{self.name}: {method}, seed {seed}", line, last.parent.parent, completions, last=last)
+        return Stage(f"{self.name}: {name}, seed {seed}", line, last.parent.parent, completions, last=last)
 
     def evaluations(self, policy: Policy) -> Iterator[Stage]:
         """The sweep and the comparison of SFT and a policy, as far as the preset asks for them."""
@@ -151,8 +156,9 @@ class Cell:
 def method_adapters(method: str, sft: str) -> Settings:
     """Where a method's streams come from."""
     adapters: dict[str, Settings] = {
+        **{name: {"model.adapters.policy": sft} for name in FROM_SFT},
+        **{name: {} for name in FROM_BASE},
         "kl_grpo": {"model.adapters.policy": sft, "model.adapters.reference": sft},
-        "grpo": {"model.adapters.policy": sft},
         "fixed_base_anchor": {"model.adapters.reference": "base"},
         "ensemble": {"model.adapters.reference": sft, "model.adapters.experts": "[base]"},
     }

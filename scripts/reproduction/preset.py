@@ -9,8 +9,17 @@ import yaml
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
-METHODS = ("fixed", "adaptive", "accuracy_weighted", "kl_grpo", "grpo", "fixed_probs", "fixed_base_anchor", "ensemble")
-"""Files in configs/methods whose adapters `stages.method_adapters` can name."""
+FROM_SFT = ("grpo", "dr_grpo", "dapo", "rloo", "cispo", "gspo")
+"""Methods of the policy alone, which start from the SFT adapter."""
+
+FROM_BASE = ("chord", "luffy")
+"""Methods that learn from demonstrations in the place of SFT: no adapter is given."""
+
+METHODS = (
+    *("fixed", "authors", "adaptive", "accuracy_weighted", "logit_fusion", "fixed_probs", "fixed_base_anchor"),
+    *("ensemble", "kl_grpo", *FROM_SFT, *FROM_BASE),
+)
+"""Files in configs/methods whose adapters `cell.method_adapters` can name."""
 
 SHARED = ("data.seed", "data.eval_size", "data.validation_size", "data.max_prompt_tokens")
 """Settings that training and evaluation must share."""
@@ -53,6 +62,8 @@ class TrainingStage:
     """The same problems at every step, or the next ones of the training problems."""
     settings: Settings = field(default_factory=dict)
     """Evaluations load the backbone by `model.backbone.*` of these."""
+    learning_rates: list[str] = field(default_factory=list)
+    """Run each method once with each of these in place of its own, to choose from: text such as 1e-3."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,8 @@ class Estimate:
 
     mean_completion_length: int
     """Tokens."""
+    mean_prompt_length: int | None = None
+    """Tokens, for the planner's hours; None: as many as the longest."""
     tokens_per_second: float | None = None
     """Measured over rollouts and updates together. None where it was not measured."""
 
@@ -167,6 +180,10 @@ def check(preset: Preset) -> None:
         for name, value in vars(part).items():
             if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
                 raise ValueError(f"{prefix}{name}: {value} is not positive")
+    if preset.training.learning_rates and "trained" in [*preset.evaluation.sweep, *preset.evaluation.compare]:
+        raise ValueError(
+            "evaluation: the trained policy is not one where training.learning_rates has several: use base"
+        )
     check_settings("sft.settings", preset.sft.settings)
     check_settings("training.settings", preset.training.settings)
     for method, settings in preset.methods.items():

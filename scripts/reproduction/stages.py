@@ -16,7 +16,8 @@ def stages(preset: Preset, out: Path, methods: Sequence[str], seeds: Sequence[in
         if preset.sft.adapter is None:
             planned.append(cell.sft())
         planned += cell.evaluations("base")
-        planned += [cell.run(method, seed) for seed in seeds for method in methods]
+        rates = preset.training.learning_rates or [None]
+        planned += [cell.run(method, seed, rate) for seed in seeds for method in methods for rate in rates]
         if "fixed" in methods and preset.seeds[0] in seeds:
             planned += cell.evaluations("trained")
     return [*planned, report(planned, out)]

@@ -3,16 +3,21 @@ import math
 import pytest
 import torch
 
-from lmix.functional import accuracy_weighted_alpha, alpha_of_counts, net_gain_alpha
+from lmix.functional import AlphaUpdate, accuracy_weighted_alpha, alpha_of_counts, forgetting_and_gain
 
 
 def flags(*values):
     return torch.tensor(values, dtype=torch.bool)
 
 
+def adaptive_alpha(policy: torch.Tensor, mixed: torch.Tensor, **constants: float) -> AlphaUpdate:
+    """Eq. 7 to 9, as the callback takes them on one rank."""
+    return alpha_of_counts(*forgetting_and_gain(policy, mixed), policy.numel(), **constants)
+
+
 def test_equations_7_to_9_by_hand():
     policy, mixed = flags(1, 1, 0, 0, 0), flags(1, 0, 1, 1, 0)
-    update = net_gain_alpha(policy, mixed, offset=10.0, scale=40.0)
+    update = adaptive_alpha(policy, mixed, offset=10.0, scale=40.0)
     assert (update.forgetting, update.gain, update.net_gain) == (1, 2, 1)
     assert update.alpha == pytest.approx(1 / (1 + math.exp(-0.25)))  # 1 of 5 is 20 of 100
 
@@ -21,7 +26,7 @@ def test_equations_7_to_9_by_hand():
     ("gained", "alpha"), [(25, 0.5), (60, 1 / (1 + math.exp(-1))), (0, 1 / (1 + math.exp(25 / 35)))]
 )
 def test_the_paper_s_constants_on_100_problems(gained, alpha):
-    assert net_gain_alpha(torch.zeros(100), torch.arange(100) < gained).alpha == pytest.approx(alpha)
+    assert adaptive_alpha(torch.zeros(100), torch.arange(100) < gained).alpha == pytest.approx(alpha)
 
 
 def test_on_100_problems_it_is_equation_9_bit_for_bit():
@@ -46,26 +51,26 @@ def test_the_paper_s_constants_on_other_numbers_of_problems(problems, forgetting
     assert alpha_of_counts(forgetting, gain, problems).alpha == pytest.approx(alpha)
     numbers = torch.arange(problems)
     policy, mixed = numbers < forgetting, numbers >= problems - gain
-    assert net_gain_alpha(policy, mixed) == (pytest.approx(alpha), forgetting, gain, gain - forgetting)
+    assert adaptive_alpha(policy, mixed) == (pytest.approx(alpha), forgetting, gain, gain - forgetting)
 
 
 def test_ties_and_an_empty_set_have_no_net_gain():
     neutral = 1 / (1 + math.exp(25 / 35))
-    assert net_gain_alpha(flags(1, 0), flags(0, 1)) == (pytest.approx(neutral), 1, 1, 0)
-    assert net_gain_alpha(flags(), flags()) == (pytest.approx(neutral), 0, 0, 0)
+    assert adaptive_alpha(flags(1, 0), flags(0, 1)) == (pytest.approx(neutral), 1, 1, 0)
+    assert adaptive_alpha(flags(), flags()) == (pytest.approx(neutral), 0, 0, 0)
 
 
 def test_extreme_scores_stay_inside_the_interval():
     everything, nothing = torch.ones(10**5), torch.zeros(10**5)
-    assert net_gain_alpha(nothing, everything, scale=0.01).alpha == 1.0
-    assert net_gain_alpha(everything, nothing, scale=0.01).alpha == 0.0
+    assert adaptive_alpha(nothing, everything, scale=0.01).alpha == 1.0
+    assert adaptive_alpha(everything, nothing, scale=0.01).alpha == 0.0
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="same problems"):
-        net_gain_alpha(flags(1), flags(1, 0))
+        adaptive_alpha(flags(1), flags(1, 0))
     with pytest.raises(ValueError, match="scale must be positive"):
-        net_gain_alpha(flags(1), flags(1), scale=0.0)
+        adaptive_alpha(flags(1), flags(1), scale=0.0)
 
 
 def test_the_accuracy_weighted_rule_by_hand():

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from lmix.model.adapters import AdapterConfig, check_adapter
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
-from tests.conftest import ALL, make_policy, tiny_model, tokens
+from tests.conftest import ALL, make_policy, portable_products, tiny_model, tokens
 
 
 def plain_backbone(folders: dict[str, Path], name: str) -> PreTrainedModel:
@@ -25,10 +25,7 @@ def plain_backbone(folders: dict[str, Path], name: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
         folders[architecture], dtype=torch.float32, quantization_config=nf4 if quantization else None, device_map="cpu"
     )
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # on some CPUs bitsandbytes would round products to bf16
-    return model.eval()
+    return portable_products(model).eval()
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from lmix.model.frozen import freeze_backbone
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
 from lmix.model.nf4 import is_4bit
-from tests.conftest import close, randomise_adapters, tokens
+from tests.conftest import close, portable_products, randomise_adapters, tokens
 
 LINEARS = 3 * 7
 
@@ -127,7 +127,7 @@ def test_a_4bit_checkpoint_in_float32_is_the_model_quantised_here(four_bit, fold
     plain = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     here = AutoModelForCausalLM.from_pretrained(folders["qwen2"], quantization_config=plain, device_map={"": "cpu"})
     with torch.no_grad():
-        assert close(logits(four_bit), here(tokens(2, 9)).logits, 0.02)
+        assert close(logits(four_bit), portable_products(here)(tokens(2, 9)).logits, 0.02)
 
 
 def test_an_8bit_checkpoint_is_used_as_it_is(folders, tmp_path, caplog):

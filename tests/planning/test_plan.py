@@ -14,6 +14,7 @@ from lmix.planning.estimates import (
     host_bytes,
     largest,
     memory,
+    old_seconds,
     peak,
     prefix_bytes,
     rollout_seconds,
@@ -148,6 +149,27 @@ def test_what_makes_a_run_larger_is_counted():
     assert slow[0] < slow[1] < slow[2]
 
 
+def test_mini_batches_cost_a_forward_pass_of_all_but_the_first():
+    """The reference's are kept and need none. 4 prompts of 10 tokens, read once, x 8 completions of 20."""
+    model = shape()
+    assert old_seconds(model, RUN, 1e9) == 0
+    four = dataclasses.replace(RUN, mini_batches=4)
+    tokens = 32 * 20 + 4 * 10
+    assert RUN.shares_prompts
+    expected = 0.75 * 2 * (tokens * (model.linear + model.lora) + 32 * 20 * model.head) / 1e9
+    assert old_seconds(model, four, 1e9) == pytest.approx(expected)
+    assert old_seconds(model, dataclasses.replace(four, keep_frozen=False), 1e9) > 1.5 * expected
+
+
+def test_sft_is_planned_without_rollouts(capsys):
+    line = ["plan", "--config", "configs/methods/sft.yaml", "--data.task=lmix.tasks.ArithmeticTask"]
+    assert cli.main([*line, "--model.backbone.path=lmix:tiny-arithmetic", "--data.prompts_per_step=24"]) == 0
+    out = capsys.readouterr().out
+    assert "24 demonstrations of at most 512 tokens on each" in out
+    assert "rollouts 0, update" in out
+    assert "model.micro_batch_tokens=" in out
+
+
 def test_a_frozen_model_s_bytes_and_time_are_added():
     model, other = shape(), shape("llama")
     frozen = FrozenModel(other, nf4=False, streams=1)
@@ -240,15 +262,12 @@ def test_a_file_that_is_no_configuration_is_one_line(content, tmp_path):
         (["--device_gb=0"], "--device_gb must be positive, not 0.0"),
         (["--live=2"], "--live must lie between 0 and 1"),
         (["--trainer.strategy=ddp_spawn"], "trainer.strategy must be auto, ddp or"),
-        (
-            ["--config", "configs/methods/sft.yaml", "--data.task=lmix.tasks.ArithmeticTask"],
-            "plan is for GRPOModule, not SFTModule",
-        ),
+        (["--prompt_tokens=0"], "--prompt_tokens must be positive, not 0"),
         (["--model.backbone.path=nowhere"], "nowhere"),
     ],
 )
 def test_mistakes_are_one_line(flags, message, capsys):
-    assert cli.main(["plan", *(flags if "--config" in flags else ["--config", "configs/demo.yaml", *flags])]) == 1
+    assert cli.main(["plan", "--config", "configs/demo.yaml", *flags]) == 1
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1

@@ -3,6 +3,7 @@
 import pytest
 
 from lmix.report.bands import FAMILIES, band, by_method, seeds_text
+from lmix.report.methods import OBJECTIVES
 from lmix.report.runs import read_run
 from lmix.report.style import LOOKS, spread
 from tests.report.conftest import config, solving
@@ -37,6 +38,7 @@ def test_methods_have_one_order(make_run):
 
 def test_looks_differ():
     assert set(LOOKS) == set(FAMILIES)
+    assert set(OBJECTIVES.values()) <= set(FAMILIES)
     assert len({look.colour for look in LOOKS.values()}) == len({look.marker for look in LOOKS.values()}) == len(LOOKS)
 
 

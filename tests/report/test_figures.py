@@ -53,6 +53,21 @@ def test_every_figure_has_labelled_axes_and_no_legend_box(runs, sweep_folder):
             assert axis.texts
 
 
+def test_many_methods_have_a_panel_each(make_run):
+    """Each with its own line in colour and with its markers, and the means of all methods in grey."""
+    alphas = [0.1 * i for i in range(1, figures.MOST_LINES + 2)]
+    folders = [make_run(f"run{i}", solving(0.25, a), config(0, alpha=a)) for i, a in enumerate(alphas)]
+    figure = figures.accuracy_by_method([read_run(folder) for folder in folders])
+    assert len(figure.axes) == len(alphas)
+    for axis, alpha in zip(figure.axes, alphas, strict=True):
+        assert axis.get_title(loc="left") == f"fixed, α={alpha:g}"
+        *others, own = axis.get_lines()
+        assert {line.get_color() for line in others} == {figures.OTHERS_COLOUR}
+        assert len(others) == len(alphas)
+        assert list(own.get_ydata()) == [0.25, pytest.approx(alpha)]  # pyright: ignore[reportArgumentType]
+        assert to_hex(own.get_color()) == LOOKS["fixed"].colour.lower()
+
+
 def test_a_method_has_its_colour_in_every_figure(runs):
     for figure in (figures.accuracy_against_step(runs), figures.training_curves(runs)):
         assert colours(figure, LOOKS["fixed"].marker) == {LOOKS["fixed"].colour.lower()}

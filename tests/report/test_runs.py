@@ -84,7 +84,7 @@ def test_shipped_methods_have_their_file_s_name(path):
     if "adapters" not in given["model"]["init_args"]:
         settings["model"]["init_args"]["adapters"] = {"reference": "sft"}
     settings["trainer"] |= given.get("trainer", {})
-    names = {"contrastive": "ensemble", "dexperts": "ensemble", "proxy_tuning": "ensemble"}
+    names = {"contrastive": "ensemble", "dexperts": "ensemble", "proxy_tuning": "ensemble", "authors": "fixed"}
     assert family(method_name(settings)) == names.get(path.stem, path.stem)
 
 

@@ -1,0 +1,86 @@
+"""GPU hours and memory of a preset's stages by the planner (`python -m lmix plan`): nothing is measured or run."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lmix.cli.commands import planned_run
+from lmix.planning import Device, Needs, needs
+from lmix.planning.estimates import peak
+
+from .arguments import flags, parse
+from .preset import Preset
+from .stage import Stage
+
+SEED = re.compile(r", seed \d+$")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one stage."""
+
+    hours: float
+    peak_gb: float
+
+
+def costs(stages: Sequence[Stage], preset: Preset, device: Device) -> dict[str, Cost]:
+    """The cost of each stage by its name without the seed; a report costs nothing.
+
+    Time is that of prompts and completions of the preset's mean lengths, memory that of the longest. Decoding after
+    training is counted as the first training run's of its cell, which has both streams.
+    """
+    found: dict[str, Cost] = {}
+    first: dict[str, tuple[Needs, Needs]] = {}
+    for stage in sorted(stages, key=lambda stage: stage.last is None):  # training runs come first
+        name, cell = SEED.sub("", stage.name), stage.name.partition(":")[0]
+        if name in found or not stage.completions:
+            continue
+        if stage.last is None:
+            longest, usual = first[cell]
+            seconds = stage.completions * usual.completion_seconds
+        else:
+            longest, usual = run_needs(stage, preset, device)
+            if usual.run.draws:
+                first.setdefault(cell, (longest, usual))
+            steps, drawn = int(str(parse(stage.command)["trainer.max_steps"])), usual.run.rows * usual.run.draws
+            seconds = steps * (usual.rollout_seconds + usual.update_seconds)
+            seconds += (stage.completions - steps * drawn) * usual.completion_seconds
+        found[name] = Cost(seconds / 3600, peak(longest.parts) / 1e9)
+    return found
+
+
+def run_needs(stage: Stage, preset: Preset, device: Device) -> tuple[Needs, Needs]:
+    """Of a run: with every row at its longest, and with rows of the preset's mean lengths."""
+    longest = needs(*planned_run(planned_arguments(stage)), device, preset.max_prompt_tokens)
+    mean = {"tokens": preset.estimate.mean_completion_length, "prompt_tokens": preset.estimate.mean_prompt_length}
+    return longest, replace(longest, run=replace(longest.run, **{k: v for k, v in mean.items() if v}))
+
+
+def planned_arguments(stage: Stage) -> list[str]:
+    """A run's arguments for the planner, without adapters that earlier stages have yet to write (megabytes)."""
+    settings, words = parse(stage.command), [word for word in stage.command[4:] if word.startswith("--config=")]
+    settings.pop("config")
+    for name in ("model.adapters.policy", "model.adapters.reference"):
+        if name in settings and "/checkpoints/step=" in str(settings[name]) and not Path(str(settings[name])).exists():
+            settings[name] = "base" if name.endswith("reference") else None
+    return [*words, *flags(settings)]
+
+
+def table(stages: Sequence[Stage], preset: Preset, device: Device = Device()) -> str:
+    """A row for each stage that has a cost, with its number of seeds, and the sum."""
+    found = costs(stages, preset, device)
+    names = [SEED.sub("", stage.name) for stage in stages]
+    total = sum(found[name].hours for name in names if name in found)
+    figures = f"{device.device_gb:g} GB, {device.tflops:g} TFLOP/s, {device.bandwidth:g} GB/s"
+    return "\n".join(
+        [
+            f"By the planner, not measured: products and memory traffic alone, on GPUs of {figures}; completions of "
+            f"{preset.estimate.mean_completion_length} tokens on average, memory at full length.",
+            "",
+            "| stage | runs | GPU hours a run | peak, GB |",
+            "| --- | ---: | ---: | ---: |",
+            *(f"| {name} | {names.count(name)} | {c.hours:.2f} | {c.peak_gb:.1f} |" for name, c in found.items()),
+            f"| **sum** | | **{total:.2f}** | |",
+        ]
+    )
