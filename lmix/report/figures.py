@@ -1,6 +1,7 @@
 """The paper's figures from runs. Each function returns a figure and writes nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from textwrap import fill
 
 from matplotlib.axes import Axes
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lmix.evaluation.statistics import wilson_interval
 from lmix.report.bands import band, by_method, detail, family, seeds_text
-from lmix.report.methods import ALPHA, settings
+from lmix.report.methods import ALPHA, method_name, settings
 from lmix.report.results import SweepRow
 from lmix.report.runs import SOLVE_RATE, Run
 from lmix.report.style import (
@@ -41,7 +42,7 @@ MIXTURES = {"probs": "fixed_probs", "logits": "fixed"}
 MARKED_POINTS = 12
 MOST_LINES = 8
 """Methods that one pair of axes can show."""
-COLUMNS, WIDTH = 4, 34
+COLUMNS, WIDTH = 3, 40
 """Panels beside each other, and characters of a line of their titles."""
 OTHERS_COLOUR = "#DDDDDD"
 
@@ -69,25 +70,31 @@ def accuracy_against_step(runs: Sequence[Run], references: Mapping[str, float] |
 def accuracy_by_method(runs: Sequence[Run]) -> Figure:
     """Held-out solve rate against step in a panel for each method, with the means of all others in grey.
 
-    For more methods than one pair of axes can show.
+    For more methods than one pair of axes can show. Runs whose methods have one name (`method_name`) and differ in
+    settings, such as the learning rate, share a panel.
     """
     methods = by_method(runs)
+    names = {method: method_name(group[0].config) for method, group in methods.items()}
+    titles = list(dict.fromkeys(names.values()))
     means = {method: band(group, SOLVE_RATE) for method, group in methods.items()}
-    rows = -(-len(methods) // COLUMNS)
-    figure, axes = panels(rows, COLUMNS, 11.0, 2.3 * rows, share_x=True)
-    for axis in axes[len(methods) :]:
+    rows = -(-len(titles) // COLUMNS)
+    figure, axes = panels(rows, COLUMNS, 11.0, 2.5 * rows, share_x=True)
+    for axis in axes[len(titles) :]:
         figure.delaxes(axis)
-    for axis, (method, group) in zip(axes, methods.items(), strict=False):
-        for other in means.values():
-            if other is not None:
-                axis.plot(other.steps, other.mean, color=OTHERS_COLOUR, linewidth=1)
-        draw_methods(axis, group, SOLVE_RATE, method_label)
-        axis.set_title(fill(method, WIDTH), fontsize=FONT, color=TEXT, loc="left")
+    for axis, title in zip(axes, titles, strict=False):
+        own = [method for method in methods if names[method] == title]
+        for method, line in means.items():
+            if line is not None and method not in own:
+                axis.plot(line.steps, line.mean, color=OTHERS_COLOUR, linewidth=1)
+        ends = draw_methods(axis, [run for method in own for run in methods[method]], SOLVE_RATE, method_label)
+        axis.set_title(fill(title, WIDTH), fontsize=FONT, color=TEXT, loc="left")
         dress(axis, STEP, SOLVED)
         axis.set_ylim(-0.02, 1.02)
         axis.yaxis.set_major_formatter(percent)
         axis.tick_params(labelbottom=True)
         step_axis(axis)
+        if len(own) > 1:
+            label_ends(axis, [replace(end, text=end.text.removeprefix(f"{title}, ")) for end in ends])
     return figure
 
 

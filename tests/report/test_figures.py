@@ -9,8 +9,9 @@ from matplotlib.text import Text
 
 from lmix.report import figures
 from lmix.report.results import read_sweep
-from lmix.report.runs import read_run
+from lmix.report.runs import read_run, tell_apart
 from lmix.report.style import LOOKS, save
+from lmix.report.write import write_report
 from tests.report.conftest import config, solving
 
 
@@ -54,18 +55,31 @@ def test_every_figure_has_labelled_axes_and_no_legend_box(runs, sweep_folder):
 
 
 def test_many_methods_have_a_panel_each(make_run):
-    """Each with its own line in colour and with its markers, and the means of all methods in grey."""
+    """Their own lines in colour and with the settings that they differ in, and the means of all others in grey."""
+    settings = [config(0, alpha=0.5, slots=8), config(0, alpha=0.5, slots=16), config(0, alpha=0.0, slots=8)]
+    folders = [make_run(f"run{i}", solving(0.25, 0.2 * i), one) for i, one in enumerate(settings)]
+    figure = figures.accuracy_by_method(tell_apart([read_run(folder) for folder in folders]))
+    grpo, fixed = figure.axes
+    assert (grpo.get_title(loc="left"), fixed.get_title(loc="left")) == ("grpo", "fixed, α=0.5")
+    assert [text.get_text() for text in fixed.texts] == ["slots=16", "slots=8"]
+    assert not grpo.texts
+    assert [to_hex(line.get_color()) for line in grpo.get_lines()] == ["#dddddd", "#dddddd", "#000000"]
+    other, *own = fixed.get_lines()
+    assert to_hex(other.get_color()) == "#dddddd"
+    assert {to_hex(line.get_color()) for line in own} == {LOOKS["fixed"].colour.lower()}
+    ends = [list(line.get_ydata())[-1] for line in own]  # pyright: ignore[reportArgumentType]
+    assert ends == [pytest.approx(0.2), 0.0]
+
+
+def test_a_report_of_many_methods_has_panels(make_run, tmp_path):
     alphas = [0.1 * i for i in range(1, figures.MOST_LINES + 2)]
     folders = [make_run(f"run{i}", solving(0.25, a), config(0, alpha=a)) for i, a in enumerate(alphas)]
-    figure = figures.accuracy_by_method([read_run(folder) for folder in folders])
-    assert len(figure.axes) == len(alphas)
-    for axis, alpha in zip(figure.axes, alphas, strict=True):
-        assert axis.get_title(loc="left") == f"fixed, α={alpha:g}"
-        *others, own = axis.get_lines()
-        assert {line.get_color() for line in others} == {figures.OTHERS_COLOUR}
-        assert len(others) == len(alphas)
-        assert list(own.get_ydata()) == [0.25, pytest.approx(alpha)]  # pyright: ignore[reportArgumentType]
-        assert to_hex(own.get_color()) == LOOKS["fixed"].colour.lower()
+    write_report(folders, tmp_path / "many")
+    write_report(folders[:-1], tmp_path / "few")
+    widths = [
+        int.from_bytes(next((tmp_path / n).glob("accuracy*.png")).read_bytes()[16:20], "big") for n in ("few", "many")
+    ]
+    assert widths[1] > widths[0]
 
 
 def test_a_method_has_its_colour_in_every_figure(runs):
