@@ -120,4 +120,6 @@ def task_name(config: dict[str, Any]) -> str:
         name = getattr(import_module(module), kind).name
     except (ImportError, AttributeError, ValueError):
         name = kind.removesuffix("Task").lower()
-    return last_part(task["init_args"]["source"]) if name == "dataset" else name
+    arguments = task["init_args"]
+    own = {"dataset": lambda: last_part(arguments["source"]), "reasoning_gym": lambda: arguments["dataset"]}
+    return own.get(name, lambda: name)()
