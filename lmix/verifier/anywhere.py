@@ -12,6 +12,7 @@ from lmix.verifier.templates import answer_template
 _TEMPLATES = ("boxed", "answer_tag", "hash")
 _NUMBER = re.compile(r"(?<![\w.])[-\u2212]?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
 _LETTER = re.compile(r"\(([A-J])\)|(?<![A-Za-z0-9'])([A-J])(?=[.):*]|[ \t]*$)(?<! I)", re.MULTILINE)
+_YES_NO = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
 _PHRASE = re.compile(r"(?:answer|result|solution)\**\s*(?:is|are|:|=|\uff1a)\**\s*:?[ \t]*([^\n]*\S)", re.IGNORECASE)
 _MARKS = " \t*_`$\"'\u201c\u201d"
 
@@ -20,7 +21,8 @@ def stated_answer(completion: str, gold: str) -> str | None:
     """The last answer that a completion states, wherever it stands.
 
     In this order: the last filled box, answer tag or `####`; what follows the last "answer is", "answer:" or the like;
-    the last number, letter or line, as the gold answer is a number, a letter from A to J or something else.
+    the last number, letter, yes or no (true or false), or line, as the gold answer is a number, a letter from A to J,
+    one of these words, or something else.
 
     Returns:
         The answer; None where there is none, as in an empty completion.
@@ -42,8 +44,10 @@ def stated_answer(completion: str, gold: str) -> str | None:
 
 
 def _kind(gold: str) -> re.Pattern[str] | None:
-    """What to look for: numbers, letters, or None for lines."""
+    """What to look for: numbers, letters, yes and no, or None for lines."""
     gold = gold.strip()
     if _NUMBER.fullmatch(gold):
         return _NUMBER
+    if _YES_NO.fullmatch(gold):
+        return _YES_NO
     return _LETTER if re.fullmatch(r"[A-J]", gold) else None

@@ -83,6 +83,8 @@ def test_shipped_methods_have_their_file_s_name(path):
     settings = config(**given["model"]["init_args"], model=given["model"]["class_path"])
     if "adapters" not in given["model"]["init_args"]:
         settings["model"]["init_args"]["adapters"] = {"reference": "sft"}
+    if path.stem == "sft_continued":
+        settings["model"]["init_args"]["adapters"] = {"policy": "sft"}
     settings["trainer"] |= given.get("trainer", {})
     names = {"contrastive": "ensemble", "dexperts": "ensemble", "proxy_tuning": "ensemble"}
     assert family(method_name(settings)) == names.get(path.stem, path.stem)

@@ -22,6 +22,8 @@ from lmix.verifier.anywhere import stated_answer
         ("**Answer:** B. Paris", "B", "B"),
         ("A city in France: (C)", "C", "C"),
         ("A cat and I", "A", None),
+        ("Yes, it follows.\nAll are fish.", "No", "Yes"),
+        ("The answer is True because so it is.", "False", "True"),
         ("Reverse it:\n\n`olleh`", "olleh", "olleh"),
         ("The answer is: 'olleh'.", "olleh", "olleh"),
         ("<think>The answer is 5.</think>I say 7", "7", "7"),
