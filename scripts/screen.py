@@ -3,8 +3,8 @@
     python scripts/screen.py scripts/studies/screening.yaml --model /models/qwen --out runs/screening
 
 Greedy decoding of the first `problems` held-out problems of each task, by the base alone. A task that is in
-OUT/screen.jsonl already is not measured again. A study wants tasks on which the model is right between 15 and 60 % of the time anywhere,
-and seldom uses the template by itself.
+OUT/screen.jsonl already is not measured again. A study wants tasks on which the model is right between 15 and 60 % of
+the time anywhere, and seldom uses the template by itself.
 """
 
 import argparse
