@@ -84,7 +84,7 @@ class CompletionRow:
 
 
 def completion_rows(groups: Sequence[Group]) -> list[CompletionRow]:
-    """Rows of judged groups; sampled ones are a training step's, greedy ones an evaluation's."""
+    """Rows of judged groups of a training step, or of an evaluation: greedy ones, and those that were held out."""
     rows = []
     for group in groups:
         draw = group.draw
@@ -92,7 +92,7 @@ def completion_rows(groups: Sequence[Group]) -> list[CompletionRow]:
         for rollout in group.rollouts:
             rows.append(
                 CompletionRow(
-                    step=draw.step if draw.greedy else draw.step + 1,
+                    step=draw.step if draw.greedy or group.held_out else draw.step + 1,
                     problem=group.problem.problem,
                     reward=rollout.reward,
                     seed=None if draw.greedy else draw.seed,

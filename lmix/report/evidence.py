@@ -72,7 +72,7 @@ def measured(runs: Sequence[Run]) -> list[Measured]:
         stored = {run.seed or 0: read_held_out(run.folder) for run in group}
         if not all(stored.values()):
             continue
-        steps = set.intersection(*({row.draw_step for row in rows} for rows in stored.values()))
+        steps = set.intersection(*({row.step for row in rows} for rows in stored.values()))
         if not steps:
             continue
         step = max(steps)
@@ -97,15 +97,17 @@ def read_held_out(folder: Path) -> tuple[CompletionRow, ...]:
             for number, line in enumerate(file, start=1):
                 try:
                     content = json.loads(line)
+                    # rows of before 0.2.0 do not say how they were drawn: greedily
+                    content = {"seed": None, "draw_step": content["step"], **content}
                     rows.append(CompletionRow(**{name: v for name, v in content.items() if name in known}))
-                except (ValueError, TypeError, AttributeError) as error:
+                except (ValueError, TypeError, KeyError) as error:
                     raise ValueError(f"{path}: line {number} is no completion of lmix") from error
     return tuple(rows)
 
 
 def at_step(rows: Sequence[CompletionRow], step: int, who: Who) -> dict[int, list[CompletionRow]]:
     """A policy's completions at one evaluation by problem: the samples, or the greedy ones where none were drawn."""
-    mine = [row for row in rows if row.draw_step == step and row.who == who]
+    mine = [row for row in rows if row.step == step and row.who == who]
     return by_problem([row for row in mine if row.seed is not None] or mine)
 
 

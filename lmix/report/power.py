@@ -116,7 +116,7 @@ def stored(console: Any, a: list[str], b: list[str]) -> tuple[Components, int, i
         for folder, of_run in zip(folders, kept, strict=True):
             if not of_run:
                 raise ValueError(f"{folder!r} holds no completions/val.jsonl: give folders of runs that were evaluated")
-    common = set.intersection(*({row.draw_step for row in of_run} for kept in rows for of_run in kept))
+    common = set.intersection(*({row.step for row in of_run} for kept in rows for of_run in kept))
     if not common:
         raise ValueError("a and b have no evaluation at the same step: give runs of equal length")
     step = max(common)

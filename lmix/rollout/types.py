@@ -85,6 +85,8 @@ class Group:
     """What the rollouts were drawn by."""
     who: Who = "mixed"
     """What they were drawn from: the run's mixture, or one of its streams alone."""
+    held_out: bool = False
+    """Whether an evaluation drew them, and not a training step."""
 
     @property
     def problem(self) -> Problem:

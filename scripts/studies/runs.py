@@ -180,7 +180,9 @@ class TaskStudy:
         if len(self.study.alphas) == 1:
             return self.study.alphas[0]
         rows = json.loads((self.out / self.task / "sweep" / "sweep.json").read_text())["rows"]
-        best = max((r for r in rows if 0 < r["alpha"] < 1), key=lambda r: (r["solved"], -round(abs(r["alpha"] - 0.5), 6)))
+        best = max(
+            (r for r in rows if 0 < r["alpha"] < 1), key=lambda r: (r["solved"], -round(abs(r["alpha"] - 0.5), 6))
+        )
         return best["alpha"]
 
     def chosen_rate(self, method: str) -> float:

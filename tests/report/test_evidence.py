@@ -25,7 +25,7 @@ def store(folder: Path, solved: np.ndarray, step: int = 10, who: str = "mixed", 
         for problem, flags in enumerate(solved):
             for sample, flag in enumerate(flags):
                 row = {
-                    "step": step + sampled,
+                    "step": step,
                     "problem_id": problem,
                     "sample": sample,
                     "problem": "",

@@ -40,10 +40,9 @@ def test_greedy_completions_of_the_mixture_are_those_of_a_run_without_samples(ev
 def test_who_is_evaluated_when(evaluated):
     rows = evaluated[3][0]
     for seed, each in ((None, 1), (0, 3)):  # the greedy ones, and samples of the run's seed
-        # samples drawn before step 1 are numbered as that step's: they are the draws of the same updates
         count = {
-            (r["draw_step"], r["who"]): sum(
-                o["draw_step"] == r["draw_step"] and o["who"] == r["who"] and o["seed"] == seed for o in rows
+            (r["step"], r["who"]): sum(
+                o["step"] == r["step"] and o["who"] == r["who"] and o["seed"] == seed for o in rows
             )
             for r in rows
         }
@@ -55,7 +54,7 @@ def test_who_is_evaluated_when(evaluated):
 
 def test_rates_are_those_of_the_rows(evaluated):
     rows, metrics, _ = evaluated[3]
-    last = [r for r in rows if r["draw_step"] == 2]
+    last = [r for r in rows if r["step"] == 2]
     for who, prefix in (("mixed", "val/"), ("policy", "val/policy/")):
         mine = [r for r in last if r["who"] == who]
         solved = [r["answer_correct"] and r["ended"] for r in mine if r["seed"] is not None]
