@@ -11,7 +11,6 @@ checkpoint. What was chosen is in OUT/TASK/choices.json. `--set` replaces fields
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -33,15 +32,12 @@ def main() -> int:
     parser.add_argument("--plan", action="store_true", help="print the stages that are left, and stop")
     settings = parser.parse_args()
     try:
-        study = read_study(settings.study)
-        for text in settings.set:
-            name, _, value = text.partition("=")
-            before, given = getattr(study, name, None), yaml.safe_load(value)
-            study = replace(study, **{name: {**before, **given} if isinstance(before, dict) else given})
+        changes = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in settings.set)}
+        study = read_study(settings.study, changes)
         names = settings.tasks.split(",") if settings.tasks else list(study.tasks)
         if unknown := set(names) - set(study.tasks):
             raise ValueError(f"--tasks names {sorted(unknown)}: use some of {', '.join(study.tasks)}")
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         parser.error(" ".join(str(error).split()))
     parts = [TaskStudy(study, name, settings.out) for name in names]
     for part in parts:

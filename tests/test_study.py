@@ -58,7 +58,7 @@ class Machine:
             with SummaryWriter(str(folder)) as writer:
                 writer.add_scalar("val/solve_rate", SOLVED[float(settings["model.optimizer.lr"])], 2)
                 writer.add_scalar("compute/flops", 100.0 + float(settings["seed_everything"]), 3)
-            (folder / "checkpoints" / "step=0003").mkdir(parents=True)
+            (folder / "checkpoints" / "step=0003").mkdir(parents=True, exist_ok=True)
         return 0
 
 
@@ -69,10 +69,9 @@ def machine(monkeypatch):
     return made
 
 
-def run(tmp_path, monkeypatch, *arguments):
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    line = ["study.py", str(tmp_path / "study.yaml"), f"--out={tmp_path / 'out'}", *arguments]
-    monkeypatch.setattr("sys.argv", line)
+def run(tmp_path, monkeypatch, **changes):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes))
+    monkeypatch.setattr("sys.argv", ["study.py", str(tmp_path / "study.yaml"), f"--out={tmp_path / 'out'}"])
     return script.main()
 
 
@@ -123,6 +122,21 @@ def test_a_study_goes_on_where_it_was_stopped(machine, tmp_path, monkeypatch):
     assert len(machine.lines) > before == 12
 
 
+def test_a_stage_resumes_but_not_from_its_last_step(machine, tmp_path, monkeypatch):
+    seeds = {"sft": [0], "fixed": [0], "grpo": [0]}
+    run(tmp_path, monkeypatch, seeds=seeds)
+    for method in ("fixed", "grpo"):
+        folder = tmp_path / "out" / "sums" / method / "seed0"
+        for step in (2, 3):
+            (folder / "checkpoints" / f"step={step:04d}.ckpt").touch()
+        (folder / ".done").unlink()
+    machine.lines.clear()
+    run(tmp_path, monkeypatch, seeds=seeds)
+    given = {name_of(line): parse(line).get("ckpt_path", "") for line in machine.lines if "fit" in line}
+    assert Path(given["fixed", "0"]).stem == "step=0002"  # of three steps
+    assert Path(given["grpo", "0"]).stem == "step=0003"  # which a budget ends
+
+
 def test_every_method_s_command_parses(machine, tmp_path, monkeypatch):
     run(tmp_path, monkeypatch)
     seen = set()
@@ -131,6 +145,13 @@ def test_every_method_s_command_parses(machine, tmp_path, monkeypatch):
             seen.add(name)
             run_trainer(line[2:], start=False)
     assert {"sft", "sft_continued", "kl_grpo", "adaptive", "format_reward"} <= seen
+
+
+def test_a_field_can_be_changed_on_the_command_line(tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    study = read_study(tmp_path / "study.yaml", {"model": {"model.backbone.path": "/elsewhere"}, "steps": 7})
+    assert study.model == STUDY["model"] | {"model.backbone.path": "/elsewhere"}
+    assert study.steps == 7
 
 
 def test_the_shipped_studies_are_read():

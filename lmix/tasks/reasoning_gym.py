@@ -30,6 +30,9 @@ class Gold(str):
         same_question = not isinstance(other, Gold) or self.entry["question"] == other.entry["question"]
         return str.__eq__(self, other) is True and same_question
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     __hash__ = str.__hash__
 
 

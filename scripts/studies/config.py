@@ -62,18 +62,25 @@ class Study:
     """Further arguments of every run."""
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path, changes: dict[str, Any] | None = None) -> Study:
     """Read a study.
+
+    Args:
+        path: of the YAML file.
+        changes: values of fields; of those that are mappings, they are added to what the file says.
 
     Raises:
         ValueError: it is none; one line with file, field and value.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for name, value in (changes or {}).items():
+            before = content.get(name)
+            content[name] = {**before, **value} if isinstance(before, dict) else value
         study = Study(**content)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
-    except (TypeError, yaml.YAMLError) as error:
+    except (TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no study: {' '.join(str(error).split())}") from error
     for method in study.seeds:
         if method not in METHODS:

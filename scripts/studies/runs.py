@@ -27,10 +27,15 @@ class LateStage(Stage):
     """A stage whose command is made when its turn comes."""
 
     make: Callable[[], list[str]] = field(default=list)
+    steps: int | None = None
+    """`trainer.max_steps`, where no budget ends it."""
 
     def line(self) -> list[str]:
-        checkpoints = sorted((self.folder / "checkpoints").glob("step=*.ckpt"))
-        return [*self.make(), *(f"--ckpt_path={path}" for path in checkpoints[-1:])]
+        """The command; it resumes from the newest checkpoint, but not from that of the last step, whose run would end
+        without an evaluation."""
+        found = sorted((self.folder / "checkpoints").glob("step=*.ckpt"))
+        before = [path for path in found if self.steps is None or int(path.stem.partition("=")[2]) < self.steps]
+        return [*self.make(), *(f"--ckpt_path={path}" for path in before[-1:])]
 
 
 @dataclass(frozen=True)
@@ -76,14 +81,14 @@ class TaskStudy:
             "trainer.val_check_interval": steps,
         }
         folder = self.folder(method, seed, rate)
-        return self.stage(method, seed, folder, lambda: {**held_out, "model.optimizer.lr": rate}, f"lr {rate:g}")
+        return self.stage(method, seed, folder, lambda: {**held_out, "model.optimizer.lr": rate}, steps, f"lr {rate:g}")
 
     def run(self, method: str, seed: int) -> Stage:
         """A run of the study, measured on held-out problems at its end."""
         study = self.study
+        steps = {"sft": study.sft_steps, "fixed": study.steps}.get(method)
 
         def settings() -> Settings:
-            steps = {"sft": study.sft_steps, "fixed": study.steps}.get(method)
             end: Settings = {
                 "trainer.max_steps": steps or MANY_STEPS,
                 "trainer.val_check_interval": steps or MANY_STEPS,
@@ -98,14 +103,22 @@ class TaskStudy:
                 **({} if budget is None else {"trainer.callbacks.flops": budget}),
             }
 
-        return self.stage(method, seed, self.folder(method, seed), settings, "")
+        return self.stage(method, seed, self.folder(method, seed), settings, steps)
 
-    def stage(self, method: str, seed: int, folder: Path, own: Callable[[], Settings], note: str) -> Stage:
+    def stage(
+        self,
+        method: str,
+        seed: int,
+        folder: Path,
+        own: Callable[[], Settings],
+        steps: int | None,
+        note: str = "",
+    ) -> Stage:
         """A training run: the settings that all share, then its own, which are known when its turn comes."""
         study = self.study
-        name = "fixed" if method in REWARDS else method
-        config = CONFIGS / "methods" / f"{name}.yaml"
-        is_sft = name.startswith("sft")
+        family = "fixed" if method in REWARDS else method
+        config = CONFIGS / "methods" / f"{family}.yaml"
+        is_sft = family.startswith("sft")
 
         def make() -> list[str]:
             task = dict(study.tasks[self.task])
@@ -125,7 +138,7 @@ class TaskStudy:
             }
             if not is_sft:
                 shared["model.sampling.samples_per_prompt"] = study.samples_per_prompt
-            if name in ("fixed", "adaptive", "fixed_probs", "fixed_base_anchor"):
+            if family in ("fixed", "adaptive", "fixed_probs", "fixed_base_anchor"):
                 shared["model.alpha"] = self.chosen_alpha()
             if method == "adaptive":
                 shared |= {"data.validation_size": study.validation_size, "data.validation_source": "stream"}
@@ -134,7 +147,8 @@ class TaskStudy:
             arguments = flags({**shared, **self.adapters(method, seed), **own()})
             return ["python", "-m", "lmix", "fit", f"--config={config}", *arguments]
 
-        return LateStage(f"{self.task}: {method}, seed {seed} {note}".rstrip(), [], folder, 1, make=make)
+        name = f"{self.task}: {method}, seed {seed} {note}".rstrip()
+        return LateStage(name, [], folder, 1, make=make, steps=steps)
 
     def adapters(self, method: str, seed: int) -> Settings:
         """Where the streams come from: the SFT of the same seed."""

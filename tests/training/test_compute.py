@@ -124,8 +124,10 @@ def test_totals_go_on_after_a_resume(tmp_path):
 def test_a_budget_ends_a_run(tmp_path):
     one, _ = spend(tmp_path / "one", 1)
     budget = ComputeBudget(1.5 * one.compute.totals["flops"])
-    m, t = spend(tmp_path / "run", 10, trainer={"callbacks": [budget]})
+    m, t = module(), trainer(tmp_path / "run", 10, callbacks=[budget])  # evaluations are 1000 steps apart
+    t.fit(m, data())
     assert t.global_step == 2
+    assert "val/solve_rate" in t.callback_metrics
     assert m.compute.totals["flops"] >= budget.flops
     with pytest.raises(ValueError, match=r"ComputeBudget\.flops must be positive, not 0"):
         ComputeBudget(0)
