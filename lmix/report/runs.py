@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lmix.report.methods import differences, last_part, method_name, model_arguments
 
 EVENTS = "events.out.tfevents.*"
-SOLVE_RATE, FORMAT_RATE = "val/solve_rate", "val/format_rate"
+SOLVE_RATE, FORMAT_RATE, FLOPS = "val/solve_rate", "val/format_rate", "compute/flops"
 Points = list[tuple[int, float]]
 
 

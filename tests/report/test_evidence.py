@@ -11,6 +11,7 @@ from lmix.evaluation.statistics import components, crossed_mean, detectable_diff
 from lmix.report import write_report
 from lmix.report.claims import check_claims
 from lmix.report.evidence import all_differences, measured
+from lmix.report.figures import accuracy_against_compute
 from lmix.report.power import power
 from lmix.report.runs import read_run
 from tests.report.conftest import config, solving
@@ -105,6 +106,15 @@ def test_the_report_has_rates_differences_and_claims(study, tmp_path):
     assert "### Differences of methods" in text
     assert "| Logit averaging solves more than KL-GRPO | fixed, α=0.5 less kl_grpo, solved | 3 |" in text
     assert (path.parent / "claims-arithmetic-tiny-arithmetic.csv").is_file()
+
+
+def test_solve_rates_against_compute(make_run, tmp_path):
+    spent = {step: 2e15 * step for step in range(1, 11)}
+    runs = [make_run(f"run{seed}", solving(0.25, 0.5) | {"compute/flops": spent}, config(seed)) for seed in (0, 1)]
+    (axis,) = accuracy_against_compute([read_run(run) for run in runs]).axes
+    assert axis.lines[0].get_xydata().tolist() == [[0.0, 0.25], [20.0, 0.5]]
+    text = write_report([*runs, make_run("older", solving(0.25, 0.5), config(2))], tmp_path / "out").read_text()
+    assert "compute-arithmetic-tiny-arithmetic.png" in text
 
 
 def test_runs_of_other_seeds_are_not_paired(make_run):
