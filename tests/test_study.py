@@ -70,7 +70,7 @@ def machine(monkeypatch):
 
 
 def run(tmp_path, monkeypatch, **changes):
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
     monkeypatch.setattr("sys.argv", ["study.py", str(tmp_path / "study.yaml"), f"--out={tmp_path / 'out'}"])
     return script.main()
 
@@ -171,7 +171,7 @@ def test_the_shipped_studies_are_read():
     ],
 )
 def test_mistakes(changes, message, tmp_path):
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
     with pytest.raises(ValueError, match=message) as caught:
         read_study(tmp_path / "study.yaml")
     assert "\n" not in str(caught.value)
