@@ -78,7 +78,8 @@ class RLDataModule(L.LightningDataModule):
                 f"{validation_size}, and data.validation_source to held_out"
             )
         self.task = task
-        self.eval_samples, self.eval_split = eval_samples, eval_split
+        self.eval_samples = eval_samples
+        self.eval_split: Literal["test", "validation"] = eval_split
         if validation_size < 0:
             raise ValueError(f"data.validation_size must be at least 0, not {validation_size}")
         self.prompts_per_step, self.eval_size, self.validation_size = prompts_per_step, eval_size, validation_size

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 from lmix.tasks.task import Problem, Split, Task
@@ -81,13 +82,13 @@ class ReasoningGymTask(Task):
     def source(self, seed: int, size: int) -> Any:
         """The dataset with other items."""
         try:
-            import reasoning_gym
+            library: Any = import_module("reasoning_gym")
         except ImportError as error:
             raise ValueError(
                 f"task ReasoningGymTask needs a package ({error}): pip install 'lmix[reasoning-gym]'"
             ) from error
         try:
-            return reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **self.config)
+            return library.create_dataset(self.dataset, seed=seed, size=size, **self.config)
         except (ValueError, TypeError, AssertionError) as error:
             raise ValueError(
                 f"task.dataset {self.dataset!r} with task.config {self.config}: "

@@ -73,7 +73,7 @@ def alone(mixed: Mixture, stream: str) -> Mixture:
 
 def split(groups: Sequence[Group], who: Sequence[Who], samples: int) -> dict[Who, list[Group]]:
     """Groups of all mixtures' samples, mixture after mixture, as groups of each mixture."""
-    parts = {name: slice(place * samples, (place + 1) * samples) for place, name in enumerate(who)}
+    parts: dict[Who, slice] = {name: slice(place * samples, (place + 1) * samples) for place, name in enumerate(who)}
     return {
         name: [Group(g.prompt, g.rollouts[part], g.draw, name, held_out=True) for g in groups]
         for name, part in parts.items()

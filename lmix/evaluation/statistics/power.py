@@ -70,7 +70,8 @@ def _draws(parts: Components, problems: int, samples: int, seeds: int) -> tuple[
     expected = of_seed, of_problem, error if seeds > 1 else 0.0
     squares = [e * mean_square(d, u) if e else 0.0 * u for e, d, u in zip(expected, freedom, uniforms, strict=True)]
     variance = (max(of_seed, error) + seeds * parts.problem) / (seeds * problems)  # with one seed, `error` alone
-    spread = Spread.of(*squares, seeds, problems)
+    seed_square, problem_square, error_square = squares
+    spread = Spread.of(seed_square, problem_square, error_square, seeds, problems)
     return normal * np.sqrt(variance), spread.critical(0.05) * spread.standard_error
 
 
