@@ -158,9 +158,10 @@ class Spread:
 
     def critical(self, p: float) -> Any:
         """How many standard errors a mean is from 0 where the two-sided test gives p."""
-        of_problems = stdtrit(self.problems - 1, 1.0 - p / 2)
-        of_seeds = stdtrit(self.seeds - 1, 1.0 - p / 2) if self.seeds > 1 else of_problems
-        total = self.of_seeds + self.of_problems
+        # from the lower tail, where the smallest p still are numbers
+        of_problems = -stdtrit(self.problems - 1, p / 2)
+        of_seeds = -stdtrit(self.seeds - 1, p / 2) if self.seeds > 1 else of_problems
+        total = np.maximum(self.of_seeds + self.of_problems, np.finfo(float).tiny)
         return (self.of_seeds * of_seeds + self.of_problems * of_problems) / total
 
     def p_value(self, mean: float) -> float:
