@@ -37,7 +37,7 @@ class Study:
     sft_steps: int
     sft_prompts_per_step: int
     steps: int
-    """Of `fixed`; all other methods stop at its floating-point operations, with the same seed."""
+    """Of `fixed`; all other methods but SFT stop at the floating-point operations that it spends, on average of seeds."""
     prompts_per_step: int
     samples_per_prompt: int
     eval_size: int

@@ -59,8 +59,9 @@ class TaskStudy:
             if method != "sft":
                 yield from (self.tuning(method, rate) for rate in rates)
         assert tuning not in study.seeds["sft"]
+        for seed in study.seeds["fixed"]:  # first: they say what the others may spend
+            yield self.run("fixed", seed)
         for seed in study.seeds["sft"]:
-            yield self.run("fixed", seed)  # first: it says what the others may spend
             others = [m for m, seeds in study.seeds.items() if m not in ("sft", "fixed") and seed in seeds]
             yield from (self.run(method, seed) for method in others)
 
@@ -93,7 +94,7 @@ class TaskStudy:
                 "trainer.max_steps": steps or MANY_STEPS,
                 "trainer.val_check_interval": steps or MANY_STEPS,
             }
-            budget = None if steps else self.spent(self.folder("fixed", seed))
+            budget = None if steps else self.budget()
             return {
                 "data.eval_size": study.eval_size,
                 "data.eval_samples": study.eval_samples,
@@ -206,8 +207,11 @@ class TaskStudy:
         solved = [last(self.folder(tuned, self.study.tuning_seed, rate), "val/solve_rate") for rate in rates]
         return rates[solved.index(max(solved))]
 
-    def spent(self, folder: Path) -> float:
-        return last(folder, "compute/flops")
+    def budget(self) -> float:
+        """What `fixed` has spent on average over its seeds: one number for all seeds of the other methods, so that the
+        report takes these for one method."""
+        spent = [last(self.folder("fixed", seed), "compute/flops") for seed in self.study.seeds["fixed"]]
+        return float(f"{sum(spent) / len(spent):.4g}")
 
     def choices(self) -> dict[str, Any]:
         """All that was chosen, for the page: validation solve rate of every learning rate that was tried."""
@@ -217,7 +221,7 @@ class TaskStudy:
             for method, rates in self.study.tuned.items()
         }
         rates = {method: self.chosen_rate(method) for method in self.study.seeds}
-        return {"tried": tried, "rates": rates, "alpha": self.chosen_alpha()}
+        return {"tried": tried, "rates": rates, "alpha": self.chosen_alpha(), "flops": self.budget()}
 
 
 def last(folder: Path, tag: str) -> float:

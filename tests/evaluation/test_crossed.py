@@ -95,6 +95,12 @@ def test_a_rate_of_one_seed_has_the_clustered_interval():
     assert (rate.low, rate.high) == pytest.approx(mean_interval(values))
 
 
+def test_a_rate_of_several_seeds_stays_inside_its_range():
+    rate = crossed_mean([[0.0, 0.2, 0.1], [0.4, 0.5, 0.2]])
+    assert rate.low == 0.0
+    assert rate.mean < rate.high <= 1.0
+
+
 def test_components_are_the_anovas():
     # as above: seeds (0.04 - 0.01) / 2, problems (0.09 - 0.01) / 2, the rest 0.01
     found = components(np.array([[[0.6], [0.8]], [[0.7], [1.0]]]), np.array([[[0.5], [0.5]], [[0.5], [0.4]]]))

@@ -10,7 +10,7 @@ rejects 2 to 6 % of true hypotheses with two seeds, 3 to 5 % with three; Sattert
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,8 @@ def crossed_mean(values_SN: Scores) -> Estimate:
     estimate = _estimate(values)
     if len(values) == 1 or estimate.low == estimate.high:
         low, high = mean_interval(values.mean(axis=0).tolist())
-        return Estimate(estimate.mean, low, high, estimate.p, estimate.seeds, estimate.problems)
-    return estimate
+        return replace(estimate, low=low, high=high)
+    return replace(estimate, low=max(0.0, estimate.low))
 
 
 def paired_difference(a_SN: Scores, b_SN: Scores) -> Estimate:
