@@ -37,7 +37,7 @@ class Study:
     sft_steps: int
     sft_prompts_per_step: int
     steps: int
-    """Of `fixed`; all other methods but SFT stop at the floating-point operations that it spends, on average of seeds."""
+    """Of `fixed`; all other methods but SFT stop at the compute that it spends, averaged over seeds."""
     prompts_per_step: int
     samples_per_prompt: int
     eval_size: int

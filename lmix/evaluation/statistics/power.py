@@ -72,7 +72,7 @@ def _draws(parts: Components, problems: int, samples: int, seeds: int) -> tuple[
     variance = (max(of_seed, error) + seeds * parts.problem) / (seeds * problems)  # with one seed, `error` alone
     seed_square, problem_square, error_square = squares
     spread = Spread.of(seed_square, problem_square, error_square, seeds, problems)
-    return normal * np.sqrt(variance), spread.critical(0.05) * spread.standard_error
+    return normal * np.sqrt(variance), spread.threshold(0.05)
 
 
 def mean_square(freedom: int, uniforms: np.ndarray) -> np.ndarray:
