@@ -30,6 +30,7 @@ STUDY = {
     "max_new_tokens": 16,
     "tuning_seed": 9,
     "tuning_steps": 2,
+    "tuning_problems": 4,
     "tuned": {"sft": [1e-4, 1e-3, 1e-2], "fixed": [1e-4, 1e-3], "grpo": [1e-4]},
     "same_rate": {"sft_continued": "sft", "kl_grpo": "grpo"}
     | dict.fromkeys(("adaptive", "fixed_probs", "fixed_base_anchor", "format_reward", "random_reward"), "fixed"),

@@ -45,12 +45,14 @@ class Study:
     eval_samples: int
     """Completions of each, beside the greedy one."""
     validation_size: int
-    """Problems that settings are chosen on; and, streamed, those of adaptive alpha at each step."""
+    """Streamed problems that adaptive alpha decodes at each step."""
     max_new_tokens: int
     tuning_seed: int
     """Of the runs that learning rates are chosen from; none of `seeds`."""
     tuning_steps: int
     """Of a run of `tuned` methods."""
+    tuning_problems: int
+    """Validation problems that learning rates and alpha are chosen on."""
     tuned: dict[str, list[float]]
     """Method -> the learning rates that are tried, `sft` among them."""
     same_rate: dict[str, str] = field(default_factory=dict)

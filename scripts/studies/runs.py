@@ -76,7 +76,7 @@ class TaskStudy:
         held_out: Settings = {
             "data.eval_split": "validation",
             "data.eval_size": 1,
-            "data.validation_size": study.validation_size,
+            "data.validation_size": study.tuning_problems,
             "data.validation_source": "held_out",
             "trainer.max_steps": steps,
             "trainer.val_check_interval": steps,
@@ -178,7 +178,7 @@ class TaskStudy:
                 **{name.removeprefix("model."): value for name, value in study.model.items() if "backbone" in name},
                 "adapters.reference": newest(self.folder("sft", study.seeds["sft"][0])),
                 "split": "validation",
-                "problems": study.validation_size,
+                "problems": study.tuning_problems,
                 "max_new_tokens": study.max_new_tokens,
                 "alphas": study.alphas,
                 "mixtures": ["logits"],
