@@ -23,11 +23,12 @@ from lmix.inspection.config import MixedPolicyChoice  # noqa: E402
 from lmix.model.adapters import AdapterConfig  # noqa: E402
 from lmix.model.backbone import BackboneConfig  # noqa: E402
 from lmix.rewards import RewardSum  # noqa: E402
-from lmix.tasks import ArithmeticTask, CnK12Task, DatasetTask, MathTask, MMLUTask  # noqa: E402
+from lmix.tasks import ArithmeticTask, CnK12Task, DatasetTask, MathTask, MMLUTask, ReasoningGymTask  # noqa: E402
 from lmix.tasks.task import Task  # noqa: E402
 from lmix.training.alpha import AccuracyWeightedAlpha, AdaptiveAlpha, AlphaSchedule  # noqa: E402
 from lmix.training.checkpoints import PolicyCheckpoint  # noqa: E402
 from lmix.training.completion_log import CompletionLog  # noqa: E402
+from lmix.training.compute import ComputeBudget  # noqa: E402
 from lmix.training.config import OptimizerConfig, SamplingConfig  # noqa: E402
 from lmix.training.grpo import GRPOModule  # noqa: E402
 from lmix.training.objectives import (  # noqa: E402
@@ -56,9 +57,9 @@ SECTIONS = {
         GRPO, DrGRPO, DAPO, RLOO, CISPO, GSPO, CHORD, LUFFY, LogitFusion, Objective,
     ),
     "Data: `--data`": (RLDataModule,),
-    "Tasks: `--data.task`": (Task, DatasetTask, MathTask, CnK12Task, MMLUTask, ArithmeticTask),
+    "Tasks: `--data.task`": (Task, DatasetTask, MathTask, CnK12Task, MMLUTask, ArithmeticTask, ReasoningGymTask),
     "Callbacks: `--trainer.callbacks`": (
-        AdaptiveAlpha, AccuracyWeightedAlpha, AlphaSchedule, PolicyCheckpoint, CompletionLog,
+        AdaptiveAlpha, AccuracyWeightedAlpha, AlphaSchedule, PolicyCheckpoint, CompletionLog, ComputeBudget,
     ),
     "Strategy: `--trainer.strategy`": (ShardedStrategy,),
     "`evaluate`, `sweep`, `compare`": (EvaluationConfig,),

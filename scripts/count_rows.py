@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmix.evaluation.statistics import interval
+from lmix.evaluation.statistics import mean_interval
 
-KEYS = ("mixture", "who", "alpha", "step")
+KEYS = ("mixture", "who", "alpha", "temperature", "step", "seed")
 """What sets the groups of one file apart, as far as its rows have it."""
 
 
@@ -36,9 +36,12 @@ def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[st
 
 def rate(rows: Sequence[dict[str, Any]], *names: str) -> str:
     """The share, in percent with its 95 % interval, of rows that have all of these flags."""
-    count, problems = sum(all(row[name] for name in names) for row in rows), len({row["problem_id"] for row in rows})
-    low, high = interval(count, len(rows), len(rows) // problems)
-    return f"{100 * count / len(rows):5.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    flags: dict[int, list[bool]] = {}
+    for row in rows:
+        flags.setdefault(row["problem_id"], []).append(all(row[name] for name in names))
+    shares = [sum(of_problem) / len(of_problem) for of_problem in flags.values()]
+    low, high = mean_interval(shares, max(map(len, flags.values())))
+    return f"{100 * sum(shares) / len(shares):5.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -49,7 +52,9 @@ def lines(path: Path) -> Iterator[str]:
         form, solved = rate(rows, "format_correct"), rate(rows, "answer_correct", "ended")
         answered = rate(rows, "answer_correct")
         ended = 100 * sum(row["ended"] for row in rows) / len(rows)
-        yield f"{name}  {what}  n {len(rows)}  format {form}  solved {solved}  answered {answered}  ended {ended:.1f}"
+        line = f"{name}  {what}  n {len(rows)}  format {form}  solved {solved}  answered {answered}  ended {ended:.1f}"
+        told = all(row.get("right_anywhere") is not None for row in rows)  # rows of before do not say it
+        yield line + (f"  anywhere {rate(rows, 'right_anywhere')}" if told else "")
 
 
 def main() -> None:

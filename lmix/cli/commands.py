@@ -16,6 +16,8 @@ FUNCTIONS = {
     "evaluate": "lmix.evaluation.evaluate",
     "sweep": "lmix.evaluation.sweep",
     "compare": "lmix.evaluation.compare",
+    "audit": "lmix.evaluation.audit",
+    "power": "lmix.report.power",
     "generate": "lmix.inspection.generate",
     "export": "lmix.inspection.export",
     "delta": "lmix.inspection.delta",

@@ -25,6 +25,11 @@ class RLDataModule(L.LightningDataModule):
         task: where problems come from, how they are asked and judged.
         prompts_per_step: prompts of one outer step, over all ranks (the paper: 256).
         eval_size: held-out problems that `val/` and `test/` rates are measured on (the paper: 500).
+        eval_samples: k, completions of each held-out problem that an evaluation draws at model.sampling.temperature
+            beside the greedy one, for avg@k, pass@k and maj@k; of the mixture and of the policy alone, from one
+            prefill, and of the reference once a run. 0 decodes the mixture greedily and nothing else.
+        eval_split: which problems are held out for evaluations: `test`, or `validation` (data.validation_size of them),
+            on which to choose settings such as the learning rate.
         validation_size: problems that adaptive alpha is decided on (the paper: 100); 0 where it is not used.
         validation_source: which these are: `held_out`, the same at every step and never trained on; or `stream`, at
             each step the next ones of the training problems' order, which are not trained on in that pass over them.
@@ -55,6 +60,8 @@ class RLDataModule(L.LightningDataModule):
         validation_source: Literal["held_out", "stream"] = "held_out",
         train_size: int | None = None,
         shuffle: bool = True,
+        eval_samples: int = 0,
+        eval_split: Literal["test", "validation"] = "test",
     ) -> None:
         super().__init__()
         sizes = {"prompts_per_step": prompts_per_step, "eval_size": eval_size, "max_prompt_tokens": max_prompt_tokens}
@@ -63,7 +70,16 @@ class RLDataModule(L.LightningDataModule):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"data.{name} must be at least 1, not {size}")
+        if eval_samples < 0:
+            raise ValueError(f"data.eval_samples must be at least 0, not {eval_samples}")
+        if eval_split == "validation" and not (validation_size and validation_source == "held_out"):
+            raise ValueError(
+                f"data.eval_split validation needs held-out validation problems: set data.validation_size above 0, not "
+                f"{validation_size}, and data.validation_source to held_out"
+            )
         self.task = task
+        self.eval_samples = eval_samples
+        self.eval_split: Literal["test", "validation"] = eval_split
         if validation_size < 0:
             raise ValueError(f"data.validation_size must be at least 0, not {validation_size}")
         self.prompts_per_step, self.eval_size, self.validation_size = prompts_per_step, eval_size, validation_size
@@ -84,7 +100,7 @@ class RLDataModule(L.LightningDataModule):
         if self.tokenizer is None:
             assert self.trainer is not None
             self.tokenizer = self.trainer.lightning_module.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
-        splits: list[Split] = ["train", "validation", "test"] if stage == "fit" else ["test"]
+        splits: list[Split] = ["train", "validation", "test"] if stage == "fit" else [self.eval_split]
         if not set(splits) <= set(self.sets):
             self.sets = self.read(splits)
 
@@ -173,7 +189,7 @@ class RLDataModule(L.LightningDataModule):
     def val_dataloader(self) -> OneBatch:
         """All held-out problems of this rank in one batch, so that the engine can keep its slots full."""
         rank, world_size = self._rank()
-        return OneBatch(self.sets["test"][rank::world_size])
+        return OneBatch(self.sets[self.eval_split][rank::world_size])
 
     test_dataloader = predict_dataloader = val_dataloader
 

@@ -7,10 +7,11 @@ from rich.table import Table
 
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.output import new_console, out_folder, write_json
-from lmix.evaluation.rows import Who, count_format, count_solved, write_rows
+from lmix.evaluation.rows import count_anywhere, count_format, count_solved, write_rows
 from lmix.evaluation.session import Session
 from lmix.evaluation.statistics import contingency, mcnemar_p
 from lmix.model.mixture import MixtureKind
+from lmix.rollout.types import Who
 from lmix.tasks.task import Task
 
 SUMMARY = "compare.json"
@@ -65,7 +66,10 @@ def compare(
     content = {
         "task": task.name,
         "n": len(prompts),
-        "policies": {name: {"format": count_format(r), "solved": count_solved(r)} for name, r in rows.items()},
+        "policies": {
+            name: {"format": count_format(r), "solved": count_solved(r), "anywhere": count_anywhere(r)}
+            for name, r in rows.items()
+        },
         "contingency": {"names": [a, b], **table._asdict()},
         "disagreement": table.disagreement,
         "mcnemar_p": mcnemar_p(table.only_a, table.only_b),
@@ -81,7 +85,10 @@ def print_comparison(console: Console, content: dict[str, Any]) -> None:
     counts, n = content["contingency"], content["n"]
     a, b = counts["names"]
     for name, rates in content["policies"].items():
-        console.print(f"{name}: format rate {rates['format'] / n:.3f}, solve rate {rates['solved'] / n:.3f}")
+        console.print(
+            f"{name}: format rate {rates['format'] / n:.3f}, solve rate {rates['solved'] / n:.3f}, "
+            f"right anywhere {rates['anywhere'] / n:.3f}"
+        )
     table = Table(title=f"{content['task']}, {n} problems, greedy decoding")
     for column in ("", f"{b} right", f"{b} wrong"):
         table.add_column(column, justify="right")

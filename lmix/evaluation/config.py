@@ -10,7 +10,6 @@ from typing import Any
 import lmix
 from lmix.data.module import RLDataModule
 from lmix.data.splits import shuffled
-from lmix.evaluation.rows import Who
 from lmix.model.adapters import CONFIG, WEIGHTS, AdapterConfig, read_adapter
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, check_alpha, mixture_of
@@ -19,7 +18,7 @@ from lmix.model.source_digest import weights_digest
 from lmix.model.sources import check_places, hub_arguments, resolve
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.limits import check_limits
-from lmix.rollout.types import Prompt
+from lmix.rollout.types import Prompt, Who
 from lmix.tasks.task import Split, Task
 
 

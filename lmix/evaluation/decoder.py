@@ -10,6 +10,7 @@ from lmix.rollout.limits import Limits
 from lmix.rollout.sampler import Progress, Sampler
 from lmix.rollout.types import Draw, Group, Prompt, Rollout, flatten
 from lmix.tasks.task import Judgement, Task
+from lmix.verifier.anywhere import stated_answer
 
 
 @dataclass
@@ -39,14 +40,18 @@ class Decoder:
         return groups
 
     def judge(self, groups: Sequence[Group]) -> None:
-        """Fill in each rollout's judgement. An answer that several of a problem's completions give is judged once."""
+        """Fill in each rollout's judgement. Answers that several of a problem's completions give are judged once."""
         rollouts = flatten(groups)
-        pairs = [(self.task.template.extract(r.text), r.prompt.problem.answer) for r in rollouts]
-        texts = {pair: r.text for pair, r in zip(pairs, rollouts, strict=True)}
-        judged = self.task.judge(list(texts.values()), [gold for _, gold in texts])
-        judgement_of: dict[tuple[str | None, str], Judgement] = dict(zip(texts, judged, strict=True))
-        for rollout, pair in zip(rollouts, pairs, strict=True):
-            rollout.judgement = judgement_of[pair]
+        golds = [r.prompt.problem.answer for r in rollouts]
+        answers = [
+            (self.task.template.extract(r.text), stated_answer(r.text, gold), gold)
+            for r, gold in zip(rollouts, golds, strict=True)
+        ]
+        texts = {key: r.text for key, r in zip(answers, rollouts, strict=True)}
+        judged = self.task.judge(list(texts.values()), [gold for _, _, gold in texts])
+        judgement_of: dict[tuple[str | None, str | None, str], Judgement] = dict(zip(texts, judged, strict=True))
+        for rollout, key in zip(rollouts, answers, strict=True):
+            rollout.judgement = judgement_of[key]
 
 
 def decode_texts(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> None:

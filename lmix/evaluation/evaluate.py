@@ -1,17 +1,20 @@
-"""Format and solve rate, or pass@k, of the mixed policy and of each of its streams."""
+"""Rates of the mixed policy and of each of its streams: greedy, and avg@k, pass@k and maj@k of samples."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from lmix.evaluation.config import EvaluationConfig, check_count
+from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.output import new_console, out_folder, write_json
-from lmix.evaluation.rows import EvaluationRow, Who, count_answered, count_format, count_solved, write_rows
+from lmix.evaluation.rows import count_answered, count_anywhere, count_format, count_solved, write_rows
+from lmix.evaluation.scores import sampled_summary
 from lmix.evaluation.session import Measured, Session
-from lmix.evaluation.statistics import interval, pass_at_k
+from lmix.evaluation.statistics import wilson_interval
 from lmix.model.mixture import MixtureKind
+from lmix.rollout.types import Who
 from lmix.tasks.task import Task
 
 SUMMARY = "evaluation.json"
@@ -22,14 +25,15 @@ def evaluate(
     alpha: float = 0.5,
     mixture: MixtureKind = "logits",
     who: Sequence[Who] = ("mixed",),
-    samples: int = 1,
+    samples: int = 0,
+    temperature: float = 1.0,
     out: str = "evaluation",
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Measure format and solve rate on held-out problems, by greedy decoding, or pass@k from several samples.
+    """Measure format and solve rate on held-out problems by greedy decoding; and avg@k, pass@k, maj@k of k samples.
 
-    Writes `rows.jsonl` (each completion with its parsed answer) and `evaluation.json` (rates with 95 % Wilson
-    intervals, settings, versions) into the folder `out`, and prints the rates.
+    Writes `rows.jsonl` (each completion with its parsed answer) and `evaluation.json` (rates with 95 % intervals,
+    clustered by problem, settings, versions) into the folder `out`, and prints the rates.
 
     Args:
         task: a class: lmix.tasks.MathTask, CnK12Task, MMLUTask, ArithmeticTask, DatasetTask (any file or hub data set)
@@ -38,8 +42,8 @@ def evaluate(
         alpha: weight of the reference in the mixed policy, in [0, 1].
         mixture: what is averaged, logits or probabilities.
         who: list of what to measure, such as [mixed,policy,reference]; `policy` and `reference` are each alone.
-        samples: completions of a problem. 1 is greedy; more are drawn at temperature 1, and give pass@k for
-            k = 1, 2, 4, ...
+        samples: k, completions of a problem that are drawn beside the greedy one; 0 draws none.
+        temperature: that these are drawn at.
         out: folder for evaluation.json (rates and settings) and rows.jsonl (each completion); what an earlier
             evaluation left there is overwritten.
         kwargs: see `EvaluationConfig`.
@@ -52,46 +56,49 @@ def evaluate(
     """
     config = EvaluationConfig(task, **kwargs)
     mixtures = config.mixtures(alpha, mixture)
-    check_count("samples", samples)
+    if samples < 0:
+        raise ValueError(f"samples must be at least 0, not {samples}: 0 decodes greedily only")
+    tempered = {name: replace(mixtures[name], temperature=temperature) for name in mixtures}
     if not who or len(set(who)) != len(who):
         raise ValueError(f"who must name some of mixed, policy and reference, each once, not {list(who)}")
     folder, console = out_folder(out, SUMMARY), new_console()
     prompts = config.prompts()
-    mixed_alpha = None if config.weights else alpha
-    settings = config.settings(prompts) | {"alpha": mixed_alpha, "mixture": mixture, "samples": samples}
+    drawn = {"samples": samples, "temperature": temperature if samples else None}
+    settings = config.settings(prompts) | {"alpha": None if config.weights else alpha, "mixture": mixture} | drawn
     try:
         session = Session(config, prompts, console)
-        measured = {name: session.measure(name, mixtures[name], samples) for name in who}
+        greedy = {name: session.measure(name, mixtures[name]) for name in who}
+        sampled = {name: session.measure(name, tempered[name], samples) for name in who if samples}
     finally:
         task.close()
-    content = {
-        "task": task.name,
-        "problems": len(prompts),
-        "policies": {name: summary(result, samples) for name, result in measured.items()},
-        "settings": settings,
-    }
-    write_rows(folder, (row for result in measured.values() for row in result.rows))
+    policies = {name: summary(result) for name, result in greedy.items()}
+    for name, result in sampled.items():
+        policies[name]["sampled"] = sampled_summary(result.rows, samples)
+    content = {"task": task.name, "problems": len(prompts), "policies": policies, "settings": settings}
+    write_rows(folder, (row for part in (greedy, sampled) for result in part.values() for row in result.rows))
     write_json(folder / SUMMARY, content)
     print_rates(console, content)
     return content
 
 
-def summary(measured: Measured, samples: int) -> dict[str, Any]:
-    """Counts, rates and speed of one policy's completions; rows in order of problem, `samples` of each."""
+def summary(measured: Measured) -> dict[str, Any]:
+    """Counts, rates and speed of one policy's greedy completions."""
     rows = measured.rows
-    form, solved, tokens = count_format(rows), count_solved(rows), sum(row.tokens for row in rows)
-    answered = count_answered(rows)
+    n, tokens = len(rows), sum(row.tokens for row in rows)
+    counts = {
+        "format": count_format(rows),
+        "solve": count_solved(rows),
+        "answer": count_answered(rows),
+        "anywhere": count_anywhere(rows),
+    }
     return {
-        "n": len(rows),
-        "format": form,
-        "solved": solved,
-        "answered": answered,
-        "format_rate": form / len(rows),
-        "solve_rate": solved / len(rows),
-        "answer_rate": answered / len(rows),
-        "format_interval": interval(form, len(rows), samples),
-        "solve_interval": interval(solved, len(rows), samples),
-        "pass_at_k": pass_rates(rows, samples),
+        "n": n,
+        "format": counts["format"],
+        "solved": counts["solve"],
+        "answered": counts["answer"],
+        "anywhere": counts["anywhere"],
+        **{f"{name}_rate": count / n for name, count in counts.items()},
+        **{f"{name}_interval": list(wilson_interval(count, n)) for name, count in counts.items()},
         "ended": sum(row.ended for row in rows),
         "tokens": tokens,
         "seconds": round(measured.seconds, 3),
@@ -99,25 +106,23 @@ def summary(measured: Measured, samples: int) -> dict[str, Any]:
     }
 
 
-def pass_rates(rows: Sequence[EvaluationRow], samples: int) -> dict[str, float]:
-    """Mean of pass@k over problems for k = 1, 2, 4, ... up to `samples`."""
-    correct = [count_solved(rows[i : i + samples]) for i in range(0, len(rows), samples)]
-    powers = [2**i for i in range(samples.bit_length())]
-    return {str(k): sum(pass_at_k(samples, c, k) for c in correct) / len(correct) for k in powers}
-
-
 def print_rates(console: Console, content: dict[str, Any]) -> None:
-    samples = content["settings"]["samples"]
-    how = "greedy" if samples == 1 else f"{samples} samples each"
+    samples, temperature = content["settings"]["samples"], content["settings"]["temperature"]
+    how = "greedy" + (f", and {samples} samples at temperature {temperature:g}" if samples else "")
     table = Table(title=f"{content['task']}, {content['problems']} problems, {how} (95 % intervals)")
-    table.add_column("policy")
-    powers = [k for k in next(iter(content["policies"].values()))["pass_at_k"] if k != "1"]
-    for column in ("format rate", "solve rate", *(f"pass@{k}" for k in powers)):
-        table.add_column(column, justify="right")
+    greedy = {"format": "format rate", "solve": "solve rate", "anywhere": "right anywhere"}
+    votes = (f"pass@{samples}", f"maj@{samples}") if samples > 1 else ()
+    for column in ("policy", *greedy.values(), *((f"avg@{samples}", *votes) if samples else ())):
+        table.add_column(column, justify="left" if column == "policy" else "right")
     for name, rates in content["policies"].items():
-        cells = [
-            "{:.3f} [{:.3f}, {:.3f}]".format(rates[f"{kind}_rate"], *rates[f"{kind}_interval"])
-            for kind in ("format", "solve")
-        ]
-        table.add_row(name, *cells, *(f"{rates['pass_at_k'][k]:.3f}" for k in powers))
+        cells = [cell(rates[f"{kind}_rate"], rates[f"{kind}_interval"]) for kind in greedy]
+        if samples:
+            found = rates["sampled"]
+            measured = [found["avg_at_k"]] + [found[f"{kind}_at_k"][str(samples)] for kind in ("pass", "maj") if votes]
+            cells += [cell(**each) for each in measured]
+        table.add_row(name, *cells)
     console.print(table)
+
+
+def cell(rate: float, interval: Sequence[float]) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(rate, *interval)

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from lmix.files import write_lines
 from lmix.rollout.engine import Progress
 
-SUMMARIES = ("evaluation.json", "sweep.json", "compare.json")
+SUMMARIES = ("evaluation.json", "sweep.json", "compare.json", "audit.json")
 
 
 def new_console() -> Console:

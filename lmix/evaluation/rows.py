@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lmix.files import json_lines, write_lines
 from lmix.model.mixture import Mixture, MixtureKind
-from lmix.rollout.types import Group, Rollout, flatten
+from lmix.rollout.types import Group, Rollout, Who, flatten
 
-Who = Literal["mixed", "policy", "reference"]
 ROWS = "rows.jsonl"
 
 
@@ -34,6 +33,10 @@ class EvaluationRow:
     tokens: int
     parsed: bool = True
     """Whether the verifier could read the answer; true where a row is of a version that did not say it."""
+    right_anywhere: bool | None = None
+    """Right in whatever form it states its answer; null where a row is of a version that did not say it."""
+    temperature: float | None = None
+    """That it was drawn at; null where it was decoded greedily."""
 
     @property
     def solved(self) -> bool:
@@ -66,6 +69,10 @@ class CompletionRow:
     """`Draw.step` of its draw: the updates made before, so the checkpoint `step=` of this number drew it."""
     parsed: bool = True
     """Whether the verifier could read the answer; true where a row is of a version that did not say it."""
+    right_anywhere: bool | None = None
+    """As of an `EvaluationRow`."""
+    who: Who = "mixed"
+    """What drew it: the mixture under training, or one of its streams alone."""
 
     @property
     def solved(self) -> bool:
@@ -77,7 +84,7 @@ class CompletionRow:
 
 
 def completion_rows(groups: Sequence[Group]) -> list[CompletionRow]:
-    """Rows of judged groups; sampled ones are a training step's, greedy ones an evaluation's."""
+    """Rows of judged groups of a training step, or of an evaluation: greedy ones, and those that were held out."""
     rows = []
     for group in groups:
         draw = group.draw
@@ -85,23 +92,28 @@ def completion_rows(groups: Sequence[Group]) -> list[CompletionRow]:
         for rollout in group.rollouts:
             rows.append(
                 CompletionRow(
-                    step=draw.step if draw.greedy else draw.step + 1,
+                    step=draw.step if draw.greedy or group.held_out else draw.step + 1,
                     problem=group.problem.problem,
                     reward=rollout.reward,
                     seed=None if draw.greedy else draw.seed,
                     draw_step=draw.step,
+                    who=group.who,
                     **shared_fields(rollout),
                 )
             )
     return rows
 
 
-def evaluation_rows(groups: Sequence[Group], who: Who, mixtures: Sequence[Mixture]) -> list[EvaluationRow]:
+def evaluation_rows(
+    groups: Sequence[Group], who: Who, mixtures: Sequence[Mixture], greedy: bool = True
+) -> list[EvaluationRow]:
     """Rows of judged groups, whose sample g was drawn from `mixtures[g]`."""
     rows = []
     for rollout in flatten(groups):
         mixture = mixtures[rollout.sample]
-        rows.append(EvaluationRow(who=who, mixture=mixture.kind, alpha=mixture.alpha, **shared_fields(rollout)))
+        drawn = {"who": who, "mixture": mixture.kind, "alpha": mixture.alpha}
+        temperature = None if greedy else mixture.temperature
+        rows.append(EvaluationRow(**drawn, temperature=temperature, **shared_fields(rollout)))
     return rows
 
 
@@ -120,6 +132,7 @@ def shared_fields(rollout: Rollout) -> dict[str, Any]:
         "ended": rollout.ended,
         "tokens": len(rollout.completion_ids),
         "parsed": judgement.parsed,
+        "right_anywhere": judgement.right_anywhere,
     }
 
 
@@ -135,6 +148,11 @@ def count_format(rows: Iterable[EvaluationRow]) -> int:
 def count_answered(rows: Iterable[EvaluationRow]) -> int:
     """Right answers, of completions that ended and of those that were cut."""
     return sum(row.answer_correct for row in rows)
+
+
+def count_anywhere(rows: Iterable[EvaluationRow]) -> int:
+    """Right answers in the template or in any other form."""
+    return sum(bool(row.right_anywhere) for row in rows)
 
 
 def count_solved(rows: Iterable[EvaluationRow]) -> int:

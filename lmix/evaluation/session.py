@@ -9,7 +9,7 @@ from rich.console import Console
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.decoder import Decoder
 from lmix.evaluation.output import drawing
-from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved, evaluation_rows, rows_as_single
+from lmix.evaluation.rows import EvaluationRow, count_format, count_solved, evaluation_rows, rows_as_single
 from lmix.model.backbone import best_device
 from lmix.model.end_tokens import end_tokens
 from lmix.model.mixed_policy import MixedPolicy
@@ -18,7 +18,7 @@ from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Engine
 from lmix.rollout.limits import limits_of
 from lmix.rollout.sampler import Sampler
-from lmix.rollout.types import Draw, Group, Prompt
+from lmix.rollout.types import Draw, Group, Prompt, Who
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,19 @@ class Session:
         limits = limits_of(tokenizer, ends, config.max_new_tokens, config.stop, config.min_new_tokens)
         self.decoder = Decoder(sampler, limits, tokenizer, config.task)
 
-    def measure(self, who: Who, mixture: Mixture, samples: int = 1) -> Measured:
-        """Complete every problem greedily, or `samples` times at temperature 1, and judge.
+    def measure(self, who: Who, mixture: Mixture, samples: int = 0) -> Measured:
+        """Complete every problem greedily, or `samples` times at the mixture's temperature, and judge.
 
         Args:
             who: how the rows name this mixture: `mixed`, or the stream that is alone in it.
             mixture: what is drawn from.
-            samples: completions of a problem.
+            samples: completions of a problem; 0 for the greedy one.
         """
-        groups, seconds = self._complete(describe(who, mixture), self.prompts, mixture, samples, samples == 1)
-        measured = Measured(evaluation_rows(groups, who, [mixture] * samples), seconds)
-        self.console.print(f"{describe(who, mixture)}: {measured}")
+        count, greedy = max(samples, 1), samples == 0
+        name = describe(who, mixture) + ("" if greedy else f", {samples} samples")
+        groups, seconds = self._complete(name, self.prompts, mixture, count, greedy)
+        measured = Measured(evaluation_rows(groups, who, [mixture] * count, greedy), seconds)
+        self.console.print(f"{name}: {measured}")
         return measured
 
     def measure_together(

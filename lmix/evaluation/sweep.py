@@ -11,10 +11,17 @@ from rich.table import Table
 
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.output import new_console, out_folder, write_json
-from lmix.evaluation.rows import EvaluationRow, Who, count_format, count_solved, read_rows, write_rows
+from lmix.evaluation.rows import (
+    EvaluationRow,
+    count_anywhere,
+    count_format,
+    count_solved,
+    read_rows,
+    write_rows,
+)
 from lmix.evaluation.session import Session
 from lmix.model.mixture import Mixture, MixtureKind, check_alpha
-from lmix.rollout.types import Prompt
+from lmix.rollout.types import Prompt, Who
 from lmix.tasks.task import Task
 
 SUMMARY = "sweep.json"
@@ -146,6 +153,7 @@ def counts(done: dict[Cell, list[EvaluationRow]], problems: int) -> list[dict[st
             "alpha": alpha,
             "format": count_format(rows),
             "solved": count_solved(rows),
+            "anywhere": count_anywhere(rows),
             "n": len(rows),
         }
         for (mixture, alpha), rows in sorted(done.items(), key=lambda item: item[0])
@@ -188,10 +196,11 @@ def print_sweep(console: Console, content: dict[str, Any]) -> None:
     cells = {(row["mixture"], row["alpha"]): row for row in content["rows"]}
     mixtures, alphas = sorted({m for m, _ in cells}), sorted({a for _, a in cells})
     table = Table(title=f"{content['task']}, {content['problems']} problems, greedy decoding")
-    for column in ("alpha", *(f"{mixture}: {rate} rate" for mixture in mixtures for rate in ("format", "solve"))):
+    names = {"format": "format rate", "solved": "solve rate", "anywhere": "right anywhere"}
+    for column in ("alpha", *(f"{mixture}: {name}" for mixture in mixtures for name in names.values())):
         table.add_column(column, justify="right")
     for alpha in alphas:
         rows = [cells.get((mixture, alpha)) for mixture in mixtures]
-        rates = [f"{row[name] / row['n']:.3f}" if row else "" for row in rows for name in ("format", "solved")]
+        rates = [f"{row[name] / row['n']:.3f}" if row else "" for row in rows for name in names]
         table.add_row(f"{alpha:g}", *rates)
     console.print(table)

@@ -16,6 +16,12 @@ def count_weights(config: PretrainedConfig) -> tuple[int, int]:
     return linear, sum(p.numel() for p in model.parameters()) - linear
 
 
+def head_weights(config: PretrainedConfig) -> int:
+    """Weights of the head, tied or not."""
+    head: Any = skeleton(config).get_output_embeddings()
+    return head.weight.numel()
+
+
 def weight_bytes(
     linear: int, other: int, width: int, nf4: bool, double_quantization: bool = True, shards: int = 1
 ) -> float:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from lmix.model.flops import drawn_flops, trained_flops
 from lmix.model.head import CHUNK_LOGITS
 from lmix.model.size import weight_bytes
 from lmix.planning.shape import FrozenModel, ModelShape, RunShape
@@ -130,13 +131,14 @@ def rollout_seconds(model: ModelShape, run: RunShape, flops: float, bandwidth: f
     """
     waves = run.rows / run.active
     streams = run.streams
-    products = 2.0 * run.active * (streams * model.linear + model.lora + model.frozen_lora + model.head)
+    linear, adapters = streams * model.linear, model.lora + model.frozen_lora
+    products = drawn_flops(linear, adapters, model.head, 0, run.active)
     dense = run.dense_rollouts or not run.nf4
     weights = model.linear * (run.width if dense else 0.5 + 2 * run.width) + model.head * run.width
     context = run.prompt_tokens + run.tokens / 2
     cache = 2.0 * streams * run.active * context * model.layers * model.keys * run.width
     token = max(products / flops, (weights + cache) / bandwidth)
-    prompts = 2.0 * streams * run.rows / run.samples * run.prompt_tokens * model.linear / flops
+    prompts = drawn_flops(linear, adapters, model.head, run.rows / run.samples * run.prompt_tokens, 0) / flops
     others = sum(rollout_seconds(o.shape, alone(o, run), flops, bandwidth) for o in run.others if o.streams)
     return waves * run.tokens * token + prompts + others
 
@@ -147,13 +149,13 @@ def update_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
     rows, tokens = scored_tokens(run)
     passes = 3.0 if run.checkpointing else 2.0
     forwards = max(0, run.streams - 1 - run.kept) + (1 if run.kl else 0)
-    body = 2.0 * tokens * ((passes + forwards) * model.linear + 3.0 * model.lora)
-    head = 2.0 * rows * run.tokens * model.head * (2.0 + (1 if run.kl else 0))
+    predicted, heads = rows * run.tokens, 2.0 + (1 if run.kl else 0)
+    spent = trained_flops(model.linear, model.lora, model.head, tokens, predicted, passes + forwards, heads)
     for other in run.others:
         again = (0 if run.keep_frozen else other.streams) + (1 if other.kl else 0)
-        body += 2.0 * tokens * again * other.shape.linear
-        head += 2.0 * rows * run.tokens * other.shape.head * (min(other.streams, 1) + (1 if other.kl else 0))
-    return (body + head) / flops
+        heads = min(other.streams, 1) + (1 if other.kl else 0)
+        spent += trained_flops(other.shape.linear, 0, other.shape.head, tokens, predicted, again, heads)
+    return spent / flops
 
 
 def old_seconds(model: ModelShape, run: RunShape, flops: float) -> float:

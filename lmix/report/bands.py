@@ -9,6 +9,7 @@ FAMILIES = (
     "grpo",
     "kl_grpo",
     "sft",
+    "sft_continued",
     "fixed",
     "fixed_probs",
     "fixed_base_anchor",

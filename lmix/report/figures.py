@@ -11,7 +11,7 @@ from lmix.evaluation.statistics import wilson_interval
 from lmix.report.bands import band, by_method, detail, family, seeds_text
 from lmix.report.methods import ALPHA, method_name, settings
 from lmix.report.results import SweepRow
-from lmix.report.runs import SOLVE_RATE, Run
+from lmix.report.runs import FLOPS, SOLVE_RATE, Run
 from lmix.report.style import (
     FONT,
     LINE_STYLES,
@@ -98,6 +98,22 @@ def accuracy_by_method(runs: Sequence[Run]) -> Figure:
     return figure
 
 
+def accuracy_against_compute(runs: Sequence[Run]) -> Figure:
+    """Held-out solve rate against floating-point operations of training, of runs that logged these."""
+    figure, [axis] = panels(1, 1, 6.4, max(3.4, 0.4 * len(by_method(runs))))
+    ends = draw_methods(axis, runs, SOLVE_RATE, seeds_label, flops_at)
+    dress(axis, "training compute (10^15 floating-point operations)", SOLVED)
+    rate_axis(axis)
+    label_ends(axis, ends)
+    return figure
+
+
+def flops_at(runs: Sequence[Run], steps: Sequence[int]) -> list[float]:
+    """The mean over runs of what they had spent at steps, in 10^15; nothing before the first."""
+    spent = [{0: 0.0, **dict(run.scalars[FLOPS])} for run in runs]
+    return [sum(of_run[step] for of_run in spent) / len(spent) / 1e15 for step in steps]
+
+
 def adaptive_against_fixed(runs: Sequence[Run]) -> Figure:
     """Held-out solve rate, and below it alpha, against step: the paper's Figures 6 and 7."""
     figure, [rate, alpha] = panels(2, 1, 6.4, 5.0, share_x=True)
@@ -180,19 +196,26 @@ def alpha_sweep(rows: Sequence[SweepRow]) -> Figure:
     return figure
 
 
-def draw_methods(axis: Axes, runs: Sequence[Run], tag: str, label: Callable[[str, Sequence[Run]], str]) -> list[End]:
-    """Draw a scalar's mean and band for each method. Returns where the lines end, for `label_ends`."""
+def draw_methods(
+    axis: Axes,
+    runs: Sequence[Run],
+    tag: str,
+    label: Callable[[str, Sequence[Run]], str],
+    place: Callable[[Sequence[Run], Sequence[int]], Sequence[float]] = lambda _, steps: steps,
+) -> list[End]:
+    """Draw a scalar's mean and band for each method, at steps or at what they are placed at. Returns where the lines
+    end, for `label_ends`."""
     ends, seen = [], []
     for method, group in by_method(runs).items():
         line = band(group, tag)
         if line is None:
             continue
         style, line_style = look(method), LINE_STYLES[seen.count(family(method)) % len(LINE_STYLES)]
-        dense = len(line.steps) > MARKED_POINTS
+        dense, x = len(line.steps) > MARKED_POINTS, place(group, line.steps)
         seen.append(family(method))
-        axis.fill_between(line.steps, line.low, line.high, color=style.colour, alpha=0.18, linewidth=0)
+        axis.fill_between(x, line.low, line.high, color=style.colour, alpha=0.18, linewidth=0)
         axis.plot(
-            line.steps,
+            x,
             line.mean,
             color=style.colour,
             linestyle=line_style,
@@ -201,7 +224,7 @@ def draw_methods(axis: Axes, runs: Sequence[Run], tag: str, label: Callable[[str
             markersize=4 if dense else 5,
             markevery=-(-len(line.steps) // MARKED_POINTS),
         )
-        ends.append(End(label(method, group), line.steps[-1], line.mean[-1], style.colour))
+        ends.append(End(label(method, group), x[-1], line.mean[-1], style.colour))
     return ends
 
 

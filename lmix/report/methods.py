@@ -19,8 +19,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sampling": {"resample_dead": 0, "temperature": 1.0},
 }
 """Options that are always part of a method's name where they are not at these defaults."""
-IGNORED = {"seed_everything", "seed", "ckpt_path", "default_root_dir", "logger"}
-"""Fields, at any depth, in which runs of one method may differ: seeds, output folders and the logger."""
+IGNORED = {"seed_everything", "model.sampling.seed", "ckpt_path"}
+"""Fields in which runs of one method may differ: seeds of training. Those of data and tasks choose problems."""
+IGNORED_ANYWHERE = {"default_root_dir", "logger"}
+"""Fields, at any depth, that say where a run writes."""
 ADAPTERS = {"reference", "policy"}
 """Fields in which null means the base."""
 OBJECTIVES = {
@@ -61,7 +63,7 @@ def base_method(config: dict[str, Any]) -> str:
     alpha = arguments.get("alpha", 0.5)
     callbacks = [callback["class_path"] for callback in config["trainer"].get("callbacks") or []]
     if config["model"]["class_path"].endswith("SFTModule"):
-        return "sft"
+        return "sft" if arguments["adapters"].get("policy") in BASE else "sft_continued"
     objective = objective_name(config)
     if objective == "LogitFusion" or (alpha == 0 and objective in OBJECTIVES):
         return OBJECTIVES[objective]
@@ -97,7 +99,8 @@ def objective_name(config: dict[str, Any]) -> str:
 def variants(config: dict[str, Any]) -> list[str]:
     """The options of `VARIANTS` that are not at their defaults; `kl_grpo` implies beta, so its name leaves it out."""
     implied = {"beta"} if base_method(config) == "kl_grpo" else set()
-    parts = []
+    rewards = model_arguments(config).get("rewards") or {"verifier": 1.0}
+    parts = [] if list(rewards) == ["verifier"] else [f"rewards={'+'.join(last_part(r, '.') for r in rewards)}"]
     for group, defaults in VARIANTS.items():
         given = options(config, group)
         if group == "objective" and objective_name(config) != "GRPO":  # whose defaults are others
@@ -163,8 +166,9 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         value = value.get("init_args") or {}
     if isinstance(value, dict):
         for key, inner in value.items():
-            if key not in IGNORED:
-                yield from _flat(inner, f"{name}.{key}" if name else key)
+            inner_name = f"{name}.{key}" if name else key
+            if inner_name not in IGNORED and key not in IGNORED_ANYWHERE:
+                yield from _flat(inner, inner_name)
     elif isinstance(value, list) and value and all(isinstance(item, dict) and "class_path" in item for item in value):
         classes = [short_class(item["class_path"]) for item in value]
         for place, (item, kind) in enumerate(zip(value, classes, strict=True)):

@@ -21,6 +21,8 @@ class SweepRow:
     solved: int
     n: int
     """Problems."""
+    anywhere: int | None = None
+    """Right in whatever form; None where the file does not say it."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,18 @@ class Comparison:
     neither: int
     disagreement: int
     mcnemar_p: float
+    anywhere: dict[str, int | None]
+    """Name -> right in whatever form; None where the file does not say it."""
 
 
 def read_sweep(folder: Path) -> Sweep:
     """Read sweep.json. Raises ValueError where a field is missing, or there is nothing in it."""
     found = _read(folder / SWEEP)
     try:
-        rows = [SweepRow(r["mixture"], r["alpha"], r["format"], r["solved"], r["n"]) for r in found["rows"]]
+        rows = [
+            SweepRow(r["mixture"], r["alpha"], r["format"], r["solved"], r["n"], r.get("anywhere"))
+            for r in found["rows"]
+        ]
         sweep = Sweep(_setting(found), rows)
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder / SWEEP, error) from error
@@ -78,6 +85,7 @@ def read_comparison(folder: Path) -> Comparison:
             neither=table["neither"],
             disagreement=found["disagreement"],
             mcnemar_p=found["mcnemar_p"],
+            anywhere={name: rates.get("anywhere") for name, rates in found["policies"].items()},
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(folder / COMPARE, error) from error

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lmix.report.methods import differences, last_part, method_name, model_arguments
 
 EVENTS = "events.out.tfevents.*"
-SOLVE_RATE, FORMAT_RATE = "val/solve_rate", "val/format_rate"
+SOLVE_RATE, FORMAT_RATE, FLOPS = "val/solve_rate", "val/format_rate", "compute/flops"
 Points = list[tuple[int, float]]
 
 
@@ -120,4 +120,6 @@ def task_name(config: dict[str, Any]) -> str:
         name = getattr(import_module(module), kind).name
     except (ImportError, AttributeError, ValueError):
         name = kind.removesuffix("Task").lower()
-    return last_part(task["init_args"]["source"]) if name == "dataset" else name
+    arguments = task["init_args"]
+    own = {"dataset": lambda: last_part(arguments["source"]), "reasoning_gym": lambda: arguments["dataset"]}
+    return own.get(name, lambda: name)()

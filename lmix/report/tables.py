@@ -61,6 +61,7 @@ def sweep_rows(sweep: Sweep) -> list[Row]:
         {"mixture": row.mixture, "alpha": row.alpha, "n": row.n}
         | _proportion("format", row.format, row.n)
         | _proportion("solved", row.solved, row.n)
+        | _proportion("anywhere", row.anywhere, row.n)
         for row in sorted(sweep.rows, key=lambda row: (row.mixture, row.alpha))
     ]
 
@@ -69,7 +70,7 @@ def sweep_markdown(rows: Sequence[Row]) -> str:
     """`sweep_rows` as Markdown: a row an alpha, the mixtures side by side."""
     cells = {(row["mixture"], row["alpha"]): row for row in rows}
     mixtures = [mixture for mixture in MIXTURES if any(row["mixture"] == mixture for row in rows)]
-    columns = [(mixture, name) for name in ("format", "solved") for mixture in mixtures]
+    columns = [(mixture, name) for name in told(rows) for mixture in mixtures]
     return markdown(
         [ALPHA, *(f"{name}, {mixture}, %" for mixture, name in columns)],
         [
@@ -85,16 +86,23 @@ def policies_rows(comparison: Comparison) -> list[Row]:
         {"policy": name, "n": comparison.n}
         | _proportion("format", form, comparison.n)
         | _proportion("solved", solved, comparison.n)
+        | _proportion("anywhere", comparison.anywhere[name], comparison.n)
         for name, (form, solved) in comparison.policies.items()
     ]
 
 
 def policies_markdown(rows: Sequence[Row]) -> str:
     """`policies_rows` as Markdown."""
+    names = told(rows)
     return markdown(
-        ["policy", "format, %", "solved, %"],
-        [[row["policy"], _interval(row, "format"), _interval(row, "solved")] for row in rows],
+        ["policy", *(f"{name}, %" for name in names)],
+        [[row["policy"], *(_interval(row, name) for name in names)] for row in rows],
     )
+
+
+def told(rows: Sequence[Row]) -> list[str]:
+    """The rates that rows have; files of before 0.2.0 do not say which answers are right anywhere."""
+    return [name for name in ("format", "solved", "anywhere") if any(row[f"{name}_rate"] is not None for row in rows)]
 
 
 def contingency_rows(comparison: Comparison) -> list[Row]:
@@ -152,13 +160,15 @@ def _spread(name: str, values: Sequence[float]) -> Row:
     return dict(zip((f"{name}_mean", f"{name}_min", f"{name}_max"), values, strict=True))
 
 
-def _proportion(name: str, count: int, n: int) -> Row:
+def _proportion(name: str, count: int | None, n: int) -> Row:
+    if count is None:
+        return dict.fromkeys((name, f"{name}_rate", f"{name}_low", f"{name}_high"))
     low, high = wilson_interval(count, n)
     return {name: count, f"{name}_rate": count / n, f"{name}_low": low, f"{name}_high": high}
 
 
 def _interval(row: Row | None, name: str) -> str:
-    if row is None:
+    if row is None or row[f"{name}_rate"] is None:
         return ""
     rate, low, high = (100 * row[f"{name}_{part}"] for part in ("rate", "low", "high"))
     return f"{rate:.1f} ({low:.1f} to {high:.1f})"

@@ -7,10 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lmix.report import figures, tables
+from lmix.report import evidence_tables, figures, tables
 from lmix.report.bands import band, by_method, family, seeds_text
+from lmix.report.claims import check_claims
+from lmix.report.evidence import Measured, all_differences, measured
 from lmix.report.results import COMPARE, SWEEP, Comparison, Sweep, read_comparison, read_sweep
-from lmix.report.runs import EVENTS, SOLVE_RATE, Run, join_resumed, read_run, tell_apart
+from lmix.report.runs import EVENTS, FLOPS, SOLVE_RATE, Run, join_resumed, read_run, tell_apart
 from lmix.report.style import save
 
 RATES_NOTE = (
@@ -83,6 +85,10 @@ def setting_section(runs: Sequence[Run], out: Path) -> list[str]:
             write_csv(rows, out, f"rates-{slug}"),
             write_figure(draw(runs), out, f"accuracy-{slug}", "Held-out solve rate against step"),
         ]
+    if rows and (counted := [run for run in runs if has_compute(run)]):
+        figure = figures.accuracy_against_compute(counted)
+        parts.append(write_figure(figure, out, f"compute-{slug}", "Held-out solve rate against compute"))
+    parts += evidence_section(measured(runs), out, slug)
     if "adaptive" in families and len(families & set(ALPHAS)) > 1:
         figure = figures.adaptive_against_fixed([run for run in runs if family(run.method) in ALPHAS])
         parts.append(write_figure(figure, out, f"adaptive-{slug}", "Adaptive against fixed alpha"))
@@ -92,6 +98,29 @@ def setting_section(runs: Sequence[Run], out: Path) -> list[str]:
         )
     if rollouts := [run for run in runs if "train/reward" in run.scalars]:
         parts.append(write_figure(figures.training_curves(rollouts), out, f"training-{slug}", "Rollouts against step"))
+    return parts
+
+
+def has_compute(run: Run) -> bool:
+    """Whether a run has logged its compute at every evaluation; runs of before 0.2.0 have not."""
+    return {step for step, _ in run.scalars[SOLVE_RATE]} <= {0} | {step for step, _ in run.scalars.get(FLOPS, [])}
+
+
+def evidence_section(policies: Sequence[Measured], out: Path, slug: str) -> list[str]:
+    """Rates, differences and claims from the completions that runs have stored; nothing where they stored none."""
+    parts = []
+    if policies:
+        rows = evidence_tables.policy_rows(policies)
+        parts += [evidence_tables.policy_markdown(rows), evidence_tables.RATES_NOTE]
+        parts.append(write_csv(rows, out, f"policies-{slug}"))
+    if differences := all_differences(policies):
+        rows = evidence_tables.difference_rows(differences)
+        parts += ["### Differences of methods", evidence_tables.difference_markdown(rows)]
+        parts += [evidence_tables.DIFFERENCES_NOTE, write_csv(rows, out, f"differences-{slug}")]
+    if claims := check_claims(policies):
+        rows = evidence_tables.claim_rows(claims)
+        parts += ["### Claims", evidence_tables.claim_markdown(rows)]
+        parts += [evidence_tables.CLAIMS_NOTE, write_csv(rows, out, f"claims-{slug}")]
     return parts
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from lmix.rewards.controls import format_reward, random_reward
 from lmix.rewards.overlong import OverlongPenalty
 from lmix.rewards.reward import Reward, verifier_reward
 from lmix.rollout.types import Group, Rollout
@@ -14,6 +15,8 @@ from lmix.tasks.task import Problem
 BUILT_IN: dict[str, Callable[[int], Reward]] = {
     "verifier": lambda max_new_tokens: verifier_reward,
     "overlong": OverlongPenalty,
+    "format": lambda max_new_tokens: format_reward,
+    "random": lambda max_new_tokens: random_reward,
 }
 """lmix's own rewards, given the length limit."""
 
@@ -22,9 +25,10 @@ class RewardSum:
     """The weighted sum of rewards: R of eq. 4.
 
     Args:
-        weights: weight by name: `verifier`, `overlong`, or the import path (`mine.brevity`) of a function
-            `reward(problem, completion) -> float` of a `Problem` and a completion's text, of a `Reward` (one parameter:
-            judged groups), or of a `Reward` class, constructed without arguments.
+        weights: weight by name: `verifier`, `overlong`, the controls `format` (1 for a filled template, whatever is in
+            it) and `random`, or the import path (`mine.brevity`) of a function `reward(problem, completion) -> float`
+            of a `Problem` and a completion's text, of a `Reward` (one parameter: judged groups), or of a `Reward`
+            class, constructed without arguments.
         max_new_tokens: the length limit (`sampling.max_new_tokens`), for `overlong`.
 
     Raises:

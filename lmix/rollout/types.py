@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lmix.rollout.limits import Limits
 from lmix.tasks.task import Judgement, Problem
+
+Who = Literal["mixed", "policy", "reference"]
+"""A mixture, or the one stream that is alone in it."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,10 @@ class Group:
     rollouts: list[Rollout]
     draw: Draw | None = None
     """What the rollouts were drawn by."""
+    who: Who = "mixed"
+    """What they were drawn from: the run's mixture, or one of its streams alone."""
+    held_out: bool = False
+    """Whether an evaluation drew them, and not a training step."""
 
     @property
     def problem(self) -> Problem:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lmix.tasks.dataset import DatasetTask
     from lmix.tasks.math import MathTask
     from lmix.tasks.mmlu import MMLUTask
+    from lmix.tasks.reasoning_gym import ReasoningGymTask
 
 __all__ = [
     "AnswerTemplate",
@@ -24,6 +25,7 @@ __all__ = [
     "MMLUTask",
     "MathTask",
     "Problem",
+    "ReasoningGymTask",
     "Task",
     "Verdict",
     "Verifier",
@@ -38,6 +40,7 @@ _HOMES = {
     "DatasetTask": "lmix.tasks.dataset",
     "MMLUTask": "lmix.tasks.mmlu",
     "MathTask": "lmix.tasks.math",
+    "ReasoningGymTask": "lmix.tasks.reasoning_gym",
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmix.errors import one_line_errors
+from lmix.verifier.anywhere import stated_answer
 from lmix.verifier.normalise import normalise_answer
 from lmix.verifier.templates import answer_template
 
@@ -39,6 +40,8 @@ class Judgement:
     """Format-correct, and right."""
     parsed: bool = True
     """Whether the judge could read the answer; one that it could not read is wrong."""
+    right_anywhere: bool = False
+    """Right in the template, or in whatever form the completion states its answer (`verifier.anywhere`)."""
 
     @property
     def format_correct(self) -> bool:
@@ -158,8 +161,18 @@ class Task:
     def judge(self, completions: Sequence[str], golds: Sequence[str]) -> list[Judgement]:
         """Judge completions, which are decoded without their end-of-sequence token."""
         answers = [self.template.extract(completion) for completion in completions]
-        verdicts = zip(answers, golds, self.verify(answers, golds), strict=True)
-        return [Judgement(a, correct, (a, gold) not in self.unparsed) for a, gold, correct in verdicts]
+        verdicts = self.verify(answers, golds)
+        parsed = [pair not in self.unparsed for pair in zip(answers, golds, strict=True)]
+        stated = [stated_answer(completion, gold) for completion, gold in zip(completions, golds, strict=True)]
+        # an answer that has been judged, and a completion without any, are not judged again
+        others = [i for i, v in enumerate(verdicts) if not v and stated[i] not in (None, answers[i])]
+        anywhere = list(verdicts)
+        if others:
+            for i, right in zip(
+                others, self.verify([stated[i] for i in others], [golds[i] for i in others]), strict=True
+            ):
+                anywhere[i] = right
+        return [Judgement(*fields) for fields in zip(answers, verdicts, parsed, anywhere, strict=True)]
 
     def demonstration(self, problem: Problem) -> str:
         """A worked solution that closes with the answer in the template, for supervised fine-tuning.

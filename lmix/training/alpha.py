@@ -67,12 +67,14 @@ class ValidatedAlpha(AlphaCallback):
         clock = Clock(pl_module.device)
         mixtures = self.mixtures(pl_module.mixture)
         groups = pl_module.answer(pl_module.datamodule.validation_share(), mixtures, samples=len(mixtures))
+        pl_module.compute.draw(groups, mixtures)
         solved = [[rollout.solved for rollout in group.rollouts] for group in groups]
         decided = self.decide(pl_module, torch.tensor(solved, dtype=torch.bool).view(-1, len(mixtures)))
         self.move(pl_module, decided["alpha/next"])
         seconds = clock.lap()
         step_seconds = sum(float(trainer.callback_metrics[f"perf/{part}_seconds"]) for part in ("rollout", "update"))
-        pl_module.log_dict({**decided, "perf/alpha_share": seconds / (seconds + step_seconds)})
+        spent = pl_module.compute.collect(pl_module)
+        pl_module.log_dict({**decided, **spent, "perf/alpha_share": seconds / (seconds + step_seconds)})
 
 
 class AdaptiveAlpha(ValidatedAlpha):

@@ -26,6 +26,10 @@ COLUMNS = {
 }
 """What a step's line shows, as far as it is logged."""
 
+RATES = {"solve_rate": "solve rate", "format_rate": "format rate", "right_anywhere_rate": "right anywhere"}
+"""What is shown of an evaluation."""
+SAMPLED = {"avg_at_k": "avg@k", "pass_at_k": "pass@k", "maj_at_k": "maj@k"}
+
 
 class StepConsole(ProgressBar):
     """One bar for the completions that are being drawn (on a terminal), one line for each outer step, and a summary."""
@@ -35,7 +39,7 @@ class StepConsole(ProgressBar):
         self.console = Console(highlight=False, soft_wrap=True)
         self.bar: Progress | None = None
         self.enabled = True
-        self.history: list[tuple[int, float, float]] = []
+        self.history: list[tuple[float, ...]] = []
 
     def disable(self) -> None:
         self.enabled = False
@@ -105,18 +109,26 @@ class StepConsole(ProgressBar):
     def say_rates(self, trainer: L.Trainer, prefix: str) -> None:
         metrics = trainer.callback_metrics
         if f"{prefix}/solve_rate" in metrics:
-            solve, form = float(metrics[f"{prefix}/solve_rate"]), float(metrics[f"{prefix}/format_rate"])
-            self.history.append((trainer.global_step, solve, form))
-            self.say(f"held out, step {trainer.global_step}: solve rate {solve:.3f}, format rate {form:.3f}")
+            rates = [float(metrics[f"{prefix}/{name}"]) for name in RATES]
+            self.history.append((trainer.global_step, *rates))
+            shown = [f"{text} {rate:.3f}" for text, rate in zip(RATES.values(), rates, strict=True)]
+            self.say(f"held out, step {trainer.global_step}: {', '.join(shown)}")
+            for who in ("", "policy/", "reference/"):
+                found = {name: metrics.get(f"{prefix}/{who}{name}") for name in (*RATES, *SAMPLED)}
+                shown = [f"{(RATES | SAMPLED)[name]} {float(v):.3f}" for name, v in found.items() if v is not None]
+                if who and shown:
+                    self.say(f"  {who.removesuffix('/')} alone: {', '.join(shown)}")
+                elif found["avg_at_k"] is not None:
+                    self.say(f"  samples: {', '.join(shown[len(RATES) :])}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not (self.enabled and self.history):
             return
         table = Table(title="held-out problems, greedy decoding of the mixed policy")
-        for column in ("step", "solve rate", "format rate"):
+        for column in ("step", *RATES.values()):
             table.add_column(column, justify="right")
-        for step, solve, form in self.history:
-            table.add_row(str(step), f"{solve:.3f}", f"{form:.3f}")
+        for step, *rates in self.history:
+            table.add_row(str(step), *(f"{rate:.3f}" for rate in rates))
         self.console.print(table)
 
     def say(self, line: str) -> None:

@@ -36,7 +36,8 @@ class GRPOModule(AdapterModule):
             any numbers, probabilities those that sum to 1.
         sampling: how rollouts are drawn.
         rewards: what a completion is worth, as weights by name: `verifier` (1 where the completion ended and its answer
-            is right), `overlong` (DAPO's soft penalty near the length limit), or the import path of your own
+            is right), `overlong` (DAPO's soft penalty near the length limit), the controls `format` and `random` (which
+            say nothing of the answer), or the import path of your own
             (docs/extending.md). Where there are several, each is also logged unweighted.
         objective: how a step's rewards become a gradient.
         optimizer: how the gradient becomes a step.
@@ -99,6 +100,9 @@ class GRPOModule(AdapterModule):
                 norms.append(self.step_optimizer(last))
         self.sampler.sync(self.policy)
         update_seconds = clock.lap()
+        self.compute.draw(self.groups, [self.mixture])
+        for update in updates:
+            update.count_compute()
 
         norm = sum(norms) / len(norms)
         figures = {"train/grad_norm": norm, "train/lr": rate}
@@ -206,6 +210,7 @@ class GRPOModule(AdapterModule):
                 **self.rewards.means(drawn),
                 "train/solve_rate": (sum(r.solved for r in drawn), len(drawn)),
                 "train/answer_rate": (sum(j.answer_correct for j in judgements), len(drawn)),
+                "train/right_anywhere_rate": (sum(j.right_anywhere for j in judgements), len(drawn)),
                 "train/format_rate": (sum(j.format_correct for j in judgements), len(drawn)),
                 # an unbiased estimate of the mixed policy's entropy a token: the mean of -log p of what it drew
                 "train/entropy": (-sum(float(r.log_probs.sum()) for r in rollouts), update_tokens),
@@ -223,5 +228,6 @@ class GRPOModule(AdapterModule):
                 "perf/train_tokens_per_second": update_tokens / update_seconds,
             },
             largest={"train/sampler_gap_max": stats.largest_gap},
-            same={"step": self.global_step, "alpha": self.mixture.alpha, **same},  # the step is the x axis
+            # the step is the x axis
+            same={"step": self.global_step, "alpha": self.mixture.alpha, **same, **self.compute.collect(self)},
         )

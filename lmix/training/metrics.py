@@ -47,6 +47,13 @@ class AnswerRate(Rate):
         return rollout.judgement is not None and rollout.judgement.answer_correct
 
 
+class RightAnywhereRate(Rate):
+    """Completions that are right in the template or in whatever form they state their answer."""
+
+    def holds(self, rollout: Rollout) -> bool:
+        return rollout.judgement is not None and rollout.judgement.right_anywhere
+
+
 class SolveRate(Rate):
     """Completions that ended by themselves with the right answer in the template: what the verifier rewards."""
 

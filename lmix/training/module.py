@@ -30,7 +30,8 @@ from lmix.seed import run_seed
 from lmix.tasks.task import Task
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.guards import nonfinite_rollouts
-from lmix.training.metrics import AnswerRate, FormatRate, Rate, SolveRate
+from lmix.training.held_out import HeldOut
+from lmix.training.metrics import AnswerRate, FormatRate, Rate, RightAnywhereRate, SolveRate
 from lmix.training.optimisation import OptimisedModule
 from lmix.training.state import check_adapter_state, check_origin
 from lmix.training.strategies import check_strategy
@@ -76,6 +77,8 @@ class AdapterModule(OptimisedModule):
         )
         self.sampling, self.optimizer = sampling, optimizer
         self.solve_rate, self.answer_rate, self.format_rate = SolveRate(), AnswerRate(), FormatRate()
+        self.right_anywhere_rate = RightAnywhereRate()
+        self.held_out = HeldOut()
         self.groups: list[Group] = []
         self.progress: Progress | None = None
 
@@ -99,7 +102,8 @@ class AdapterModule(OptimisedModule):
     @property
     def rates(self) -> dict[str, Rate]:
         """What an evaluation measures, by name."""
-        return {"solve_rate": self.solve_rate, "answer_rate": self.answer_rate, "format_rate": self.format_rate}
+        names = ("solve_rate", "answer_rate", "format_rate", "right_anywhere_rate")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def decoder(self) -> Decoder:
@@ -137,6 +141,7 @@ class AdapterModule(OptimisedModule):
         self.copy_from_rank_0(self.policy.adapter_state().values())
         self.settle_dense_rollouts()
         self.end_ids = tuple(end_tokens(self.policy.backbone, self.tokenizer))
+        self.compute.measure(self)
         if not hasattr(self, "sampler"):
             self.sampler = Engine(self.policy, self.sampling.slots)
 
@@ -173,10 +178,11 @@ class AdapterModule(OptimisedModule):
     # evaluation
 
     def validation_step(self, batch: list[Prompt], batch_idx: int) -> None:
-        """Greedy completions of held-out problems by the mixed policy."""
-        self.groups = self.answer(batch, self.mixture)
+        """Greedy completions of held-out problems by the mixed policy, and what `data.eval_samples` asks for beside."""
+        mixed, beside = self.held_out.complete(self, batch)
+        self.groups = [*mixed, *beside]
         for rate in self.rates.values():
-            rate.update(flatten(self.groups))
+            rate.update(flatten(mixed))
 
     test_step = validation_step
 
@@ -185,19 +191,21 @@ class AdapterModule(OptimisedModule):
         self.groups = self.answer(batch, self.mixture)
         return [row.as_dict() for row in completion_rows(self.groups)]
 
-    def answer(self, batch: Sequence[Prompt], mixture: Mixture | Sequence[Mixture], samples: int = 1) -> list[Group]:
-        """Decode problems greedily, and judge them; one sample for each of several mixtures. Every rank must call it.
+    def answer(
+        self, batch: Sequence[Prompt], mixture: Mixture | Sequence[Mixture], samples: int = 1, greedy: bool = True
+    ) -> list[Group]:
+        """Complete problems, and judge them; one sample for each of several mixtures. Every rank must call it.
 
         Raises:
             ValueError: on all ranks, where one has decoded from logits with NaN or Inf.
         """
-        groups = self.decoder.complete(batch, self.draw(greedy=True), mixture, samples, progress=self.progress)
+        groups = self.decoder.complete(batch, self.draw(greedy), mixture, samples, progress=self.progress)
         here = nonfinite_rollouts(flatten(groups))
         (bad,) = self.sum_over_ranks([len(here)])
         if bad:
             cause = f"the {here[0].cause}" if here else "logits on another rank"
             raise ValueError(
-                f"{cause} are not finite, in greedy decoding after step {self.global_step}: resume from an earlier "
+                f"{cause} are not finite, in an evaluation after step {self.global_step}: resume from an earlier "
                 "checkpoint by --ckpt_path"
             )
         self.decoder.judge(groups)
@@ -217,7 +225,8 @@ class AdapterModule(OptimisedModule):
 
     def log_rates(self, prefix: str) -> None:
         """Log the rates of the evaluation that has just ended."""
-        rates = {f"{prefix}/{name}": rate.compute() for name, rate in self.rates.items()}
+        rates: dict[str, Any] = {f"{prefix}/{name}": rate.compute() for name, rate in self.rates.items()}
+        rates |= {f"{prefix}/{name}": torch.tensor(v) for name, v in self.held_out.rates(self).items()}
         for rate in self.rates.values():
             rate.reset()
         if not self.trainer.sanity_checking:
@@ -244,6 +253,8 @@ class AdapterModule(OptimisedModule):
             "alpha": self.mixture.alpha,
             "initial_alpha": self.initial_mixture.alpha,
             "weights": None if self.weights is None else list(self.weights),
+            "compute": self.compute.totals,
+            "reference_evaluated": self.held_out.reference_done,
             "backbone": self.model_path,
             "fingerprint": self.policy.fingerprint,
             "others": self.policy.other_fingerprints,
@@ -253,8 +264,10 @@ class AdapterModule(OptimisedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this model; where nothing is trained, take up its alpha."""
         saved = checkpoint["lmix"]
+        self.held_out.reference_done = saved.get("reference_evaluated", False)  # of before 0.2.0
         policy = self.policy
         check_origin(saved, self.model_path, policy.fingerprint, policy.other_fingerprints, policy.adapter_scaling())
+        self.compute.totals |= saved.get("compute", {})
         if self.trainer.state.fn != "fit":
             self.restore_alpha(saved)
 

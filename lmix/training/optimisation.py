@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.rollout.types import Rollout
+from lmix.training.compute import Compute
 from lmix.training.config import OptimizerConfig
 from lmix.training.guards import NonFinite, write_report
 from lmix.training.ranks import RankedModule
@@ -31,6 +32,7 @@ class OptimisedModule(RankedModule):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.compute = Compute()
         self.nonfinite: list[NonFinite] = []
         """Rollouts of the step under way that gave NaN or Inf, on this rank."""
         self._refused_step = 0

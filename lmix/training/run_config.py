@@ -12,7 +12,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from lmix.training.run_folder import run_folder
 
-FINAL_METRICS = ("val/solve_rate", "val/answer_rate", "val/format_rate")
+FINAL_METRICS = ("val/solve_rate", "val/answer_rate", "val/format_rate", "val/right_anywhere_rate")
 """Columns beside the settings in TensorBoard's HParams tab; it shows the newest value of each."""
 
 

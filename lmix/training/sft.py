@@ -74,6 +74,7 @@ class SFTModule(AdapterModule):
         for _ in range(idle):
             packed = pack([idle_rollout(self.policy, self.mixture, keep_frozen=False)], self.device)
             self.backward_here(0.0 * score(self.policy, self.mixture, packed).sum())
+        self.compute.train(demonstrations, False, 2.0 + bool(self.policy.models[0].checkpointed))
         norm = self.step_optimizer()
         seconds = clock.lap()
         self.log_over_ranks(
@@ -82,5 +83,6 @@ class SFTModule(AdapterModule):
                 "perf/update_seconds": (seconds, 1),
             },
             sums={"train/loss": total, "perf/train_tokens_per_second": tokens / seconds},
-            same={"step": self.global_step, "train/grad_norm": norm},  # the step is the x axis
+            # the step is the x axis
+            same={"step": self.global_step, "train/grad_norm": norm, **self.compute.collect(self)},
         )

@@ -99,6 +99,18 @@ class Update:
     def policy(self) -> MixedPolicy:
         return self.module.policy
 
+    def count_compute(self) -> None:
+        """Count what the passes so far have cost: `updates` passes, and one forward for the old log-probabilities."""
+        rows = [self.rollouts_B[i] for passed in self.passes for i in passed]
+        frozen = [s for s in self.optimised.streams if s != POLICY and not self.sampling.keep_frozen]
+        if kl := self.objective.needs_reference:
+            frozen.append(REFERENCE)
+        passes = 2.0 + bool(self.policy.models[0].checkpointed)
+        for _ in range(self.updates):
+            self.module.compute.train(rows, self.share_prompts, passes, 2.0 + kl, frozen)
+        if self.has_old or self.optimised is not self.mixture:
+            self.module.compute.train(rows, self.share_prompts, 1.0, 1.0)
+
     @torch.no_grad()
     def record_old(self) -> None:
         """Take the old log-probabilities now, before other rollouts of the step move the policy."""

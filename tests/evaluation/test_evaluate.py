@@ -11,8 +11,9 @@ from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.decoder import Decoder
 from lmix.evaluation.evaluate import evaluate, summary
 from lmix.evaluation.rows import EvaluationRow, read_rows
+from lmix.evaluation.scores import sampled_summary
 from lmix.evaluation.session import Measured
-from lmix.evaluation.statistics import interval, wilson_interval
+from lmix.evaluation.statistics import mean_interval, wilson_interval
 from lmix.evaluation.sweep import sweep
 from lmix.model.adapters import AdapterConfig
 from lmix.model.mixed_policy import MixedPolicy
@@ -29,7 +30,9 @@ def test_evaluate_gives_what_the_sweep_gives(swept, tmp_path, capsys):
         rates, rows = content["policies"][who], correct(tmp_path, who=who)
         assert rows == correct(swept, mixture="logits", alpha=alpha)
         assert (rates["n"], rates["solved"]) == (N, sum(row[3] for row in rows))
-        assert rates["solve_rate"] == rates["pass_at_k"]["1"] == rates["solved"] / N
+        assert rates["solve_rate"] == rates["solved"] / N
+        assert rates["solved"] <= rates["answered"] <= rates["anywhere"]
+        assert rates["anywhere"] == sum(row.right_anywhere for row in read_rows(tmp_path) if row.who == who)
         assert rates["solve_interval"] == list(wilson_interval(rates["solved"], N))
         assert rates["format_interval"] == list(wilson_interval(rates["format"], N))
     assert {"lmix", "torch", "transformers", "math-verify"} == set(content["settings"]["versions"])
@@ -58,16 +61,27 @@ def test_an_ensemble_of_two_is_the_mixture_at_alpha(swept, tmp_path):
     assert content["settings"]["alpha"] is None  # it is not used
 
 
-def test_pass_at_k_of_samples(tmp_path):
-    content = evaluate(alpha=0.4, samples=4, out=str(tmp_path), **common(problems=6, seed=3))
+def test_samples_beside_the_greedy_completion(swept, tmp_path, capsys):
+    content = evaluate(alpha=0.4, samples=4, temperature=0.7, out=str(tmp_path), **common(problems=6))
     rates, rows = content["policies"]["mixed"], read_rows(tmp_path)
-    assert [(row.problem_id, row.sample) for row in rows[:4]] == [(rows[0].problem_id, g) for g in range(4)]
-    assert len(rows) == rates["n"] == 24
-    assert len({row.completion for row in rows}) > 12  # samples differ
-    solved = [[row.answer_correct and row.ended for row in rows[i : i + 4]] for i in range(0, 24, 4)]
-    assert rates["pass_at_k"]["1"] == pytest.approx(sum(map(sum, solved)) / 24)
-    assert rates["pass_at_k"]["4"] == pytest.approx(sum(map(any, solved)) / 6)
-    assert list(rates["pass_at_k"]) == ["1", "2", "4"]
+    greedy, drawn = rows[:6], rows[6:]
+    of_sweep = {(row[0], row[1]) for row in correct(swept, mixture="logits", alpha=0.4)}
+    assert {(row.problem_id, row.completion) for row in greedy} <= of_sweep
+    assert {row.temperature for row in greedy} == {None}
+    assert {row.temperature for row in drawn} == {0.7}
+    assert [(row.problem_id, row.sample) for row in drawn[:4]] == [(drawn[0].problem_id, g) for g in range(4)]
+    assert (rates["n"], len(drawn)) == (6, 24)
+    assert len({row.completion for row in drawn}) > 6  # samples differ
+    solved = [[row.answer_correct and row.ended for row in drawn[i : i + 4]] for i in range(0, 24, 4)]
+    shares = [sum(of_problem) / 4 for of_problem in solved]
+    found = rates["sampled"]
+    assert found["avg_at_k"]["rate"] == pytest.approx(sum(shares) / 6)
+    assert found["avg_at_k"]["interval"] == list(mean_interval(shares, 4))
+    assert found["pass_at_k"]["1"]["rate"] == found["maj_at_k"]["1"]["rate"] == found["avg_at_k"]["rate"]
+    assert found["pass_at_k"]["4"]["rate"] == pytest.approx(sum(map(any, solved)) / 6)
+    assert found["pass_at_k"]["4"]["interval"] == list(wilson_interval(sum(map(any, solved)), 6))
+    assert list(found["maj_at_k"]) == ["1", "2", "4"]
+    assert "pass@4" in capsys.readouterr().out
 
 
 def test_a_right_answer_that_the_limit_cut_is_answered_and_not_solved():
@@ -77,14 +91,14 @@ def test_a_right_answer_that_the_limit_cut_is_answered_and_not_solved():
         return EvaluationRow("mixed", "logits", 0.5, problem, 0, "", "4", "4", True, correct, ended, 3)
 
     flags = [(True, True), (True, True), (True, False), (True, True), (True, False), (False, True)]
-    rates = summary(Measured([row(i // 2, *flag) for i, flag in enumerate(flags)], 1.0), samples=2)
+    rows = [row(i // 2, *flag) for i, flag in enumerate(flags)]
+    rates = summary(Measured(rows, 1.0))
     assert (rates["answered"], rates["solved"], rates["ended"], rates["format"]) == (5, 3, 4, 6)
     assert (rates["answer_rate"], rates["solve_rate"]) == (5 / 6, 0.5)
-    assert rates["pass_at_k"] == {"1": 0.5, "2": pytest.approx(2 / 3)}  # the third problem is never solved
-
-
-def test_the_interval_of_samples_counts_problems():
-    assert interval(20, 40, samples=4) == list(wilson_interval(5, 10))
+    found = sampled_summary(rows, 2)
+    assert found["avg_at_k"]["rate"] == 0.5
+    assert found["pass_at_k"]["2"]["rate"] == pytest.approx(2 / 3)  # the third problem is never solved
+    assert found["maj_at_k"]["2"]["rate"] == pytest.approx(2 / 3)  # an answer that was cut casts no vote
 
 
 def test_compare(swept, tmp_path):
@@ -163,7 +177,8 @@ def test_long_prompts_are_dropped():
         (compare, {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         (sweep, {"slots": -1}, "slots must be at least 1"),
         (evaluate, {"max_prompt_tokens": 0}, "max_prompt_tokens must be at least 1"),
-        (evaluate, {"samples": 0}, "samples must be at least 1"),
+        (evaluate, {"samples": -1}, "samples must be at least 0"),
+        (evaluate, {"temperature": 0.0}, "temperature must be positive"),
         (evaluate, {"alpha": 1.5}, "alpha must lie in"),
         (compare, {"alpha": -0.1}, "alpha must lie in"),
         (sweep, {"alphas": (0.5, 2.0)}, "alpha must lie in"),

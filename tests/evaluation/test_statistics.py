@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from lmix.evaluation.statistics import contingency, mcnemar_p, pass_at_k, wilson_interval
+from lmix.evaluation.statistics import contingency, maj_at_k, mcnemar_p, mean_interval, pass_at_k, wilson_interval
 
 
 def test_wilson_interval():
@@ -52,8 +52,42 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(correct, k):
 
 
 @pytest.mark.parametrize(
+    ("answers", "right", "k", "expected"),
+    [
+        ("4454", "1101", 4, 1.0),  # three of four say 4
+        ("4455", "1100", 4, 0.5),  # a tie
+        ("4567", "1000", 4, 0.25),
+        ("4-5-", "1000", 4, 0.5),  # - casts no vote
+        ("----", "0000", 4, 0.0),
+        ("4544", "1011", 2, (0.5 + 1.0) / 2),  # two votes of two
+        ("454", "101", 2, 0.5),  # the third is left over
+        ("4454", "1101", 1, 0.75),  # is avg@k
+    ],
+)
+def test_maj_at_k(answers, right, k, expected):
+    given = [None if a == "-" else a for a in answers]
+    assert maj_at_k(given, [r == "1" for r in right], k) == pytest.approx(expected)
+
+
+def test_an_interval_of_one_completion_a_problem_is_wilsons():
+    for right in (0, 3, 9, 10):
+        assert mean_interval([1.0] * right + [0.0] * (10 - right)) == pytest.approx(wilson_interval(right, 10))
+
+
+def test_an_interval_of_samples_counts_effective_draws():
+    # rates 0, 1/2, 1: mean 1/2, variance 1/6, so 3 * (1/4) / (1/6) = 4.5 draws
+    assert mean_interval([0.0, 0.5, 1.0], 2) == pytest.approx(wilson_interval(2.25, 4.5))
+    # problems that are all alike: every completion counts, and no more
+    assert mean_interval([0.5] * 6, 4) == pytest.approx(wilson_interval(12, 24))
+    # problems that are always or never right: one draw each, however many samples
+    assert mean_interval([0.0, 1.0, 1.0], 8) == pytest.approx(wilson_interval(2, 3))
+    assert mean_interval([], 4) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: maj_at_k(["4"], [True], 2), "k must"),
         (lambda: wilson_interval(3, 2), "successes"),
         (lambda: wilson_interval(1, 2, 1.0), "confidence"),
         (lambda: mcnemar_p(-1, 2), "counts"),

@@ -21,7 +21,7 @@ def decoded(monkeypatch) -> list[float]:
     """The alphas that are decoded."""
     alphas, measure, measure_together = [], Session.measure, Session.measure_together
 
-    def counted(self, who, mixture, samples=1):
+    def counted(self, who, mixture, samples=0):
         alphas.append(mixture.alpha)
         return measure(self, who, mixture, samples)
 

@@ -6,7 +6,7 @@ import pytest
 
 from lmix.rewards import RewardSum
 from lmix.rewards.overlong import OverlongPenalty
-from lmix.rollout.types import Group, Prompt, Rollout, flatten
+from lmix.rollout.types import Draw, Group, Prompt, Rollout, flatten
 from lmix.tasks.task import Judgement, Problem
 
 
@@ -138,3 +138,22 @@ def test_the_penalty_of_overlong_completions_by_hand():
     expected = [[2.0 * penalty(len(r.completion_ids), r.ended) for r in group.rollouts] for group in judged]
     assert [group.rewards for group in judged] == expected
     assert any(value < 0 for group in expected for value in group)
+
+
+def test_the_format_reward_looks_at_the_template_alone():
+    assert [group.rewards for group in rewarded({"format": 1.0})] == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_random_rewards_say_nothing_and_are_the_same_again():
+    def drawn(seed, step):
+        many = [Prompt(Problem(i, "", "4"), [7]) for i in range(250)]
+        made = [Group(p, [Rollout(p, g) for g in range(4)], Draw(seed, step)) for p in many]
+        RewardSum({"random": 1.0})(made)
+        return [value for group in made for value in group.rewards]
+
+    first = drawn(0, 0)
+    assert set(first) == {0.0, 1.0}
+    assert sum(first) / len(first) == pytest.approx(0.5, abs=0.05)  # three standard errors
+    assert drawn(0, 0) == first
+    for other in (drawn(0, 1), drawn(1, 0)):
+        assert sum(a == b for a, b in zip(first, other, strict=True)) / 1000 == pytest.approx(0.5, abs=0.05)

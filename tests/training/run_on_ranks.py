@@ -120,9 +120,13 @@ def main(
     several = {"strategy": kinds[strategy], "devices": ranks} if ranks > 1 else {}
     t = trainer(out, steps, callbacks=callbacks, val_check_interval=steps, **several)
     source = "stream" if streamed else "held_out"
-    t.fit(m, data(prompts=prompts, validation_size=5, validation_source=source), ckpt_path=ckpt_path)
+    problems = data(prompts=prompts, validation_size=5, validation_source=source, eval_samples=2)
+    t.fit(m, problems, ckpt_path=ckpt_path)
     found = {"alpha": m.mixture.alpha, "metrics": groups.metrics, "groups": groups.groups, "live": groups.live}
     found["drawn"] = groups.drawn
+    found["held_out"] = {
+        name.removeprefix("val/"): float(v) for name, v in t.callback_metrics.items() if name.startswith("val/")
+    }
     found |= {"began": groups.began, "ended": checksum(m), "dense": m.policy.dense_rollouts}
     (out / f"rank{t.global_rank}.json").write_text(json.dumps(found))
 

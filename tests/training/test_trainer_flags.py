@@ -181,7 +181,7 @@ def test_flags_that_leave_parts_out(tmp_path, capsys):
     assert settings["model.alpha"] == 0.25
     assert settings["data.task"] == "lmix.tasks.ArithmeticTask"
     assert settings["data.prompts_per_step"] == 2
-    assert metrics == ["val/solve_rate", "val/answer_rate", "val/format_rate"]
+    assert metrics == ["val/solve_rate", "val/answer_rate", "val/format_rate", "val/right_anywhere_rate"]
     assert "model.alpha: 0.25" in (folder / "hparams.yaml").read_text()
 
 

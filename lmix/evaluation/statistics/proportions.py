@@ -1,4 +1,4 @@
-"""Statistics of right and wrong answers, by the standard library alone."""
+"""Proportions of right answers, and two policies on the same problems with one answer each."""
 
 import math
 from collections.abc import Sequence
@@ -20,8 +20,10 @@ class Contingency(NamedTuple):
         return self.only_a + self.only_b
 
 
-def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (1927); it stays inside [0, 1], at rates of 0 and 1 too.
+
+    Counts need not be whole: an effective number of draws makes it a clustered sample's (see `mean_interval`).
 
     Returns:
         Its lower and upper end; (0, 1), so no knowledge, where `total` is 0.
@@ -41,12 +43,6 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
     half = z / shrink * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
     # the ends are exact at rates of 0 and 1, where rounding would put them beside it
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == total else centre + half)
-
-
-def interval(successes: int, total: int, samples: int) -> list[float]:
-    """Wilson's, as if each problem had one completion: those of one problem are no independent draws of problems, so
-    counting all of them would make it too narrow. It is rather too wide when `samples` is above 1."""
-    return list(wilson_interval(round(successes / samples), total // samples))
 
 
 def contingency(a: Sequence[bool], b: Sequence[bool]) -> Contingency:
@@ -82,18 +78,3 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
         combinations = combinations * (n - i) // (i + 1)
         tail += combinations
     return min(1.0, 2 * tail / 2**n)
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Probability that one of k completions is right, from n of which `correct` are.
-
-    The unbiased estimator of Chen et al. (2021, arXiv 2107.03374, eq. 1): `1 - C(n - correct, k) / C(n, k)`.
-
-    Raises:
-        ValueError: not 0 <= correct <= n, or not 1 <= k <= n.
-    """
-    if not 0 <= correct <= n:
-        raise ValueError(f"correct must lie between 0 and n ({n}), not {correct}")
-    if not 1 <= k <= n:
-        raise ValueError(f"k must lie between 1 and n ({n}), not {k}: draw more completions")
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)

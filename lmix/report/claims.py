@@ -1,0 +1,48 @@
+"""The claims of the paper (arXiv 2605.20555), and the comparisons that a sceptical reader asks for beside them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmix.report.bands import family
+from lmix.report.evidence import Difference, Measured, difference
+from lmix.rollout.types import Who
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one method's policy scores more than another's."""
+
+    text: str
+    better: str
+    than: str
+    score: str = "solved"
+    who: Who = "mixed"
+    """Which policy of the better method; of the other one it is the one under training."""
+
+
+CLAIMS = (
+    Claim("Logit averaging solves more than KL-GRPO", "fixed", "kl_grpo"),
+    Claim("Adaptive alpha solves more than KL-GRPO", "adaptive", "kl_grpo"),
+    Claim("Adaptive alpha solves more than a fixed one", "adaptive", "fixed"),
+    Claim("Averaged logits solve more than averaged probabilities", "fixed", "fixed_probs"),
+    Claim("An SFT anchor solves more than the base as anchor", "fixed", "fixed_base_anchor"),
+    Claim("Logit averaging keeps the format better than GRPO without an anchor", "fixed", "grpo", "format"),
+    Claim("Logit averaging solves more than SFT", "fixed", "sft"),
+    Claim("Logit averaging solves more than SFT continued", "fixed", "sft_continued"),
+    Claim("Logit averaging solves more than SFT then GRPO", "fixed", "grpo"),
+    Claim("The trained policy alone solves more than SFT", "fixed", "sft", who="policy"),
+    Claim("Logit averaging is right more often than SFT whatever the form", "fixed", "sft", "anywhere"),
+)
+
+VERDICTS = {1: "yes", -1: "no, the opposite", 0: "can't be told"}
+
+
+def check_claims(policies: Sequence[Measured]) -> list[tuple[Claim, Difference]]:
+    """Each claim with every pair of methods that it is about, of those that were run."""
+    found = []
+    for claim in CLAIMS:
+        better = [p for p in policies if family(p.method) == claim.better and p.who == claim.who]
+        than = [p for p in policies if family(p.method) == claim.than and p.who == "mixed"]
+        pairs = [difference(a, b, claim.score) for a in better for b in than]
+        found += [(claim, pair) for pair in pairs if pair is not None]
+    return found

@@ -1,0 +1,140 @@
+"""`lmix power`: what a study of so many problems, samples and seeds can see, before it is run and after."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from lmix.evaluation.output import new_console
+from lmix.evaluation.statistics import (
+    Components,
+    assumed_components,
+    components,
+    detectable_difference,
+    paired_difference,
+    problems_needed,
+    seeds_needed,
+)
+from lmix.evaluation.statistics import power as power_of
+from lmix.report.evidence import Measured, at_step, means, read_held_out
+
+GRID = ((100, 300, 1000), (1, 3, 5, 10))
+"""Problems and seeds of the table."""
+
+
+def power(
+    difference: float = 0.05,
+    problems: int = 300,
+    samples: int = 4,
+    seeds: int = 3,
+    rate: float = 0.4,
+    spread: float = 0.5,
+    agreement: float = 0.7,
+    seed_sd: float = 0.02,
+    wanted: float = 0.8,
+    a: list[str] | None = None,
+    b: list[str] | None = None,
+) -> dict[str, Any]:
+    """Say how likely a study sees a difference of two methods, what it could see, and what it needs.
+
+    The test is the one of `lmix report`: paired by problem and by seed, two-sided at 5 %. Variances are assumed from
+    rates, or estimated from two methods' stored runs (--a and --b), for what a study could have seen.
+
+    Args:
+        difference: a true difference, as a share: 0.05 is 5 points.
+        problems: held-out problems.
+        samples: completions of each problem.
+        seeds: training runs of each method.
+        rate: what the weaker method solves.
+        spread: how much problems differ in difficulty, from 0 (all alike) to 1 (each is always or never solved): the
+            correlation of two completions of one problem.
+        agreement: correlation of the two methods' rates over problems.
+        seed_sd: standard deviation of a method's rate over seeds.
+        wanted: the probability with which a difference shall be seen.
+        a: run folders of one method, one a seed, whose evaluations are stored; in place of the assumptions.
+        b: of the other one, with the same seeds in the same order.
+
+    Returns:
+        `power`, `detectable`, `problems_needed` and `seeds_needed`; null where there is none.
+
+    Raises:
+        ValueError: a setting outside its range, or folders without stored evaluations.
+    """
+    check(difference, problems, samples, seeds, wanted)
+    console = new_console()
+    if a or b:
+        parts, problems, samples, seeds = stored(console, a or [], b or [])
+    else:
+        parts = assumed_components(rate, difference, spread, agreement, seed_sd)
+    found = {
+        "power": power_of(difference, parts, problems, samples, seeds),
+        "detectable": detectable_difference(parts, problems, samples, seeds, wanted),
+        "problems_needed": problems_needed(difference, parts, samples, seeds, wanted),
+        "seeds_needed": seeds_needed(difference, parts, problems, samples, wanted),
+    }
+    size = f"{problems} problems x {samples} samples x {seeds} seeds"
+    none = "no number suffices"
+    console.print(f"{size}: a true difference of {100 * difference:.1f} points is seen with {found['power']:.0%}")
+    console.print(f"  seen with {wanted:.0%}: {in_points(found['detectable'])}")
+    console.print(
+        f"  problems that see {100 * difference:.1f} points with {wanted:.0%}: {found['problems_needed'] or none}"
+    )
+    console.print(f"  seeds that do, of {problems} problems: {found['seeds_needed'] or none}")
+    table = Table(title=f"difference that is seen with {wanted:.0%}, {samples} samples a problem")
+    for column in ("problems", *(f"{count} seeds" if count > 1 else "1 seed*" for count in GRID[1])):
+        table.add_column(column, justify="right")
+    for count in GRID[0]:
+        seen = [detectable_difference(parts, count, samples, s, wanted) for s in GRID[1]]
+        table.add_row(str(count), *map(in_points, seen))
+    console.print(table)
+    console.print("* of the two trained models, which says nothing of other seeds")
+    return found
+
+
+def check(difference: float, problems: int, samples: int, seeds: int, wanted: float) -> None:
+    """Raise ValueError for settings outside their range."""
+    for name, value, least in (("problems", problems, 2), ("samples", samples, 1), ("seeds", seeds, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+    for name, share in (("difference", difference), ("wanted", wanted)):
+        if not 0 < share < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, not {share}: 0.05 is 5 points")
+
+
+def stored(console: Any, a: list[str], b: list[str]) -> tuple[Components, int, int, int]:
+    """Variances, problems, samples and seeds of two methods' runs at their last common evaluation; says what they are.
+
+    Raises:
+        ValueError: folders that do not pair, or without stored evaluations.
+    """
+    if len(a) != len(b):
+        raise ValueError(
+            f"a and b need one run folder for each seed, the same seeds in order, not {len(a)} and {len(b)}"
+        )
+    rows = [[read_held_out(Path(folder)) for folder in folders] for folders in (a, b)]
+    for folders, kept in zip((a, b), rows, strict=True):
+        for folder, of_run in zip(folders, kept, strict=True):
+            if not of_run:
+                raise ValueError(f"{folder!r} holds no completions/val.jsonl: give folders of runs that were evaluated")
+    common = set.intersection(*({row.step for row in of_run} for kept in rows for of_run in kept))
+    if not common:
+        raise ValueError("a and b have no evaluation at the same step: give runs of equal length")
+    step = max(common)
+    first, second = (
+        Measured(name, "mixed", step, {seed: at_step(of_run, step, "mixed") for seed, of_run in enumerate(kept)})
+        for name, kept in (("a", rows[0]), ("b", rows[1]))
+    )
+    shared = sorted(set(first.problems) & set(second.problems))
+    seeds = sorted(first.rows)
+    flags = [policy.flags("solved", seeds, shared) for policy in (first, second)]
+    parts, found = components(*flags), paired_difference(*map(means, flags))
+    console.print(
+        f"step {step}: a less b {100 * found.mean:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), "
+        f"p {found.p:.2g}; standard deviations of the difference: seeds {parts.seed**0.5:.3f}, problems "
+        f"{parts.problem**0.5:.3f}, both {parts.interaction**0.5:.3f}, samples {parts.sample**0.5:.3f}"
+    )
+    return parts, len(shared), len(flags[0][0][0]), len(seeds)
+
+
+def in_points(difference: float | None) -> str:
+    return "none" if difference is None else f"{100 * difference:.1f} points"

@@ -1,0 +1,102 @@
+"""What a run has spent: floating-point operations and tokens, by the planner's arithmetic, so that curves can be drawn
+against compute. Evaluations of held-out problems are not counted: they are no part of a method."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import lightning as L
+
+from lmix.model.flops import drawn_flops, trained_flops
+from lmix.model.mixture import POLICY, Mixture
+from lmix.model.placement import place_streams
+from lmix.model.size import count_weights, head_weights
+from lmix.model.sources import load_config
+from lmix.rollout.types import Group, Rollout
+
+if TYPE_CHECKING:
+    from lmix.training.module import AdapterModule
+
+COUNTS = ("flops", "drawn_tokens", "trained_tokens")
+
+
+class Compute:
+    """Counts of one run, over all ranks.
+
+    Attributes:
+        totals: what all steps so far have spent, by `COUNTS`. Saved in checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.totals = dict.fromkeys(COUNTS, 0.0)
+        self.here = dict.fromkeys(COUNTS, 0.0)
+        """What this rank has spent since the last `collect`."""
+        self.linear: dict[str, int] = {}
+        self.heads: dict[str, int] = {}
+        self.adapters: dict[str, int] = {}
+
+    def measure(self, module: "AdapterModule") -> None:
+        """Count the weights that each stream goes through, from configurations and adapters."""
+        for placed in place_streams(module.backbone, module.adapters):
+            config = load_config(placed.backbone.path)
+            linear, _ = count_weights(config)
+            head = head_weights(config)
+            for stream in placed.adapters:
+                self.linear[stream], self.heads[stream] = linear, head
+        for stream in self.linear:
+            named = module.policy.named_parameters()
+            self.adapters[stream] = sum(p.numel() for name, p in named if ".lora_" in name and f".{stream}." in name)
+
+    def draw(self, groups: Sequence[Group], mixtures: Sequence[Mixture]) -> None:
+        """Count the completions of groups, each of which went through all streams that any of the mixtures needs."""
+        streams = {stream for mixture in mixtures for stream in mixture.streams}
+        tokens = sum(len(r.completion_ids) for group in groups for r in group.rollouts)
+        prompts = sum(len(group.prompt.ids) for group in groups)
+        linear = sum(self.linear[s] for s in streams)
+        adapters = sum(self.adapters[s] for s in streams)
+        self.here["flops"] += drawn_flops(linear, adapters, self.heads[POLICY], prompts, tokens)
+        self.here["drawn_tokens"] += tokens
+
+    def train(
+        self,
+        rows: Sequence[Rollout],
+        share_prompts: bool,
+        passes: float,
+        heads: float = 2.0,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        """Count an update's pass over rows; `passes` and `heads` as of `trained_flops`. `frozen` streams go forward
+        beside the policy."""
+        predicted = sum(len(r.completion_ids) for r in rows)
+        prompts = {id(r.prompt): len(r.prompt.ids) for r in rows}.values() if share_prompts else None
+        tokens = predicted + (sum(len(r.prompt.ids) for r in rows) if prompts is None else sum(prompts))
+        sizes = self.linear[POLICY], self.adapters[POLICY], self.heads[POLICY]
+        self.here["flops"] += trained_flops(*sizes, tokens, predicted, passes, heads)
+        self.here["flops"] += sum(drawn_flops(self.linear[stream], 0, 0, tokens, 0) for stream in frozen)
+        self.here["trained_tokens"] += tokens
+
+    def collect(self, module: "AdapterModule") -> dict[str, float]:
+        """Add what all ranks have spent to the totals, and give what is logged. Every rank must call it."""
+        spent = module.sum_over_ranks([self.here[name] for name in COUNTS])
+        self.totals = {name: self.totals[name] + value for name, value in zip(COUNTS, spent, strict=True)}
+        self.here = dict.fromkeys(COUNTS, 0.0)
+        return {f"compute/{name}": value for name, value in self.totals.items()}
+
+
+class ComputeBudget(L.Callback):
+    """End a run after the step in which it has spent a budget, so that methods can be compared at equal compute.
+
+    Args:
+        flops: floating-point operations, as `compute/flops` logs them.
+
+    Raises:
+        ValueError: it is not positive.
+    """
+
+    def __init__(self, flops: float) -> None:
+        if not flops > 0:
+            raise ValueError(f"ComputeBudget.flops must be positive, not {flops}")
+        self.flops = flops
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: "AdapterModule", *_: object, **__: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if pl_module.compute.totals["flops"] >= self.flops:
+            trainer.should_stop = True

@@ -1,0 +1,97 @@
+"""What an evaluation of a run looks at beside the mixture's greedy completions."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lmix.evaluation.rows import CompletionRow, completion_rows
+from lmix.evaluation.scores import anywhere, avg, by_problem, formatted, passed, voted
+from lmix.model.mixture import POLICY, REFERENCE, Mixture
+from lmix.rollout.types import Group, Prompt, Who
+
+if TYPE_CHECKING:
+    from lmix.training.module import AdapterModule
+
+
+class HeldOut:
+    """With `data.eval_samples` k: the policy alone too, the reference once a run, and k samples of each beside the
+    greedy completion. All of an evaluation's mixtures are decoded from one prefill, and their samples from another.
+
+    Attributes:
+        reference_done: whether this run has evaluated the reference, which never changes.
+    """
+
+    def __init__(self) -> None:
+        self.reference_done = False
+        self.sums: dict[str, float] = {}
+        self.problems = 0
+
+    def complete(self, module: "AdapterModule", batch: Sequence[Prompt]) -> tuple[list[Group], list[Group]]:
+        """The mixture's greedy groups, and all others. Every rank must call it."""
+        samples = module.datamodule.eval_samples
+        if not samples:
+            return module.answer(batch, module.mixture), []
+        mixtures = self.mixtures(module)
+        greedy = split(module.answer(batch, list(mixtures.values()), len(mixtures)), list(mixtures), 1)
+        each = [mixture for mixture in mixtures.values() for _ in range(samples)]
+        drawn = split(module.answer(batch, each, len(each), greedy=False), list(mixtures), samples)
+        self.problems, self.sums = len(batch), {}
+        for who in mixtures:
+            prefix = "" if who == "mixed" else f"{who}/"
+            if prefix:
+                self.sums |= {f"{prefix}{name}": v for name, v in greedy_sums(completion_rows(greedy[who])).items()}
+            self.sums |= {
+                f"{prefix}{name}": v for name, v in sampled_sums(completion_rows(drawn[who]), samples).items()
+            }
+        beside = [group for part in (greedy, drawn) for who, groups in part.items() for group in groups]
+        return greedy["mixed"], beside[len(batch) :]
+
+    def mixtures(self, module: "AdapterModule") -> dict[Who, Mixture]:
+        """What this evaluation looks at, by name; a stream that is the mixture itself is left out."""
+        mixed = module.mixture
+        looked: dict[Who, Mixture] = {"mixed": mixed}
+        if mixed.streams != (POLICY,):
+            looked["policy"] = alone(mixed, POLICY)
+        wanted = REFERENCE in mixed.streams and mixed.streams != (REFERENCE,)
+        if wanted and not (self.reference_done and module.trainer.state.fn == "fit"):
+            looked["reference"] = alone(mixed, REFERENCE)
+            self.reference_done = True
+        return looked
+
+    def rates(self, module: "AdapterModule") -> dict[str, float]:
+        """The newest evaluation's means over problems, of all ranks. Every rank must call it."""
+        *sums, problems = module.sum_over_ranks([*self.sums.values(), self.problems])
+        found = {name: total / problems for name, total in zip(self.sums, sums, strict=True)}
+        self.sums, self.problems = {}, 0
+        return found
+
+
+def alone(mixed: Mixture, stream: str) -> Mixture:
+    """A stream by itself, as a mixture over as many streams and at the same temperature."""
+    weights = (1.0, 0.0) if stream == POLICY else (0.0, 1.0)
+    return Mixture((*weights, *(0.0 for _ in mixed.weights[2:])), mixed.kind, mixed.temperature)
+
+
+def split(groups: Sequence[Group], who: Sequence[Who], samples: int) -> dict[Who, list[Group]]:
+    """Groups of all mixtures' samples, mixture after mixture, as groups of each mixture."""
+    parts: dict[Who, slice] = {name: slice(place * samples, (place + 1) * samples) for place, name in enumerate(who)}
+    return {
+        name: [Group(g.prompt, g.rollouts[part], g.draw, name, held_out=True) for g in groups]
+        for name, part in parts.items()
+    }
+
+
+def greedy_sums(rows: Sequence[CompletionRow]) -> dict[str, float]:
+    """Of one completion a problem."""
+    problems = by_problem(rows).values()
+    scores = {"solve_rate": avg, "format_rate": formatted, "right_anywhere_rate": anywhere}
+    return {name: sum(map(score, problems)) for name, score in scores.items()}
+
+
+def sampled_sums(rows: Sequence[CompletionRow], samples: int) -> dict[str, float]:
+    """Of k completions a problem."""
+    problems = by_problem(rows).values()
+    return {
+        "avg_at_k": sum(map(avg, problems)),
+        "pass_at_k": sum(passed(problem, samples) for problem in problems),
+        "maj_at_k": sum(voted(problem, samples) for problem in problems),
+    }

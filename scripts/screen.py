@@ -1,0 +1,104 @@
+"""Measure what a model does on many tasks without training: format, right in the template, right anywhere.
+
+    python scripts/screen.py scripts/studies/screening.yaml --model /models/qwen --out runs/screening
+
+Greedy decoding of the first `problems` held-out problems of each task, by the base alone. A task that is in
+OUT/screen.jsonl already is not measured again. A study wants tasks on which the model is right between 15 and 60 % of
+the time anywhere, and seldom uses the template by itself.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent.parent)]
+
+import yaml  # noqa: E402
+
+from lmix.evaluation.config import EvaluationConfig  # noqa: E402
+from lmix.evaluation.output import new_console  # noqa: E402
+from lmix.evaluation.session import Session  # noqa: E402
+from lmix.evaluation.statistics import mean_interval  # noqa: E402
+from lmix.model.adapters import AdapterConfig  # noqa: E402
+from lmix.model.backbone import BackboneConfig, best_device  # noqa: E402
+from lmix.model.mixed_policy import MixedPolicy  # noqa: E402
+from lmix.model.mixture import Mixture  # noqa: E402
+from lmix.report.tables import markdown  # noqa: E402
+from lmix.rollout.engine import Engine  # noqa: E402
+from lmix.tasks import ReasoningGymTask  # noqa: E402
+
+ROWS = "screen.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("screening", type=Path, help="a YAML file: settings, and tasks by name")
+    parser.add_argument("--model", required=True, help="folder or hub id")
+    parser.add_argument("--out", type=Path, required=True, help="folder for screen.jsonl and screen.md")
+    arguments = parser.parse_args()
+    content = yaml.safe_load(arguments.screening.read_text(encoding="utf-8"))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / ROWS
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    names = {row["name"] for row in done}
+    backbone = BackboneConfig(arguments.model, quantization="none", dtype=content["dtype"])
+    policy = None
+    for name, settings in content["tasks"].items():
+        if name in names:
+            continue
+        policy = policy or MixedPolicy.from_pretrained(backbone, AdapterConfig(), best_device())
+        row = measure(name, settings, content, backbone, policy)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        done.append(row)
+    text = table(done)
+    (arguments.out / "screen.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def measure(
+    name: str, settings: dict[str, Any], content: dict[str, Any], backbone: BackboneConfig, policy: MixedPolicy
+) -> dict[str, Any]:
+    """Counts of one task."""
+    problems = content["problems"]
+    own = {"dataset": name, **(settings or {})}  # a name is the dataset's, unless `dataset` says another
+    task = ReasoningGymTask(**own, **content["task"], train_size=1, test_size=problems)
+    config = EvaluationConfig(task, backbone, problems=problems, max_new_tokens=content["max_new_tokens"])
+    prompts = config.prompts()
+    start = time.perf_counter()
+    session = Session(config, prompts, new_console(), Engine(policy, config.slots))
+    rows = session.measure("policy", Mixture.alone("policy")).rows
+    return {
+        "name": name,
+        "settings": settings or {},
+        "problems": len(rows),
+        "format": sum(row.format_correct for row in rows),
+        "solved": sum(row.solved for row in rows),
+        "anywhere": sum(bool(row.right_anywhere) for row in rows),
+        "ended": sum(row.ended for row in rows),
+        "tokens": sum(row.tokens for row in rows) / len(rows),
+        "seconds": round(time.perf_counter() - start, 1),
+        "examples": [[prompts[i].problem.problem, rows[i].completion, rows[i].gold] for i in range(3)],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """All that was screened, the most often right first."""
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        n = row["problems"]
+        low, high = mean_interval([1.0] * row["anywhere"] + [0.0] * (n - row["anywhere"]))
+        settings = ", ".join(f"{name}={value}" for name, value in row["settings"].get("config", {}).items())
+        anywhere = f"{100 * row['anywhere'] / n:.0f} ({100 * low:.0f} to {100 * high:.0f})"
+        shares = [f"{100 * row[field] / n:.0f}" for field in ("format", "solved", "ended")]
+        return [row["name"], settings, str(n), anywhere, *shares, f"{row['tokens']:.0f}", f"{row['seconds']:.0f}"]
+
+    header = ["task", "settings", "problems", "right anywhere, %", "format, %", "solved, %", "ended, %", "tokens", "s"]
+    return markdown(header, [cells(row) for row in sorted(rows, key=lambda row: -row["anywhere"] / row["problems"])])
+
+
+if __name__ == "__main__":
+    main()

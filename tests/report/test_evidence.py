@@ -1,0 +1,159 @@
+# ruff: noqa: RUF001 - the alpha is meant
+"""Differences of methods from stored completions, and what `lmix power` says of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmix.evaluation.statistics import components, crossed_mean, detectable_difference, paired_difference
+from lmix.report import write_report
+from lmix.report.claims import check_claims
+from lmix.report.evidence import all_differences, measured
+from lmix.report.figures import accuracy_against_compute
+from lmix.report.power import power
+from lmix.report.runs import read_run
+from tests.report.conftest import config, solving
+
+N, K = 12, 2
+
+
+def store(folder: Path, solved: np.ndarray, step: int = 10, who: str = "mixed", sampled: bool = True) -> None:
+    """Write an evaluation's completions `[N, K]`; all wrong ones are right outside of the template."""
+    (folder / "completions").mkdir(exist_ok=True)
+    with (folder / "completions" / "val.jsonl").open("a") as file:
+        for problem, flags in enumerate(solved):
+            for sample, flag in enumerate(flags):
+                row = {
+                    "step": step,
+                    "problem_id": problem,
+                    "sample": sample,
+                    "problem": "",
+                    "completion": "",
+                    "gold": "4",
+                    "answer": "4" if flag else None,
+                    "format_correct": bool(flag),
+                    "answer_correct": bool(flag),
+                    "ended": True,
+                    "reward": 0.0,
+                    "tokens": 3,
+                    "seed": 0 if sampled else None,
+                    "draw_step": step,
+                    "right_anywhere": True,
+                    "who": who,
+                }
+                file.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture
+def study(make_run):
+    """Three seeds of `fixed` and of `kl_grpo`, and one SFT: folders and the scores that were stored."""
+    chance = np.random.default_rng(0)
+    folders, scores = [], {"fixed": [], "kl_grpo": [], "sft": []}
+    rates = chance.uniform(0.1, 0.5, N)
+    for method, shift, settings in (
+        ("fixed", 0.4, {}),
+        ("kl_grpo", 0.0, {"alpha": 0.0, "objective": {"beta": 0.01}}),
+        ("sft", 0.0, {"model": "lmix.SFTModule"}),
+    ):
+        for seed in range(1 if method == "sft" else 3):
+            folder = make_run(f"{method}{seed}", solving(0.25, 0.5), config(seed, **settings))
+            drawn = (chance.random((N, K)) < rates[:, None] + shift).astype(float)
+            store(folder, np.zeros((N, K)), step=0)  # an earlier evaluation
+            store(folder, 1 - drawn[:, :1], sampled=False)  # greedy rows, which samples take the place of
+            store(folder, drawn)
+            folders.append(folder)
+            scores[method].append(drawn)
+    store(folders[0], np.ones((N, K)), step=20)  # an evaluation that not all seeds have
+    return folders, {method: np.array(of_method) for method, of_method in scores.items()}
+
+
+def test_rates_and_differences_are_those_of_the_scores(study):
+    folders, scores = study
+    policies = measured([read_run(folder) for folder in folders])
+    assert [(p.method, p.step, p.samples, sorted(p.rows)) for p in policies] == [
+        ("kl_grpo", 10, K, [0, 1, 2]),
+        ("sft", 10, K, [0]),
+        ("fixed, α=0.5", 10, K, [0, 1, 2]),
+    ]
+    found = {(d.a.method, d.b.method): d for d in all_differences(policies)}
+    assert len(found) == 3
+    pair = found["kl_grpo", "fixed, α=0.5"]
+    assert pair.estimate == paired_difference(scores["kl_grpo"].mean(2), scores["fixed"].mean(2))
+    parts = components(scores["kl_grpo"], scores["fixed"])
+    assert pair.detectable == detectable_difference(parts, N, K, 3)
+    with_sft = found["sft", "fixed, α=0.5"].estimate  # one run against every seed
+    assert with_sft == paired_difference(scores["sft"].mean(2), scores["fixed"].mean(2))
+    assert with_sft.seeds == 3
+
+
+def test_claims_are_read_from_the_interval(study):
+    policies = measured([read_run(folder) for folder in study[0]])
+    says = {claim.text: pair.estimate.says for claim, pair in check_claims(policies)}
+    assert says["Logit averaging solves more than KL-GRPO"] == 1
+    assert says["Logit averaging is right more often than SFT whatever the form"] == 0  # all are always right there
+    assert "Adaptive alpha solves more than KL-GRPO" not in says  # was not run
+
+
+def test_the_report_has_rates_differences_and_claims(study, tmp_path):
+    folders, scores = study
+    path = write_report(folders, tmp_path / "out")
+    text = path.read_text()
+    rate = crossed_mean(scores["fixed"].mean(2))
+    cell = f"{100 * rate.mean:.1f} ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+    assert f"| fixed, α=0.5 | under training | 10 | 3 | 12 | 2 samples | {cell} |" in text
+    assert "### Differences of methods" in text
+    assert "| Logit averaging solves more than KL-GRPO | fixed, α=0.5 less kl_grpo, solved | 3 |" in text
+    assert (path.parent / "claims-arithmetic-tiny-arithmetic.csv").is_file()
+
+
+def test_solve_rates_against_compute(make_run, tmp_path):
+    spent = {step: 2e15 * step for step in range(1, 11)}
+    runs = [make_run(f"run{seed}", solving(0.25, 0.5) | {"compute/flops": spent}, config(seed)) for seed in (0, 1)]
+    (axis,) = accuracy_against_compute([read_run(run) for run in runs]).axes
+    assert axis.lines[0].get_xydata().tolist() == [[0.0, 0.25], [20.0, 0.5]]
+    text = write_report([*runs, make_run("older", solving(0.25, 0.5), config(2))], tmp_path / "out").read_text()
+    assert "compute-arithmetic-tiny-arithmetic.png" in text
+
+
+def test_runs_of_other_seeds_are_not_paired(make_run):
+    folders = []
+    for seed in range(4):
+        settings = {} if seed < 2 else {"alpha": 0.0, "objective": {"beta": 0.01}}
+        folders.append(make_run(f"run{seed}", solving(0.25, 0.5), config(seed, **settings)))
+        store(folders[-1], np.ones((N, K)))
+    assert all_differences(measured([read_run(folder) for folder in folders])) == []
+
+
+def test_power_after_the_fact(study, capsys):
+    folders, scores = study
+    found = power(0.2, a=list(map(str, folders[1:3])), b=list(map(str, folders[3:5])))
+    parts = components(scores["fixed"][1:], scores["kl_grpo"][:2])
+    assert found["detectable"] == detectable_difference(parts, N, K, 2)
+    assert "step 10: a less b" in capsys.readouterr().out
+
+
+def test_power_before_the_fact(capsys):
+    found = power()
+    assert found["power"] < 0.8 < power(seeds=30)["power"]
+    assert found["seeds_needed"] > 3
+    assert f"{100 * found['detectable']:.1f} points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"problems": 1}, "problems must be at least 2, not 1"),
+        ({"seeds": 0}, "seeds must be at least 1, not 0"),
+        ({"difference": 5}, "difference must lie between 0 and 1, not 5"),
+        ({"rate": 0.97}, "rate must lie between 0 and 1, also with the difference added"),
+        ({"agreement": 2}, "agreement must lie between 0 and 1"),
+        ({"seed_sd": -1}, "seed_sd must be at least 0"),
+        ({"a": ["x"]}, "a and b need one run folder for each seed"),
+        ({"a": ["x"], "b": ["y"]}, "'x' holds no completions/val.jsonl"),
+    ],
+)
+def test_mistakes(settings, message):
+    with pytest.raises(ValueError, match=message):
+        power(**settings)

@@ -1,0 +1,178 @@
+"""A study's commands parse, its choices are those of validation problems, and it goes on where it was stopped."""
+
+import json
+from pathlib import Path
+
+import pytest
+import study as script
+import yaml
+from reproduction import execution
+from reproduction.arguments import parse
+from studies.config import read_study
+from torch.utils.tensorboard import SummaryWriter
+
+from lmix.cli import run_trainer
+
+ROOT = Path(__file__).parent.parent
+STUDY = {
+    "tasks": {"sums": {"class": "lmix.tasks.ArithmeticTask", "test_size": 8}},
+    "model": {"model.backbone.path": "lmix:tiny-arithmetic", "model.backbone.quantization": "none"},
+    "seeds": {name: [0, 1] for name in ("sft", "fixed", "sft_continued", "grpo", "kl_grpo", "adaptive")}
+    | {name: [0] for name in ("fixed_probs", "fixed_base_anchor", "format_reward", "random_reward")},
+    "sft_steps": 4,
+    "sft_prompts_per_step": 2,
+    "steps": 3,
+    "prompts_per_step": 2,
+    "samples_per_prompt": 4,
+    "eval_size": 4,
+    "eval_samples": 2,
+    "validation_size": 4,
+    "max_new_tokens": 16,
+    "tuning_seed": 9,
+    "tuning_steps": 2,
+    "tuning_problems": 4,
+    "tuned": {"sft": [1e-4, 1e-3, 1e-2], "fixed": [1e-4, 1e-3], "grpo": [1e-4]},
+    "same_rate": {"sft_continued": "sft", "kl_grpo": "grpo"}
+    | dict.fromkeys(("adaptive", "fixed_probs", "fixed_base_anchor", "format_reward", "random_reward"), "fixed"),
+    "alphas": [0.3, 0.5, 0.7],
+}
+SOLVED = {0.0001: 0.2, 0.001: 0.6, 0.01: 0.6}
+"""What a tuning run solves by its learning rate: two are equal, and the smaller one is taken."""
+
+
+class Machine:
+    """Stands in for the commands: notes them, and leaves what they would leave."""
+
+    def __init__(self):
+        self.lines, self.fails_at = [], None
+
+    def __call__(self, line, folder):
+        if len(self.lines) == self.fails_at:
+            return 1
+        self.lines.append(line[1:])
+        settings = parse(line[3:])
+        folder.mkdir(parents=True, exist_ok=True)
+        if "sweep" in line:
+            rows = [{"mixture": "logits", "alpha": a, "solved": {0.3: 5, 0.5: 2, 0.7: 5}[a]} for a in (0.3, 0.5, 0.7)]
+            (folder / "sweep.json").write_text(json.dumps({"rows": rows}))
+        elif "fit" in line:
+            with SummaryWriter(str(folder)) as writer:
+                writer.add_scalar("val/solve_rate", SOLVED[float(settings["model.optimizer.lr"])], 2)
+                writer.add_scalar("compute/flops", 100.0 + float(settings["seed_everything"]), 3)
+            (folder / "checkpoints" / "step=0003").mkdir(parents=True, exist_ok=True)
+        return 0
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    made = Machine()
+    monkeypatch.setattr(execution, "run", made)
+    return made
+
+
+def run(tmp_path, monkeypatch, **changes):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
+    monkeypatch.setattr("sys.argv", ["study.py", str(tmp_path / "study.yaml"), f"--out={tmp_path / 'out'}"])
+    return script.main()
+
+
+def name_of(line):
+    settings = parse(line)
+    return settings.get("trainer.logger.name"), settings.get("seed_everything")
+
+
+def test_a_study_from_its_first_stage_to_its_last(machine, tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch) == 0
+    fits = [line for line in machine.lines if "fit" in line]
+    of = {(parse(line)["trainer.logger.save_dir"].split("/")[-1], *name_of(line)): parse(line) for line in fits}
+    tuning = [name for folder, name, seed in of if folder == "tuning"]
+    assert tuning == ["sft-lr0.0001", "sft-lr0.001", "sft-lr0.01", "fixed-lr0.0001", "fixed-lr0.001", "grpo-lr0.0001"]
+    for (folder, name, seed), settings in of.items():
+        if folder == "tuning":
+            assert (seed, settings["data.eval_split"]) == ("9", "validation")
+            if not name.startswith("sft"):  # start from the tuning seed's SFT at the chosen rate
+                assert any("sft-lr0.001/seed9" in str(value) for key, value in settings.items() if "adapters" in key)
+            continue
+        assert settings["model.optimizer.lr"] == {"grpo": "0.0001", "kl_grpo": "0.0001"}.get(name, "0.001")
+        assert "data.eval_split" not in settings
+        if name in ("sft", "fixed"):
+            assert settings["trainer.max_steps"] == {"sft": "4", "fixed": "3"}[name]
+        else:  # up to the compute of `fixed`, 100 and 101 for its two seeds
+            assert float(settings["trainer.callbacks.flops"]) == 100.5
+        if name in ("fixed", "adaptive", "format_reward"):
+            assert settings["model.alpha"] == "0.3"  # of equals, 0.3 and 0.7 are as near to 0.5: the first
+        if name not in ("sft", "fixed_base_anchor"):
+            assert any(f"sft/seed{seed}/checkpoints" in str(v) for key, v in settings.items() if "adapters" in key)
+    assert len(of) == len(fits) == 6 + 6 * 2 + 4
+    choices = json.loads((tmp_path / "out" / "sums" / "choices.json").read_text())
+    assert choices["tried"]["sft"] == pytest.approx({"0.0001": 0.2, "0.001": 0.6, "0.01": 0.6})
+    assert choices["rates"]["adaptive"] == 0.001
+    report = machine.lines[-1]
+    assert "report" in report
+    assert sum("seed" in word for word in report) == 6 * 2 + 4
+
+
+def test_a_study_goes_on_where_it_was_stopped(machine, tmp_path, monkeypatch):
+    machine.fails_at = 12
+    assert run(tmp_path, monkeypatch) == 1
+    machine.fails_at = None
+    before = len(machine.lines)
+    assert run(tmp_path, monkeypatch) == 0
+    fits = [name_of(line) for line in machine.lines if "fit" in line]
+    assert len(fits) == len(set(fits))
+    assert len(machine.lines) > before == 12
+
+
+def test_a_stage_resumes_but_not_from_its_last_step(machine, tmp_path, monkeypatch):
+    seeds = {"sft": [0], "fixed": [0], "grpo": [0]}
+    run(tmp_path, monkeypatch, seeds=seeds)
+    for method in ("fixed", "grpo"):
+        folder = tmp_path / "out" / "sums" / method / "seed0"
+        for step in (2, 3):
+            (folder / "checkpoints" / f"step={step:04d}.ckpt").touch()
+        (folder / ".done").unlink()
+    machine.lines.clear()
+    run(tmp_path, monkeypatch, seeds=seeds)
+    given = {name_of(line): parse(line).get("ckpt_path", "") for line in machine.lines if "fit" in line}
+    assert Path(given["fixed", "0"]).stem == "step=0002"  # of three steps
+    assert Path(given["grpo", "0"]).stem == "step=0003"  # which a budget ends
+
+
+def test_every_method_s_command_parses(machine, tmp_path, monkeypatch):
+    run(tmp_path, monkeypatch)
+    seen = set()
+    for line in machine.lines:
+        if "fit" in line and (name := name_of(line)[0]) not in seen:
+            seen.add(name)
+            run_trainer(line[2:], start=False)
+    assert {"sft", "sft_continued", "kl_grpo", "adaptive", "format_reward"} <= seen
+
+
+def test_a_field_can_be_changed_on_the_command_line(tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    study = read_study(tmp_path / "study.yaml", {"model": {"model.backbone.path": "/elsewhere"}, "steps": 7})
+    assert study.model == STUDY["model"] | {"model.backbone.path": "/elsewhere"}
+    assert study.steps == 7
+
+
+def test_the_shipped_studies_are_read():
+    for path in sorted((ROOT / "scripts" / "studies").glob("*.yaml")):
+        if path.stem != "screening":
+            assert len(read_study(path).tasks) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nothing": 1}, "is no study"),
+        ({"seeds": {"nothing": [0]}}, "seeds names 'nothing'"),
+        ({"seeds": {"sft": [9], "fixed": [9]}}, "tuning_seed 9 is one of seeds.sft"),
+        ({"seeds": {"sft": [0], "fixed": [0, 1]}}, r"seeds.sft lacks \[1\]"),
+        ({"same_rate": {}}, "no learning rate for 'sft_continued'"),
+    ],
+)
+def test_mistakes(changes, message, tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_study(tmp_path / "study.yaml")
+    assert "\n" not in str(caught.value)
