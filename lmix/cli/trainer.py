@@ -23,8 +23,8 @@ COMMANDS = ("fit", "validate", "test", "predict")
 DESCRIPTION = """Reinforcement learning with logit averaging.
 Start with: fit --config lmix:demo (lmix: names one of lmix's own configs). Settings: fit --model.help=lmix.GRPOModule,
 fit --model.help=lmix.SFTModule, fit --data.task.help=lmix.tasks.MathTask (or CnK12Task, MMLUTask, ArithmeticTask,
-DatasetTask). Other commands, each with --help: evaluate, sweep, compare, generate, rewards, export, delta,
-report, plan."""
+DatasetTask). Other commands, each with --help: evaluate, sweep, compare, generate, rewards, export, merge,
+delta, report, plan."""
 
 
 def run_trainer(args: list[str], start: bool = True) -> Any:

@@ -16,6 +16,7 @@ from lmix.functional.alpha import (
     forgetting_and_gain,
     net_gain_alpha,
 )
+from lmix.functional.divergences import Divergence, DivergenceKind, divergences, linear_divergences
 from lmix.functional.logprobs import (
     entropies,
     linear_entropies,
@@ -24,7 +25,7 @@ from lmix.functional.logprobs import (
     tokenwise,
     without_tokens,
 )
-from lmix.functional.low_rank import low_rank_factors
+from lmix.functional.low_rank import low_rank_factors, low_rank_product
 from lmix.functional.mixing import implausible, mix_streams, mix_streams_log_probs
 from lmix.functional.objective import (
     SurrogateStats,
@@ -40,12 +41,15 @@ from lmix.functional.objective import (
 __all__ = [
     "AdvantageStd",
     "AlphaUpdate",
+    "Divergence",
+    "DivergenceKind",
     "SurrogateStats",
     "accuracy_weighted_alpha",
     "alpha_of_counts",
     "clipped_surrogate",
     "clipped_surrogate_loss",
     "dead_groups",
+    "divergences",
     "entropies",
     "forgetting_and_gain",
     "group_advantages",
@@ -53,9 +57,11 @@ __all__ = [
     "implausible",
     "k3_kl",
     "leave_one_out_advantages",
+    "linear_divergences",
     "linear_entropies",
     "linear_log_probs",
     "low_rank_factors",
+    "low_rank_product",
     "mix_streams",
     "mix_streams_log_probs",
     "net_gain_alpha",

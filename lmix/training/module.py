@@ -19,6 +19,7 @@ from lmix.model.end_tokens import end_tokens
 from lmix.model.frozen import four_bit_layers
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture, MixtureKind, mixture_of
+from lmix.model.origin import Origin
 from lmix.model.placement import model_paths
 from lmix.model.sources import check_places
 from lmix.model.tokenizer import load_tokenizer
@@ -55,6 +56,8 @@ class AdapterModule(OptimisedModule):
 
     policy: MixedPolicy
     sampler: Sampler
+    origin: Origin | None = None
+    """What the folder beside a checkpoint says of its adapter; None says nothing."""
     end_ids: tuple[int, ...]
 
     def __init__(
