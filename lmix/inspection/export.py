@@ -48,7 +48,7 @@ def origin_of(choice: MixedPolicyChoice, mixture: Mixture, base: str) -> Origin:
             return replace(before, weights=mixture.by_name()) if before.way == "mixture" else before
     elif mixture.streams == (POLICY,) and adapters.policy is not None:
         alone = read_origin(Path(resolve(adapters.policy)).expanduser())
-        if alone is not None:
+        if alone is not None and alone.way != "mixture":
             return alone
     streams = {POLICY: adapters.policy, **adapters.frozen()}
     return Origin("mixture", base, streams, mixture.by_name(), {"mixture": mixture.kind})

@@ -16,12 +16,12 @@ class Origin:
     """What a folder that lmix wrote holds; beside an adapter or a model as the file lmix.json."""
 
     way: Way
-    """mixture: all streams, and weights. merged: one set of weights, averaged. distilled: one adapter, trained towards
-    a mixture."""
+    """mixture: all streams and their weights, or the policy that was trained in one. merged: one set of weights,
+    averaged. distilled: one adapter, trained towards a mixture."""
     base: str
     """Path of the model that it belongs to, or was made from."""
     streams: dict[str, str | None]
-    """Stream of the mixture -> where it came from; None is the base itself."""
+    """Stream of the mixture -> where it came from: `.` is this folder, None the base itself."""
     weights: dict[str, float]
     """Stream of the mixture -> its weight."""
     details: dict[str, Any] = field(default_factory=dict)

@@ -45,6 +45,8 @@ def plan(
     """
     if not isinstance(module, GRPOModule):
         raise ValueError(f"plan is for GRPOModule, not {type(module).__name__}: SFT draws no rollouts")
+    if module.objective.needs_teacher:
+        raise ValueError(f"plan knows no passes of a teacher, so not {type(module).__name__}: plan its GRPO run")
     given = {"prompt_tokens": prompt_tokens, "device_gb": device_gb, "tflops": tflops, "bandwidth": bandwidth}
     for name, value in given.items():
         if not value > 0:

@@ -16,6 +16,8 @@ FAMILIES = (
     "adaptive",
     "accuracy_weighted",
     "ensemble",
+    "distill",
+    "sdpo",
 )
 """The methods that `method_name` knows, in the order in which tables and figures have them."""
 

@@ -38,6 +38,8 @@ LOOKS = {  # Okabe and Ito's palette, with a grey
     "adaptive": Look("#D55E00", "^"),
     "accuracy_weighted": Look("#882255", "<"),  # of Tol's palette
     "ensemble": Look("#F0E442", "h"),
+    "distill": Look("#332288", "d"),  # of Tol's palette, as the next
+    "sdpo": Look("#44AA99", ">"),
 }
 
 

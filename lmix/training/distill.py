@@ -81,14 +81,7 @@ class DistillModule(GRPOModule):
         of_policy, of_reference, *of_experts = distilled.weights
         self.teacher: Mixture = replace(distilled, weights=(0.0, of_reference, of_policy, *of_experts))
         self.distilled_adapters, self.student = adapters, student
-        origins = {POLICY: adapters.policy, **adapters.frozen()}
-        self.origin = Origin(
-            "distilled",
-            backbone.path,
-            origins,
-            distilled.by_name(),
-            {"mixture": mixture, "student": student, "divergence": self.objective.divergence.kind},
-        )
+        self.distilled = distilled
         check_every_completion_counts(sampling)
 
     objective: Distillation
@@ -100,6 +93,14 @@ class DistillModule(GRPOModule):
         if self.student not in (POLICY, REFERENCE, "base") and is_model("student", self.student):
             check_tokens("student", self.student, self.backbone.path)
         super().setup(stage)
+
+    @property
+    def origin(self) -> Origin:
+        """The mixture that the student was trained towards."""
+        streams = {POLICY: self.distilled_adapters.policy, **self.distilled_adapters.frozen()}
+        divergence = self.objective.divergence
+        details = {"mixture": self.distilled.kind, "student": self.student, "divergence": divergence.kind}
+        return Origin("distilled", self.model_path, streams, self.distilled.by_name(), details)
 
     def update(self, groups: Sequence[Group], advantages_PG: Tensor) -> Update:
         return DistillationUpdate(

@@ -63,7 +63,7 @@ def update(policy, made, teacher, objective) -> DistillationUpdate:
 @pytest.mark.parametrize("kind", ["logits", "probs"])
 @pytest.mark.parametrize("name", ALL)
 def test_the_gradient_is_autograds_of_the_written_out_sum(name, kind, divergence, folders):
-    """Of a student towards the mixture of itself, as it is, and another adapter, over all tokens; by two micro-batches."""
+    """Of a student towards the mixture of itself, as it is, and another adapter, over all tokens; micro-batches."""
     policy = make_policy(name, folders)
     made, teacher = rollouts(4, 6, 1, 3), Mixture.at(0.4, kind)
     objective = Distillation(divergence.kind, divergence.blend, micro_batch_tokens=18)

@@ -37,7 +37,7 @@ def sdpo(**parts) -> SDPOModule:
 
 @pytest.fixture(scope="module")
 def judged():
-    """A module whose policy has moved from its start, and two judged groups: right, blank, right, blank; and all blank."""
+    """A module whose policy has moved from its start, and two judged groups: right, blank, right, blank; all wrong."""
     m = sdpo(teacher_rate=0.25)
     m.sampler = Canned()
     m.configure_model()
@@ -73,9 +73,8 @@ def test_what_the_teacher_is_told(judged):
     verdicts = feedback_texts(mixed, task, FeedbackConfig("verdict"))
     assert [text is None for text in verdicts] == [True, False, True, False]
     assert feedback_texts(wrong, task, FeedbackConfig("solution")) == [None] * 4
-    assert (
-        feedback_texts(wrong, task, FeedbackConfig(verdict="{verdict}", closing="")) == ["its answer 3 is wrong."] * 4
-    )
+    bare = FeedbackConfig(verdict="{verdict}", closing="")
+    assert feedback_texts(wrong, task, bare) == ["its answer 3 is wrong."] * 4
     one = Group(mixed.prompt, mixed.rollouts[:2])
     assert feedback_texts(one, task, FeedbackConfig())[0] is None  # the only right one
     cut = Group(mixed.prompt, [mixed.rollouts[0]])
@@ -166,8 +165,8 @@ def test_mistakes_are_one_line(capsys, tmp_path):
     for given, message in (
         (["--model.teacher_rate=2"], "teacher_rate must lie in [0, 1], not 2"),
         ([f"--model.adapters.reference={SFT}"], "adapters.reference and adapters.experts must be null for SDPO"),
-        (["--model.adapters.reference=null", "--model.feedback.verdict=x"], "feedback.verdict must contain {verdict}"),
-        (["--model.adapters.reference=null", "--model.sampling.resample_dead=1"], "resample_dead must be 0"),
+        (["--model.feedback.verdict=x"], "feedback.verdict must contain {verdict}"),
+        (["--model.sampling.resample_dead=1"], "resample_dead must be 0"),
     ):
         assert cli.main([*flags, *given]) == 1
         error = capsys.readouterr().err
