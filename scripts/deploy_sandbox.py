@@ -1,6 +1,6 @@
 """The runs and numbers of docs/results/deploy.md: one mixture three ways, other alphas, and SDPO, on the sandbox.
 
-What is there is not run again. `python scripts/deploy_sandbox.py` runs all and writes the rows; `--only=distill` some of it.
+`python scripts/deploy_sandbox.py` runs all and writes the rows; what is there is not run again.
 """
 
 import csv
@@ -65,7 +65,8 @@ class Work:
 
     def fit(self, name: str, seed: int, *flags: str, steps: int = 40) -> None:
         """A run in the folder `name`."""
-        logger = [f"--trainer.logger.save_dir={self.out}", f"--trainer.logger.name={name}", "--trainer.logger.version="]
+        logger = ["--trainer.logger.version=", f"--trainer.logger.save_dir={self.out}"]
+        logger.append(f"--trainer.logger.name={name}")
         self.lmix(
             "fit", self.out / name / f"checkpoints/step={steps:04d}", *flags, f"--seed_everything={seed}", *logger
         )
