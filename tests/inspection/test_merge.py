@@ -1,6 +1,7 @@
 """Adapters averaged in weight space, as an adapter and as a full checkpoint; and what a folder says that it is."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -16,19 +17,27 @@ from lmix.model.mixture import Mixture
 from lmix.model.sources import load_config, resolve
 from lmix.model.streams import StreamRouter
 from tests.conftest import close, tiny_model, tokens
+from tests.model.tokenizers import copy_of_embedded
 
 TINY, SFT = "lmix:tiny-arithmetic", "lmix:tiny-arithmetic-sft"
 
 
 def adapter(folder, architecture="qwen2", seed=5, **settings) -> str:
     """A random adapter of a tiny model."""
-    torch.manual_seed(seed)
     config = AdapterConfig(**{"rank": 3, "lora_alpha": 9, **settings})
     model = add_adapters(tiny_model(architecture), config, {}, StreamRouter())
+    torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     save_adapter(model, "policy", folder)  # pyright: ignore[reportArgumentType]
+    return str(folder)
+
+
+def with_tokenizer(model, folder) -> str:
+    """A copy of a model's folder, with the embedded model's tokenizer."""
+    copy_of_embedded(folder)
+    shutil.copytree(model, folder, dirs_exist_ok=True)
     return str(folder)
 
 
@@ -43,7 +52,7 @@ def deltas(path: str, base: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
 def test_the_average_is_exact_as_an_adapter_and_as_a_full_checkpoint(architecture, folders, tmp_path):
     """Rank 3 + 4: what plain peft adds is the average of what it adds for each, and both folders give its logits."""
-    base, other = str(folders[architecture]), str(folders[f"{architecture}-sft"])
+    base, other = with_tokenizer(folders[architecture], tmp_path / "base"), str(folders[f"{architecture}-sft"])
     own = adapter(tmp_path / "own", architecture)
     found = merge(base, own, str(tmp_path / "lora"), reference=other, alpha=0.3)
     assert found == {"rank": 7, "error": 0.0}
@@ -121,7 +130,7 @@ def test_ranks_by_layer_and_rslora_keep_their_scales(folders, tmp_path):
 
 
 def test_a_head_tied_to_the_embeddings_is_untied_where_it_is_adapted(folders, tmp_path):
-    base = str(folders["gemma3"])
+    base = with_tokenizer(folders["gemma3"], tmp_path / "base")
     own = adapter(tmp_path / "own", "gemma3", target_modules=["q_proj", "lm_head"])
     merge(base, own, str(tmp_path / "full"), full=True)
     policy = MixedPolicy.from_pretrained(BackboneConfig(base, "none", dtype="float32"), AdapterConfig(policy=own))
