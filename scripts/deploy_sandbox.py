@@ -15,7 +15,7 @@ from typing import Any
 
 from lmix.evaluation.statistics import wilson_interval
 
-SEEDS, ALPHAS, DECODED = (0, 1, 2), (0.2, 0.5, 0.8), "[0,0.2,0.35,0.5,0.65,0.8,1]"
+DECODED = "[0,0.2,0.35,0.5,0.65,0.8,1]"
 BASE, SFT = "lmix:tiny-arithmetic", "lmix:tiny-arithmetic-sft"
 DEMO = ["--config=configs/demo.yaml", "--trainer.enable_progress_bar=false"]
 DISTILL = [
@@ -24,7 +24,16 @@ DISTILL = [
     "--model.sampling.samples_per_prompt=2",
     "--model.optimizer.schedule=cosine",
 ]
-SDPO = [*DEMO, "--config=configs/methods/sdpo.yaml", f"--model.adapters.policy={SFT}", "--trainer.max_steps=20"]
+SDPO = [
+    *DEMO,
+    "--config=configs/methods/sdpo.yaml",
+    f"--model.adapters.policy={SFT}",
+    # the sandbox's model has 96 tokens, and none for the default's words
+    "--model.feedback.kind=solution",
+    '--model.feedback.solution="\\n{solution}"',
+    "--model.feedback.closing=",
+    "--trainer.max_steps=20",
+]
 MODEL = ["--backbone.quantization=none", "--backbone.dtype=float32"]
 # other problems than those that settings were tried on
 HELD_OUT = ["--task=lmix.tasks.ArithmeticTask", "--task.seed=1", "--max_new_tokens=64", "--slots=256", *MODEL]
@@ -36,9 +45,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/deploy"), help="folder of runs and evaluations")
     parser.add_argument("--rows", type=Path, default=Path("docs/results/deploy"), help="folder of the tables")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--alphas", nargs="+", type=float, default=[0.5, 0.2, 0.8], help="of the trained mixtures")
     parser.add_argument("--launcher", default="", help="put before each command, such as `nice -n 10`")
     settings = parser.parse_args()
-    work = Work(settings.out, shlex.split(settings.launcher))
+    work = Work(settings.out, settings.seeds, settings.alphas, shlex.split(settings.launcher))
     for part in settings.only:
         if part == "tables":
             write_tables(settings.out, settings.rows)
@@ -49,8 +60,8 @@ def main() -> None:
 class Work:
     """Runs lmix's commands, each into a folder of its own."""
 
-    def __init__(self, out: Path, launcher: list[str]) -> None:
-        self.out, self.launcher = out, launcher
+    def __init__(self, out: Path, seeds: list[int], alphas: list[float], launcher: list[str]) -> None:
+        self.out, self.seeds, self.alphas, self.launcher = out, seeds, alphas, launcher
 
     def lmix(self, command: str, done: Path, *flags: str) -> None:
         """Run a command unless the file or folder that it ends with is there; its output goes beside that."""
@@ -76,18 +87,18 @@ class Work:
 
     def train(self) -> None:
         """GRPO inside the mixture, as in the demo."""
-        for alpha in (0.5, 0.2, 0.8):
-            for seed in SEEDS:
+        for alpha in self.alphas:
+            for seed in self.seeds:
                 self.fit(f"mixture-a{alpha:g}-s{seed}", seed, *DEMO, f"--model.alpha={alpha}")
 
     def distill(self) -> None:
         """The student from the policy, towards the mixture of the same seed."""
-        for seed in SEEDS:
+        for seed in self.seeds:
             streams = [f"--model.adapters.policy={self.mixture(0.5, seed)}", f"--model.adapters.reference={SFT}"]
             self.fit(f"distilled-s{seed}", seed, *DISTILL, *streams)
 
     def merge(self) -> None:
-        for seed in SEEDS:
+        for seed in self.seeds:
             both = [f"--base={BASE}", f"--policy={self.mixture(0.5, seed)}", f"--reference={SFT}", "--alpha=0.5"]
             for name, flags in (("merged", []), ("merged16", ["--rank=16"]), ("checkpoint", ["--full=true"])):
                 folder = self.out / f"{name}-s{seed}"
@@ -95,7 +106,7 @@ class Work:
 
     def evaluate(self) -> None:
         """Greedy, on 500 problems that no setting was tried on."""
-        for seed in SEEDS:
+        for seed in self.seeds:
             pair = [f"--adapters.policy={self.mixture(0.5, seed)}", f"--adapters.reference={SFT}"]
             for who in ("mixed", "policy", "reference"):
                 self.measure(f"{who}-s{seed}", *pair, f"--who=[{who}]")
@@ -113,15 +124,15 @@ class Work:
 
     def sweep(self) -> None:
         """Each policy decoded at several alphas."""
-        for alpha in ALPHAS:
-            for seed in SEEDS:
+        for alpha in self.alphas:
+            for seed in self.seeds:
                 folder = self.out / f"sweep/a{alpha:g}-s{seed}"
                 streams = [f"--adapters.policy={self.mixture(alpha, seed)}", f"--adapters.reference={SFT}"]
                 flags = [*HELD_OUT, "--problems=300", *streams, f"--alphas={DECODED}", "--mixtures=[logits]"]
                 self.lmix("sweep", folder / "sweep.json", *flags, f"--out={folder}")
 
     def sdpo(self) -> None:
-        for seed in SEEDS:
+        for seed in self.seeds:
             self.fit(f"sdpo-s{seed}", seed, *SDPO, steps=20)
             folder = self.out / f"sdpo-s{seed}/checkpoints/step=0020"
             self.measure(f"sdpo-s{seed}", f"--adapters.policy={folder}", "--who=[policy]")

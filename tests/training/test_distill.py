@@ -207,6 +207,10 @@ def test_mistakes_are_one_line(tmp_path, capsys, small):
     for given, message in (
         ([policy, "--model.objective.blend=1"], "objective.blend must lie between 0 and 1, not 1"),
         ([policy, "--model.sampling.resample_dead=1"], "sampling.resample_dead must be 0 for distillation"),
+        (
+            [policy, "--trainer.callbacks=lmix.training.alpha.AlphaSchedule"],
+            "AlphaSchedule moves the alpha of lmix.GRPO",
+        ),
         ([policy, "--model.alpha=2"], "alpha must lie in [0, 1], not 2"),
         ([policy, "--model.weights=[1,2,3]"], "weights must be 2 numbers"),
         ([policy, "--model.student=nowhere"], "nowhere"),

@@ -38,7 +38,8 @@ class Distillation(Objective):
         super().__init__(**kwargs)
         if not 0 < blend < 1:
             raise ValueError(f"objective.blend must lie between 0 and 1, not {blend}: 0.5 is usual")
-        self.divergence, self.normaliser = Divergence(divergence, blend), normaliser
+        self.divergence = Divergence(divergence, blend)
+        self.normaliser: Normaliser = normaliser
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
         """1: what a completion earned does not matter."""
