@@ -83,6 +83,6 @@ def test_a_merged_checkpoint_is_a_model_like_any_other(tmp_path):
     merge("lmix:tiny-arithmetic", SFT, str(tmp_path / "lora"), reference="base", alpha=0.25)
     merge("lmix:tiny-arithmetic", SFT, str(tmp_path / "full"), reference="base", alpha=0.25, full=True)
     ours = evaluated(tmp_path / "ours", f"--adapters.policy={tmp_path}/lora", "--who=[policy]")
-    theirs = lm_eval_completions(HFLM(pretrained=str(tmp_path / "full"), batch_size=8), ours, tmp_path)
+    theirs = lm_eval_completions(HFLM(pretrained=str(tmp_path / "full"), batch_size=8, device="cpu"), ours, tmp_path)
     assert theirs == [row["completion"] for row in ours]
     assert sum("boxed" in text for text in theirs) > PROBLEMS / 2
