@@ -12,7 +12,7 @@ from lmix.model.backbone import BackboneConfig, load_backbone
 from lmix.model.end_tokens import end_tokens
 from lmix.model.merging import Merged, fold, merge_adapters
 from lmix.model.mixture import mixture_of
-from lmix.model.origin import ORIGIN, Origin
+from lmix.model.origin import Origin, read_origin
 from lmix.model.placement import field_of, is_model
 from lmix.model.prequantized import quantization_method
 from lmix.model.sources import load_config
@@ -71,8 +71,8 @@ def merge(
         if path is not None and is_model(field_of(stream), path):
             field = field_of(stream).removeprefix("adapters.")
             raise ValueError(f"{field} {path!r} is a whole model: make an adapter of it by lmix delta")
-    if full and (method := quantization_method(load_config(base))):
-        raise ValueError(f"base {base!r} is quantised by {method}: give its unquantised checkpoint, or leave out full")
+    if full:
+        check_plain(base)
     paths = {stream: path for stream, path in streams.items() if path is not None}
     if not paths:
         raise ValueError("policy and reference are the base itself: give the folder of an adapter")
@@ -101,9 +101,18 @@ def merge(
 
 
 def check_out(folder: Path, full: bool) -> None:
-    """Raise ValueError where the folder for a full checkpoint holds something that merge has not written."""
-    if full and folder.exists() and not (folder / ORIGIN).is_file():
-        raise ValueError(f"out {str(folder)!r} is there and was not written by merge: give another place")
+    """Raise ValueError where the folder is there and is not one that merge has written of the same kind."""
+    found = read_origin(folder)
+    if folder.exists() and (found is None or found.way != "merged" or found.details.get("full") != full):
+        kind = "a full checkpoint" if full else "an adapter"
+        raise ValueError(f"out {str(folder)!r} is there and is not {kind} that merge wrote: give another place")
+
+
+def check_plain(base: str) -> None:
+    """Raise ValueError where a base's weights are not plain numbers, to which others can be added."""
+    method = "its .gguf format" if base.endswith(".gguf") else quantization_method(load_config(base))
+    if method is not None:
+        raise ValueError(f"base {base!r} is quantised by {method}: give its unquantised checkpoint, or leave out full")
 
 
 def write_full(base: str, merged: Merged, folder: Path, origin: Origin, dtype: DType | None) -> None:

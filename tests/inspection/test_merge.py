@@ -190,8 +190,13 @@ def test_mistakes_are_one_line(folders, tmp_path, capsys, merged):
         ([f"--policy={own}", f"--reference={wide}", "--weights=[1]"], "weights must be 2 numbers, not [1.0]"),
         ([f"--policy={own}", "--dtype=bfloat16"], "dtype bfloat16 is of a full checkpoint"),
         ([f"--policy={tmp_path}/nowhere"], "has no adapter_config.json"),
-        ([f"--policy={own}", f"--out={tmp_path}/taken"], "is there and holds no adapter"),
-        ([f"--policy={own}", "--full=true", f"--out={tmp_path}/taken"], "was not written by merge"),
+        ([f"--policy={own}", f"--out={tmp_path}/taken"], "is there and is not an adapter that merge wrote"),
+        ([f"--policy={own}", f"--out={own}"], "is there and is not an adapter that merge wrote"),
+        ([f"--policy={own}", "--full=true", "--base=a.gguf"], "base 'a.gguf' is quantised by its .gguf format"),
+        (
+            [f"--policy={own}", "--full=true", f"--out={tmp_path}/taken"],
+            "is there and is not a full checkpoint that merge wrote",
+        ),
     ):
         assert cli.main(["merge", f"--base={base}", out, *given]) == 1
         error = capsys.readouterr().err
