@@ -219,6 +219,8 @@ def test_mistakes_are_one_line(tmp_path, capsys, small):
         error = capsys.readouterr().err
         assert message in error
         assert len(error.strip().splitlines()) == 1
+    assert cli.main(["plan", *flags[1:], policy]) == 1
+    assert "plan knows no passes of a teacher, so not DistillModule" in capsys.readouterr().err
     assert cli.main(["fit", "--config=lmix:demo", "--model.objective=Distillation"]) == 1
     assert "objective Distillation needs a teacher: give --model=lmix.DistillModule" in capsys.readouterr().err
 
