@@ -15,7 +15,7 @@ from typing import Any
 
 from lmix.evaluation.statistics import wilson_interval
 
-DECODED = "[0,0.2,0.35,0.5,0.65,0.8,1]"
+MIXED, OTHERS, DECODED = 0.5, (0.2, 0.8), "[0,0.2,0.5,0.8,1]"
 BASE, SFT = "lmix:tiny-arithmetic", "lmix:tiny-arithmetic-sft"
 DEMO = ["--config=configs/demo.yaml", "--trainer.enable_progress_bar=false"]
 DISTILL = [
@@ -37,7 +37,7 @@ SDPO = [
 MODEL = ["--backbone.quantization=none", "--backbone.dtype=float32"]
 # other problems than those that settings were tried on
 HELD_OUT = ["--task=lmix.tasks.ArithmeticTask", "--task.seed=1", "--max_new_tokens=64", "--slots=256", *MODEL]
-PARTS = ("train", "distill", "merge", "evaluate", "sweep", "sdpo", "tables")
+PARTS = ("train", "distill", "merge", "evaluate", "others", "sweep", "sdpo", "tables")
 
 
 def main() -> None:
@@ -46,10 +46,9 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("docs/results/deploy"), help="folder of the tables")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--alphas", nargs="+", type=float, default=[0.5, 0.2, 0.8], help="of the trained mixtures")
     parser.add_argument("--launcher", default="", help="put before each command, such as `nice -n 10`")
     settings = parser.parse_args()
-    work = Work(settings.out, settings.seeds, settings.alphas, shlex.split(settings.launcher))
+    work = Work(settings.out, settings.seeds, shlex.split(settings.launcher))
     for part in settings.only:
         if part == "tables":
             write_tables(settings.out, settings.rows)
@@ -60,8 +59,8 @@ def main() -> None:
 class Work:
     """Runs lmix's commands, each into a folder of its own."""
 
-    def __init__(self, out: Path, seeds: list[int], alphas: list[float], launcher: list[str]) -> None:
-        self.out, self.seeds, self.alphas, self.launcher = out, seeds, alphas, launcher
+    def __init__(self, out: Path, seeds: list[int], launcher: list[str]) -> None:
+        self.out, self.seeds, self.launcher = out, seeds, launcher
 
     def lmix(self, command: str, done: Path, *flags: str) -> None:
         """Run a command unless the file or folder that it ends with is there; its output goes beside that."""
@@ -82,24 +81,29 @@ class Work:
             "fit", self.out / name / f"checkpoints/step={steps:04d}", *flags, f"--seed_everything={seed}", *logger
         )
 
-    def mixture(self, alpha: float, seed: int) -> Path:
-        return self.out / f"mixture-a{alpha:g}-s{seed}/checkpoints/step=0040"
+    def mixture(self, seed: int, alpha: float = MIXED, step: int = 40) -> Path:
+        return self.out / f"mixture-a{alpha:g}-s{seed}/checkpoints/step={step:04d}"
 
     def train(self) -> None:
         """GRPO inside the mixture, as in the demo."""
-        for alpha in self.alphas:
-            for seed in self.seeds:
-                self.fit(f"mixture-a{alpha:g}-s{seed}", seed, *DEMO, f"--model.alpha={alpha}")
+        for seed in self.seeds:
+            self.fit(f"mixture-a{MIXED:g}-s{seed}", seed, *DEMO, f"--model.alpha={MIXED}")
+
+    def others(self) -> None:
+        """20 steps at other alphas, the first seed alone."""
+        for alpha in OTHERS:
+            flags = [*DEMO, f"--model.alpha={alpha}", "--trainer.max_steps=20"]
+            self.fit(f"mixture-a{alpha:g}-s{self.seeds[0]}", self.seeds[0], *flags, steps=20)
 
     def distill(self) -> None:
         """The student from the policy, towards the mixture of the same seed."""
         for seed in self.seeds:
-            streams = [f"--model.adapters.policy={self.mixture(0.5, seed)}", f"--model.adapters.reference={SFT}"]
+            streams = [f"--model.adapters.policy={self.mixture(seed)}", f"--model.adapters.reference={SFT}"]
             self.fit(f"distilled-s{seed}", seed, *DISTILL, *streams)
 
     def merge(self) -> None:
         for seed in self.seeds:
-            both = [f"--base={BASE}", f"--policy={self.mixture(0.5, seed)}", f"--reference={SFT}", "--alpha=0.5"]
+            both = [f"--base={BASE}", f"--policy={self.mixture(seed)}", f"--reference={SFT}", "--alpha=0.5"]
             for name, flags in (("merged", []), ("merged16", ["--rank=16"]), ("checkpoint", ["--full=true"])):
                 folder = self.out / f"{name}-s{seed}"
                 self.lmix("merge", folder, *both, *flags, f"--out={folder}")
@@ -107,7 +111,7 @@ class Work:
     def evaluate(self) -> None:
         """Greedy, on 500 problems that no setting was tried on."""
         for seed in self.seeds:
-            pair = [f"--adapters.policy={self.mixture(0.5, seed)}", f"--adapters.reference={SFT}"]
+            pair = [f"--adapters.policy={self.mixture(seed)}", f"--adapters.reference={SFT}"]
             for who in ("mixed", "policy", "reference"):
                 self.measure(f"{who}-s{seed}", *pair, f"--who=[{who}]")
             last = self.out / f"distilled-s{seed}/checkpoints/step=0040"
@@ -123,13 +127,13 @@ class Work:
         self.lmix("evaluate", folder / "evaluation.json", *HELD_OUT, "--problems=500", *flags, f"--out={folder}")
 
     def sweep(self) -> None:
-        """Each policy decoded at several alphas."""
-        for alpha in self.alphas:
-            for seed in self.seeds:
-                folder = self.out / f"sweep/a{alpha:g}-s{seed}"
-                streams = [f"--adapters.policy={self.mixture(alpha, seed)}", f"--adapters.reference={SFT}"]
-                flags = [*HELD_OUT, "--problems=300", *streams, f"--alphas={DECODED}", "--mixtures=[logits]"]
-                self.lmix("sweep", folder / "sweep.json", *flags, f"--out={folder}")
+        """Policies after 20 steps at one alpha, each decoded at several."""
+        seed = self.seeds[0]
+        for alpha in (MIXED, *OTHERS):
+            folder = self.out / f"sweep/a{alpha:g}-s{seed}"
+            streams = [f"--adapters.policy={self.mixture(seed, alpha, 20)}", f"--adapters.reference={SFT}"]
+            flags = [*HELD_OUT, "--problems=200", *streams, f"--alphas={DECODED}", "--mixtures=[logits]"]
+            self.lmix("sweep", folder / "sweep.json", *flags, f"--out={folder}")
 
     def sdpo(self) -> None:
         for seed in self.seeds:
@@ -150,15 +154,25 @@ def write_tables(out: Path, rows: Path) -> None:
         for cell in found["rows"]:
             cells.append({"trained": found["trained_alpha"], "seed": seed, "decoded": cell["alpha"]} | counts(cell))
     write_csv(rows / "sweeps.csv", cells)
-    for name in dict.fromkeys(row["name"] for row in evaluations):
-        own = [row for row in evaluations if row["name"] == name]
+    by_name = {name: [row for row in evaluations if row["name"] == name] for name in {r["name"] for r in evaluations}}
+    for name, own in sorted(by_name.items()):
         n, solved, form = (sum(row[key] for row in own) for key in ("n", "solved", "format"))
-        low, high = wilson_interval(solved, n)
-        speed = sum(row["tokens_per_second"] for row in own) / len(own)
-        print(
-            f"{name}: solved {solved / n:.3f} [{low:.3f}, {high:.3f}], "
-            f"seeds {[round(row['solved'] / row['n'], 3) for row in own]}, format {form / n:.3f}, {speed:,.0f} tokens/s"
-        )
+        rates = [
+            f"{rate:.3f} [{low:.3f}, {high:.3f}]" for rate, (low, high) in map(with_interval, (solved, form), (n, n))
+        ]
+        seeds = [round(row["solved"] / row["n"], 3) for row in own]
+        print(f"{name}: solved {rates[0]}, seeds {seeds}, format {rates[1]}, kept {kept(own, by_name)}")
+
+
+def with_interval(count: int, n: int) -> tuple[float, tuple[float, float]]:
+    return count / n, wilson_interval(count, n)
+
+
+def kept(own: list[dict[str, Any]], by_name: dict[str, list[dict[str, Any]]]) -> str:
+    """(way - SFT) / (mixture - SFT) of solved problems, the mean over seeds and each."""
+    whole, none = ({row["seed"]: row["solved"] for row in by_name[name]} for name in ("mixed", "reference"))
+    parts = [(row["solved"] - none[row["seed"]]) / (whole[row["seed"]] - none[row["seed"]]) for row in own]
+    return f"{sum(parts) / len(parts):.3f} {[round(part, 3) for part in parts]}"
 
 
 def evaluation_row(path: Path) -> dict[str, Any]:
