@@ -76,13 +76,15 @@ def test_greedy_completions_are_the_same(tmp_path):
 
 @pytest.mark.slow
 def test_a_merged_checkpoint_is_a_model_like_any_other(tmp_path):
-    """lm-eval's `hf` loads the folder by its path alone."""
+    """lm-eval's `hf` loads it by its path. Of the embedded tokenizer, AutoTokenizer makes another one, as of the base's."""
     pytest.importorskip("lm_eval.evaluator")
     from lm_eval.models.huggingface import HFLM
 
     merge("lmix:tiny-arithmetic", SFT, str(tmp_path / "lora"), reference="base", alpha=0.25)
-    merge("lmix:tiny-arithmetic", SFT, str(tmp_path / "full"), reference="base", alpha=0.25, full=True)
+    merge("lmix:tiny-arithmetic", SFT, str(tmp_path / "full"), reference="base", alpha=0.25, full=True, dtype="float32")
     ours = evaluated(tmp_path / "ours", f"--adapters.policy={tmp_path}/lora", "--who=[policy]")
-    theirs = lm_eval_completions(HFLM(pretrained=str(tmp_path / "full"), batch_size=8, device="cpu"), ours, tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path / "full"))
+    lm = HFLM(pretrained=str(tmp_path / "full"), tokenizer=tokenizer, batch_size=8, device="cpu")
+    theirs = lm_eval_completions(lm, ours, tmp_path)
     assert theirs == [row["completion"] for row in ours]
     assert sum("boxed" in text for text in theirs) > PROBLEMS / 2
