@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmix.evaluation.statistics import wilson_interval
+from lmix.report.runs import EVENTS, read_scalars
 
 MIXED, OTHERS, DECODED = 0.5, (0.2, 0.8), "[0,0.2,0.5,0.8,1]"
 BASE, SFT = "lmix:tiny-arithmetic", "lmix:tiny-arithmetic-sft"
@@ -136,7 +137,7 @@ class Work:
             self.lmix("sweep", folder / "sweep.json", *flags, f"--out={folder}")
 
     def sdpo(self) -> None:
-        for seed in self.seeds:
+        for seed in self.seeds[:1]:
             self.fit(f"sdpo-s{seed}", seed, *SDPO, steps=20)
             folder = self.out / f"sdpo-s{seed}/checkpoints/step=0020"
             self.measure(f"sdpo-s{seed}", f"--adapters.policy={folder}", "--who=[policy]")
@@ -154,6 +155,7 @@ def write_tables(out: Path, rows: Path) -> None:
         for cell in found["rows"]:
             cells.append({"trained": found["trained_alpha"], "seed": seed, "decoded": cell["alpha"]} | counts(cell))
     write_csv(rows / "sweeps.csv", cells)
+    write_csv(rows / "curves.csv", [row for folder in sorted(out.glob("distilled-s*/")) for row in curve(folder)])
     by_name = {name: [row for row in evaluations if row["name"] == name] for name in {r["name"] for r in evaluations}}
     for name, own in sorted(by_name.items()):
         n, solved, form = (sum(row[key] for row in own) for key in ("n", "solved", "format"))
@@ -175,10 +177,27 @@ def kept(own: list[dict[str, Any]], by_name: dict[str, list[dict[str, Any]]]) ->
     return f"{sum(parts) / len(parts):.3f} {[round(part, 3) for part in parts]}"
 
 
+def curve(run: Path) -> list[dict[str, Any]]:
+    """A distillation's held-out rates at each evaluation, and the divergence of the step before it."""
+    scalars = read_scalars(sorted(run.glob(EVENTS)))
+    divergence, form = dict(scalars["train/divergence"]), dict(scalars["val/format_rate"])
+    seed = run.name.rpartition("-s")[2]
+    return [
+        {
+            "seed": seed,
+            "step": step,
+            "solve_rate": round(rate, 4),
+            "format_rate": round(form[step], 4),
+            "divergence": round(divergence[max(step, 1)], 5),
+        }
+        for step, rate in scalars["val/solve_rate"]
+    ]
+
+
 def evaluation_row(path: Path) -> dict[str, Any]:
     (rates,) = json.loads(path.read_text())["policies"].values()
     name, _, seed = path.parent.name.rpartition("-s")
-    return {"name": name, "seed": seed} | counts(rates) | {"tokens_per_second": rates["tokens_per_second"]}
+    return {"name": name, "seed": seed} | counts(rates)
 
 
 def counts(rates: dict[str, Any]) -> dict[str, Any]:

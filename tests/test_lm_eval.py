@@ -76,7 +76,7 @@ def test_greedy_completions_are_the_same(tmp_path):
 
 @pytest.mark.slow
 def test_a_merged_checkpoint_is_a_model_like_any_other(tmp_path):
-    """lm-eval's `hf` loads it by its path. Of the embedded tokenizer, AutoTokenizer makes another one, as of the base's."""
+    """lm-eval's `hf` loads it by its path; of the embedded tokenizer AutoTokenizer makes another, as of the base's."""
     pytest.importorskip("lm_eval.evaluator")
     from lm_eval.models.huggingface import HFLM
 
