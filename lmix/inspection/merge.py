@@ -36,8 +36,8 @@ def merge(
     """Average a mixture's adapters in weight space: one model that costs one stream.
 
     It is not the mixture: logits are averaged there, weights here. The average of two LoRAs is a LoRA whose rank is the
-    sum of theirs. Writes an adapter in peft's layout, or with `full` the base with the average added to its weights, as
-    transformers, vLLM and converters to GGUF load it.
+    sum of theirs. Writes an adapter in peft's layout, or with `full` the base with the average added to its weights, in
+    the layout of transformers.
 
     Args:
         base: the model that the adapters were trained on: folder, hub id, .gguf file or lmix:NAME.
