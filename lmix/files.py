@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,36 @@ def whole_file(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write files into. It takes its name, in the place of what was there, when all of it is on the disk
+    with its checksums; where that fails, what was there stays.
+
+    Raises:
+        OSError: it can't be written, as on a full disk.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
+    if old.exists() and not folder.exists():  # a process was killed between the two renames below
+        os.replace(old, folder)
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        write_sums(temporary)
+        sync_folder(temporary)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

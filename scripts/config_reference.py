@@ -30,6 +30,8 @@ from lmix.training.checkpoints import PolicyCheckpoint  # noqa: E402
 from lmix.training.completion_log import CompletionLog  # noqa: E402
 from lmix.training.compute import ComputeBudget  # noqa: E402
 from lmix.training.config import OptimizerConfig, SamplingConfig  # noqa: E402
+from lmix.training.distill import DistillModule  # noqa: E402
+from lmix.training.feedback import FeedbackConfig  # noqa: E402
 from lmix.training.grpo import GRPOModule  # noqa: E402
 from lmix.training.objectives import (  # noqa: E402
     CHORD,
@@ -39,22 +41,24 @@ from lmix.training.objectives import (  # noqa: E402
     GSPO,
     LUFFY,
     RLOO,
+    Distillation,
     DrGRPO,
     LogitFusion,
     Objective,
 )
+from lmix.training.sdpo import SDPOModule  # noqa: E402
 from lmix.training.sft import SFTModule  # noqa: E402
 from lmix.training.strategies import ShardedStrategy  # noqa: E402
 
 TARGET = ROOT / "docs" / "reference.md"
 SECTIONS = {
-    "Model: `--model`": (GRPOModule, SFTModule),
+    "Model: `--model`": (GRPOModule, DistillModule, SDPOModule, SFTModule),
     "Its parts: `--model.backbone` and so on": (
-        BackboneConfig, AdapterConfig, SamplingConfig, OptimizerConfig,
+        BackboneConfig, AdapterConfig, SamplingConfig, OptimizerConfig, FeedbackConfig,
     ),
     "Rewards: `--model.rewards`": (RewardSum,),
     "Objective: `--model.objective`": (
-        GRPO, DrGRPO, DAPO, RLOO, CISPO, GSPO, CHORD, LUFFY, LogitFusion, Objective,
+        GRPO, DrGRPO, DAPO, RLOO, CISPO, GSPO, CHORD, LUFFY, LogitFusion, Distillation, Objective,
     ),
     "Data: `--data`": (RLDataModule,),
     "Tasks: `--data.task`": (Task, DatasetTask, MathTask, CnK12Task, MMLUTask, ArithmeticTask, ReasoningGymTask),

@@ -21,6 +21,7 @@ FUNCTIONS = {
     "generate": "lmix.inspection.generate",
     "export": "lmix.inspection.export",
     "delta": "lmix.inspection.delta",
+    "merge": "lmix.inspection.merge",
     "rewards": "lmix.inspection.rewards",
 }
 """Commands that are plain functions of that name, and where they live."""

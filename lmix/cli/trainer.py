@@ -24,7 +24,7 @@ DESCRIPTION = """Reinforcement learning with logit averaging.
 Start with: fit --config lmix:demo (lmix: names one of lmix's own configs). Settings: fit --model.help=lmix.GRPOModule,
 fit --model.help=lmix.SFTModule, fit --data.task.help=lmix.tasks.MathTask (or CnK12Task, MMLUTask, ArithmeticTask,
 DatasetTask). Other commands, each with --help: evaluate, sweep, compare, audit, power, generate, rewards, export,
-delta, report, plan."""
+merge, delta, report, plan."""
 
 
 def run_trainer(args: list[str], start: bool = True) -> Any:

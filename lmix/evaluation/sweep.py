@@ -20,7 +20,10 @@ from lmix.evaluation.rows import (
     write_rows,
 )
 from lmix.evaluation.session import Session
-from lmix.model.mixture import Mixture, MixtureKind, check_alpha
+from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, check_alpha
+from lmix.model.origin import read_origin
+from lmix.model.placement import is_model
+from lmix.model.sources import resolve
 from lmix.rollout.types import Prompt, Who
 from lmix.tasks.task import Task
 
@@ -82,7 +85,13 @@ def sweep(
     if whole:
         console.print(f"{len(whole)} of {len(cells)} are in {folder} already")
     share_ends(cells, done, len(ids))
-    content = {"task": task.name, "problems": len(prompts), "rows": counts(done, len(ids)), "settings": settings}
+    content = {
+        "task": task.name,
+        "problems": len(prompts),
+        "trained_alpha": trained_alpha(config.adapters.policy),
+        "rows": counts(done, len(ids)),
+        "settings": settings,
+    }
     write(folder, done, content)
     session = None
     try:
@@ -97,6 +106,15 @@ def sweep(
         task.close()
     print_sweep(console, content)
     return content
+
+
+def trained_alpha(policy: str | None) -> float | None:
+    """The reference's weight in the mixture that a policy was trained in, where its folder says so."""
+    if policy is None or is_model("adapters.policy", policy):
+        return None
+    origin = read_origin(Path(resolve(policy)).expanduser())
+    is_pair = origin is not None and origin.way == "mixture" and set(origin.weights) == {POLICY, REFERENCE}
+    return origin.weights[REFERENCE] if origin is not None and is_pair else None
 
 
 def write(folder: Path, done: dict[Cell, list[EvaluationRow]], content: dict[str, Any]) -> None:

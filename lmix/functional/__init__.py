@@ -15,6 +15,7 @@ from lmix.functional.alpha import (
     alpha_of_counts,
     forgetting_and_gain,
 )
+from lmix.functional.divergences import Divergence, DivergenceKind, divergences, linear_divergences
 from lmix.functional.logprobs import (
     entropies,
     linear_entropies,
@@ -23,7 +24,7 @@ from lmix.functional.logprobs import (
     tokenwise,
     without_tokens,
 )
-from lmix.functional.low_rank import low_rank_factors
+from lmix.functional.low_rank import low_rank_factors, low_rank_product
 from lmix.functional.mixing import implausible, mix_streams, mix_streams_log_probs
 from lmix.functional.objective import (
     SurrogateStats,
@@ -39,12 +40,15 @@ from lmix.functional.objective import (
 __all__ = [
     "AdvantageStd",
     "AlphaUpdate",
+    "Divergence",
+    "DivergenceKind",
     "SurrogateStats",
     "accuracy_weighted_alpha",
     "alpha_of_counts",
     "clipped_surrogate",
     "clipped_surrogate_loss",
     "dead_groups",
+    "divergences",
     "entropies",
     "forgetting_and_gain",
     "group_advantages",
@@ -52,9 +56,11 @@ __all__ = [
     "implausible",
     "k3_kl",
     "leave_one_out_advantages",
+    "linear_divergences",
     "linear_entropies",
     "linear_log_probs",
     "low_rank_factors",
+    "low_rank_product",
     "mix_streams",
     "mix_streams_log_probs",
     "sampler_weights",

@@ -132,6 +132,34 @@ def linear_entropies(
     return _Tokenwise.apply(work, chunk, torch.is_grad_enabled(), hidden)  # pyright: ignore[reportReturnType]
 
 
+def linear_tokenwise(
+    of_part: Callable[[slice, Tensor], tuple[Tensor, Tensor]],
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    chunk: int = 1024,
+) -> Tensor:
+    """A function of each token's logits `hidden weight^T + bias` and its written-down gradient, a chunk at a time.
+
+    Args:
+        of_part: `(slice of the tokens, their logits [n, V] float32) -> (values [n], gradient by the logits [n, V])`; it
+            may write over the logits.
+        hidden: `[N, H]`, may need a gradient.
+        weight: `[V, H]`.
+        bias: `[V]` or None.
+        chunk: tokens whose logits exist at once.
+
+    Returns:
+        `[N]`, float32.
+    """
+
+    def work(part: slice, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        value_n, gradient_nV = of_part(part, _part_logits(hidden, weight, bias, None, part))
+        return value_n, gradient_nV.to(weight.dtype) @ weight if wants_gradient else None
+
+    return _Tokenwise.apply(work, chunk, torch.is_grad_enabled(), hidden)  # pyright: ignore[reportReturnType]
+
+
 def _part_logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, others: Callable[[slice], Tensor] | None, part: slice
 ) -> Tensor:

@@ -1,16 +1,22 @@
 """Write a mixed policy as a folder that transformers' tools load."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lmix.inspection.config import MixedPolicyChoice
+from lmix.model.mixture import POLICY, Mixture
+from lmix.model.origin import Origin, read_origin
 from lmix.model.placement import model_paths
+from lmix.model.sources import resolve
 from lmix.model.tokenizer import load_tokenizer
 
 
 def export(out: str, **kwargs: Any) -> None:
     """Write a mixed policy as a folder: adapters in peft's layout, a small configuration, the tokenizer.
 
-    `lmix.MixedPolicyForCausalLM.from_pretrained(FOLDER)` loads it; the backbone's weights stay where they are.
+    `lmix.MixedPolicyForCausalLM.from_pretrained(FOLDER)` loads it; the backbone's weights stay where they are. Its
+    lmix.json says which way of deploying it is: a mixture, or one adapter that was merged or distilled.
 
     Args:
         out: the folder.
@@ -28,4 +34,21 @@ def export(out: str, **kwargs: Any) -> None:
     model = choice.load()
     model.save_pretrained(out)
     load_tokenizer(model.config.backbone["path"]).save_pretrained(out)
-    print(f"{out}: {', '.join(f'{name} {weight:g}' for name, weight in model.mixture.by_name().items())}")
+    origin = origin_of(choice, model.mixture, model.config.backbone["path"])
+    origin.write(Path(out))
+    print(f"{out}: {origin}")
+
+
+def origin_of(choice: MixedPolicyChoice, mixture: Mixture, base: str) -> Origin:
+    """What is exported: a mixture, or where the policy is alone in it and was merged or distilled, that."""
+    adapters = choice.adapters
+    if choice.folder is not None:
+        before = read_origin(Path(choice.folder))
+        if before is not None:
+            return replace(before, weights=mixture.by_name()) if before.way == "mixture" else before
+    elif mixture.streams == (POLICY,) and adapters.policy is not None:
+        alone = read_origin(Path(resolve(adapters.policy)).expanduser())
+        if alone is not None and alone.way != "mixture":
+            return alone
+    streams = {POLICY: adapters.policy, **adapters.frozen()}
+    return Origin("mixture", base, streams, mixture.by_name(), {"mixture": mixture.kind})

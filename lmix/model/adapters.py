@@ -2,8 +2,6 @@
 
 import errno
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -21,10 +19,11 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lmix.errors import one_line_errors
-from lmix.files import SUMS, differing_file, sync_folder, write_sums
+from lmix.files import SUMS, differing_file, whole_folder
 from lmix.model.backbone import skeleton
 from lmix.model.lora_fields import other_weight, unknown_field
 from lmix.model.mixture import POLICY, REFERENCE
+from lmix.model.origin import Origin
 from lmix.model.sources import file_stamps, load_config, resolve
 from lmix.model.streams import StreamRouter
 
@@ -222,31 +221,32 @@ def adapter_scaling(model: nn.Module) -> dict[str, list[float]]:
     return {name: sorted({float(layer.scaling[name]) for layer in layers if name in layer.scaling}) for name in names}
 
 
-def save_adapter(peft_model: PeftModel, stream: str, folder: Path) -> None:
-    """Write one adapter as a peft folder that plain peft loads, with checksums. It is there whole or not at all."""
-    weights = adapter_weights(peft_model, stream)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
+def save_adapter(peft_model: PeftModel, stream: str, folder: Path, origin: Origin | None = None) -> None:
+    """Write one adapter; see `write_adapter`."""
+    write_adapter(peft_model.peft_config[stream], adapter_weights(peft_model, stream), folder, origin)
+
+
+def write_adapter(
+    config: PeftConfig, weights: Mapping[str, Tensor], folder: Path, origin: Origin | None = None
+) -> None:
+    """Write an adapter as a peft folder that plain peft loads, with checksums. It is there whole or not at all.
+
+    Args:
+        config: peft's.
+        weights: by the names that a peft folder has for them.
+        folder: a new one, or one that holds an adapter, which is written over.
+        origin: what the adapter is, where it was merged or distilled.
+
+    Raises:
+        ValueError: the folder is there and holds something else.
+    """
     if folder.exists() and not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} is there and holds no adapter: give another place")
-    if old.exists() and not folder.exists():  # a process was killed between the two renames below
-        os.replace(old, folder)
-    for left in (temporary, old):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        peft_model.peft_config[stream].save_pretrained(str(temporary))
+    with whole_folder(folder) as part:
+        config.save_pretrained(str(part))
         try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / WEIGHTS)
+            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, part / WEIGHTS)
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(errno.EIO, str(error)) from error
-        write_sums(temporary)
-        sync_folder(temporary)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        shutil.rmtree(temporary, ignore_errors=True)
+        if origin is not None:
+            origin.write(part)

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lmix.functional import (
+    Divergence,
+    divergences,
     entropies,
     implausible,
+    linear_divergences,
     linear_entropies,
     linear_log_probs,
     mix_streams,
@@ -156,6 +159,39 @@ class MixingHead:
         if (fused := self._fused(hidden_K, mixture)) is not None:
             return linear_entropies(*fused[:3], chunk, fused[3])
         return self.of_tokens(entropies, hidden_K, mixture, chunk)
+
+    def divergences(
+        self,
+        hidden: Tensor,
+        student: Mixture,
+        teacher: Callable[[Tensor], Tensor],
+        divergence: Divergence,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Divergence of the policy alone from a frozen teacher at each token, over the whole vocabulary.
+
+        Args:
+            hidden: `[N, H]` of the policy, which alone gets a gradient.
+            student: the policy alone, at its temperature.
+            teacher: frozen logits `[n, V]` of tokens `[n]`, which count from 0 to N - 1.
+            divergence: which.
+            chunk: tokens whose logits exist at once; by default about 128 MB of each distribution's.
+
+        Returns:
+            `[N]` in nats, float32.
+        """
+        chunk = chunk or max(1, self.chunk // 2)
+        rows = torch.arange(len(hidden), device=hidden.device)
+
+        @torch.no_grad()
+        def frozen(part: slice | Tensor) -> Tensor:
+            return teacher(rows[part])
+
+        if (fused := self._fused([hidden], student)) is not None:
+            return linear_divergences(*fused[:3], frozen, divergence, chunk)
+        return self.of_tokens(
+            lambda logits, part: divergences(logits, frozen(part), divergence), [hidden], student, chunk, rows
+        )
 
     @property
     def chunk(self) -> int:

@@ -1,6 +1,6 @@
 """The mixed policy: streams of one or several backbones, mixed into one distribution (eq. 1-3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +12,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from lmix.functional import Divergence
 from lmix.model.adapters import AdapterConfig, adapter_scaling, save_adapter
 from lmix.model.backbone import BackboneConfig, load_backbone
 from lmix.model.frozen import dense_copy_fits, dequantized
 from lmix.model.head import MixingHead
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, RowMixtures
+from lmix.model.origin import Origin
 from lmix.model.placement import check_placed, place_streams
 from lmix.model.prefix import Prefix
 from lmix.model.sharding import gathered, shard_layers
@@ -181,6 +183,12 @@ class MixedPolicy(nn.Module):
         """See `MixingHead.entropies`."""
         return self.head.entropies(hidden_K, mixture)
 
+    def divergences(
+        self, hidden: Tensor, student: Mixture, teacher: Callable[[Tensor], Tensor], divergence: Divergence
+    ) -> Tensor:
+        """See `MixingHead.divergences`."""
+        return self.head.divergences(hidden, student, teacher, divergence)
+
     def stream_hidden(self, input_ids: Tensor, stream: str, prefix: Prefix | None = None) -> Tensor:
         """Hidden states of one stream, with a gradient for the policy only.
 
@@ -215,6 +223,6 @@ class MixedPolicy(nn.Module):
         """What is trained."""
         return [p for p in self.parameters() if p.requires_grad]
 
-    def save_policy(self, folder: Path) -> None:
+    def save_policy(self, folder: Path, origin: Origin | None = None) -> None:
         """Write the policy adapter as a peft folder."""
-        save_adapter(self.peft_model, POLICY, folder)
+        save_adapter(self.peft_model, POLICY, folder, origin)

@@ -107,6 +107,8 @@ def needs(
     """
     if not prompt_tokens > 0:
         raise ValueError(f"--prompt_tokens must be positive, not {prompt_tokens}")
+    if isinstance(module, GRPOModule) and module.objective.needs_teacher:
+        raise ValueError(f"plan knows no passes of a teacher, so not {type(module).__name__}: plan its GRPO run")
     if not 0 <= live <= 1:
         raise ValueError(f"--live must lie between 0 and 1, not {live}")
     own, *_ = place_streams(module.backbone, module.adapters)

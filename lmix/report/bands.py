@@ -25,6 +25,8 @@ FAMILIES = (
     "gspo",
     "chord",
     "luffy",
+    "distill",
+    "sdpo",
 )
 """The methods that `method_name` knows, in the order in which tables and figures have them."""
 

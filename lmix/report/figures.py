@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from lmix.evaluation.statistics import wilson_interval
 from lmix.report.bands import band, by_method, detail, family, seeds_text
 from lmix.report.methods import ALPHA, method_name, settings
-from lmix.report.results import SweepRow
+from lmix.report.results import Sweep, SweepRow
 from lmix.report.runs import FLOPS, SOLVE_RATE, Run
 from lmix.report.style import (
     FONT,
     LINE_STYLES,
+    LOOKS,
     TEXT,
     End,
     dress,
@@ -194,6 +195,42 @@ def alpha_sweep(rows: Sequence[SweepRow]) -> Figure:
         rate_axis(axis)
         label_ends(axis, ends)
     return figure
+
+
+def realignment(sweeps: Sequence[Sweep]) -> Figure:
+    """Format and solve rate against the alpha of decoding, a line for each alpha of training (decoding-time
+    realignment, Liu et al., arXiv 2402.02992). A ring marks where both are the same.
+
+    Args:
+        sweeps: those without a trained alpha are left out; several of one are a mean with a band.
+    """
+    figure, axes = panels(2, 1, 6.4, 5.6, share_x=True)
+    trained = sorted({sweep.trained_alpha for sweep in sweeps if sweep.trained_alpha is not None})
+    for axis, name in zip(axes, ("format", "solve"), strict=True):
+        ends = []
+        for place, alpha in enumerate(trained):
+            style = list(LOOKS.values())[3 + place % (len(LOOKS) - 3)]
+            lines = [rates_by_alpha(sweep, name) for sweep in sweeps if sweep.trained_alpha == alpha]
+            x = sorted(set.intersection(*(set(rates) for rates in lines)))
+            if not x:
+                continue
+            mean = [sum(rates[b] for rates in lines) / len(lines) for b in x]
+            low, high = zip(*((min(r[b] for r in lines), max(r[b] for r in lines)) for b in x), strict=True)
+            axis.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
+            axis.plot(x, mean, color=style.colour, marker=style.marker, markersize=5, linewidth=1.6)
+            if alpha in x:
+                axis.plot(alpha, mean[x.index(alpha)], "o", markersize=12, fillstyle="none", color=style.colour)
+            ends.append(End(f"trained at {ALPHA}={alpha:g}", x[-1], mean[-1], style.colour))
+        dress(axis, f"{ALPHA} of decoding" if name == "solve" else "", f"held-out {name} rate")
+        rate_axis(axis)
+        label_ends(axis, ends)
+    return figure
+
+
+def rates_by_alpha(sweep: Sweep, name: str) -> dict[float, float]:
+    """A sweep's format or solve rate by alpha, of averaged logits."""
+    rows = [row for row in sweep.rows if row.mixture == "logits"]
+    return {row.alpha: (row.format if name == "format" else row.solved) / row.n for row in rows}
 
 
 def draw_methods(

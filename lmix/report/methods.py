@@ -36,6 +36,8 @@ OBJECTIVES = {
     "RLOO": "rloo",
 }
 """What lmix's other objectives are called where the policy alone is optimised, as in configs/methods."""
+MODULES = {"DistillModule": "distill", "SDPOModule": "sdpo"}
+"""What the modules are called whose teacher is their method."""
 BASE = (None, "base", "null", "None")
 """How a configuration names the base as an adapter; see `AdapterConfig`."""
 PATHS = ADAPTERS | {"experts", "path", "source", "test_source"}
@@ -64,6 +66,8 @@ def base_method(config: dict[str, Any]) -> str:
     callbacks = [callback["class_path"] for callback in config["trainer"].get("callbacks") or []]
     if config["model"]["class_path"].endswith("SFTModule"):
         return "sft" if arguments["adapters"].get("policy") in BASE else "sft_continued"
+    if own := MODULES.get(last_part(config["model"]["class_path"], ".")):
+        return own
     objective = objective_name(config)
     if objective == "LogitFusion" or (alpha == 0 and objective in OBJECTIVES):
         return OBJECTIVES[objective]
@@ -87,7 +91,7 @@ def own_classes(config: dict[str, Any]) -> list[str]:
     paths = [part["class_path"] for part in [config["model"], *callbacks]]
     own = [last_part(path, ".") for path in paths if "." in short_class(path)]
     objective = objective_name(config)
-    named = objective == "GRPO" or base_method(config) == OBJECTIVES.get(objective)
+    named = objective in ("GRPO", "Distillation") or base_method(config) == OBJECTIVES.get(objective)
     return own if named else [objective, *own]
 
 

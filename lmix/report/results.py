@@ -32,6 +32,8 @@ class Sweep:
     task: str
     """With the backbone's name and the policy's origin, where the file says them."""
     rows: list[SweepRow]
+    trained_alpha: float | None = None
+    """What the policy was trained at, where the file says it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def read_sweep(folder: Path) -> Sweep:
             SweepRow(r["mixture"], r["alpha"], r["format"], r["solved"], r["n"], r.get("anywhere"))
             for r in found["rows"]
         ]
-        sweep = Sweep(_setting(found), rows)
+        sweep = Sweep(_setting(found), rows, found.get("trained_alpha"))
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder / SWEEP, error) from error
     if not rows or any(row.n < 1 for row in rows):

@@ -47,6 +47,8 @@ LOOKS = {  # Okabe and Ito's palette, with a grey; the others' are Tol's
     "gspo": Look("#661100", "$\\circ$"),
     "chord": Look("#AA4499", "$+$"),
     "luffy": Look("#6699CC", "$\\times$"),
+    "distill": Look("#DDCC77", "$\\triangle$"),
+    "sdpo": Look("#88CCEE", "$\\nabla$"),
 }
 
 

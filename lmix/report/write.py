@@ -48,6 +48,8 @@ def write_report(folders: list[Path], out: Path, title: str = "lmix report") -> 
         parts += setting_section([run for run in evaluated if run.setting == setting], out)
     for number, sweep in enumerate(sweeps, 1):
         parts += sweep_section(sweep, out, f"sweep-{number}")
+    if len({sweep.trained_alpha for sweep in sweeps} - {None}) > 1:
+        parts += realignment_section(sweeps, out)
     for number, comparison in enumerate(comparisons, 1):
         parts += comparison_section(comparison, out, f"compare-{number}")
     path = out / "report.md"
@@ -152,6 +154,16 @@ def sweep_section(sweep: Sweep, out: Path, name: str) -> list[str]:
         "intervals.",
         write_csv(rows, out, name),
         write_figure(figures.alpha_sweep(sweep.rows), out, name, "Format and solve rate against alpha"),
+    ]
+
+
+def realignment_section(sweeps: Sequence[Sweep], out: Path) -> list[str]:
+    """Rates of policies that were trained at several alphas, each decoded at several."""
+    return [
+        "## Trained at one alpha, decoded at another",
+        "Logits, greedy; a ring marks the alpha that a policy was trained at. Where several sweeps have one trained "
+        "alpha, the mean with a band from lowest to highest.",
+        write_figure(figures.realignment(sweeps), out, "realignment", "Trained at a, decoded at b"),
     ]
 
 

@@ -22,7 +22,7 @@ class AlphaCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raise ValueError where the module has no alpha that could be moved."""
         name = type(self).__name__
-        if not isinstance(pl_module, GRPOModule):
+        if not isinstance(pl_module, GRPOModule) or pl_module.has_teacher:
             kind = type(pl_module).__name__
             raise ValueError(f"{name} moves the alpha of lmix.GRPOModule; {kind} has none: leave it out")
         if pl_module.weights is not None:

@@ -146,12 +146,12 @@ class PolicyCheckpoint(Checkpoint):
         """Write the checkpoint of this step, once, and drop what is too old."""
         if self.last_step == trainer.global_step or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        path = self.path(trainer)
+        path, module = self.path(trainer), trainer.lightning_module
         self.saved = [*(old for old in self.saved if old.parent == path.parent and old != path), path]
         try:
             # the file last: where it is, its folder is
             if trainer.is_global_zero:
-                trainer.lightning_module.policy.save_policy(path.with_suffix(""))  # pyright: ignore
+                module.policy.save_policy(path.with_suffix(""), module.origin)  # pyright: ignore
             trainer.save_checkpoint(path)
         except OSError as error:
             before = (

@@ -63,12 +63,20 @@ class GRPOModule(AdapterModule):
         self.rewards = RewardSum(rewards, sampling.max_new_tokens)
         # the default is jsonargparse's placeholder, which shows its settings in --help and is not initialised yet
         self.objective = GRPO() if hasattr(objective, "lazy_get_init_data") else objective
+        if self.objective.needs_teacher and not self.has_teacher:
+            raise ValueError(
+                f"objective {type(self.objective).__name__} needs a teacher: give --model=lmix.DistillModule "
+                "(configs/methods/distill.yaml) or lmix.SDPOModule (configs/methods/sdpo.yaml)"
+            )
         if self.objective.needs_reference and (alpha or weights is not None):
             mixed = f"model.alpha {alpha:g}" if weights is None else f"model.weights {weights}"
             raise ValueError(
                 f"the objective's KL (objective.beta) is the policy's, but {mixed} mixes it: set model.alpha to 0 "
                 "(configs/methods/kl_grpo.yaml) or objective.beta to 0"
             )
+
+    has_teacher = False
+    """Whether updates have a teacher, which an objective may need."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -166,13 +174,14 @@ class GRPOModule(AdapterModule):
         (total,) = self.sum_over_ranks([len(groups)])
         places = [self.rank + i * self.ranks for i in range(len(groups))]
         parts = mini_batch_places(places, int(total), self.objective.mini_batches)
-        updates = [
-            Update(self, self.mixture, self.objective, [members[i] for i in part], advantages_PG[part], self.sampling)
-            for part in parts
-        ]
+        updates = [self.update([members[i] for i in part], advantages_PG[part]) for part in parts]
         for update in updates[1:]:
             update.record_old()
         return updates
+
+    def update(self, groups: Sequence[Group], advantages_PG: torch.Tensor) -> Update:
+        """Of the groups of one optimiser step."""
+        return Update(self, self.mixture, self.objective, groups, advantages_PG, self.sampling)
 
     def with_demonstrations(self, groups: Sequence[Group]) -> list[Group]:
         """The groups, each with its problem's demonstration, judged, as one more completion where the objective learns

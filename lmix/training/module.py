@@ -18,7 +18,8 @@ from lmix.model.backbone import BackboneConfig, dtype_name
 from lmix.model.end_tokens import end_tokens
 from lmix.model.frozen import four_bit_layers
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.mixture import Mixture, MixtureKind, mixture_of
+from lmix.model.mixture import POLICY, Mixture, MixtureKind, mixture_of
+from lmix.model.origin import Origin
 from lmix.model.placement import model_paths
 from lmix.model.sources import check_places
 from lmix.model.tokenizer import load_tokenizer
@@ -90,6 +91,14 @@ class AdapterModule(OptimisedModule):
     def model_path(self) -> str:
         """The policy's model: `backbone.path`, or the whole model that `adapters.policy` names."""
         return model_paths(self.backbone, self.adapters)[0]
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the folder beside a checkpoint says of its adapter: the mixture that it is the policy of, if it is."""
+        if len(self.mixture.streams) < 2:
+            return None
+        streams = {POLICY: ".", **self.adapters.frozen()}
+        return Origin("mixture", self.model_path, streams, self.mixture.by_name(), {"mixture": self.mixture.kind})
 
     @property
     def datamodule(self) -> RLDataModule:

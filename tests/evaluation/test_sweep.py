@@ -9,10 +9,13 @@ from lmix.evaluation import sweep as sweep_module
 from lmix.evaluation.evaluate import evaluate
 from lmix.evaluation.rows import read_rows
 from lmix.evaluation.session import Session
-from lmix.evaluation.sweep import sweep
+from lmix.evaluation.sweep import sweep, trained_alpha
 from lmix.model.adapters import AdapterConfig
+from lmix.model.backbone import BackboneConfig
+from lmix.training.grpo import GRPOModule
 from tests.evaluation.conftest import N, common, correct, load
 
+SFT = "lmix:tiny-arithmetic-sft"
 CELLS = [(mixture, alpha) for mixture in ("logits", "probs") for alpha in (0.0, 0.4, 1.0)]
 
 
@@ -139,3 +142,19 @@ def test_damaged_files(swept, tmp_path, name):
     (tmp_path / name).write_text('{"half":')
     with pytest.raises(ValueError, match=f"{name} is damaged: remove the folder"):
         sweep(out=str(tmp_path), **common())
+
+
+def test_a_policy_says_what_it_was_trained_at_and_decodes_at_any_alpha(tmp_path):
+    """The folder beside a checkpoint has the mixture; `evaluate` and `sweep` take another alpha than that."""
+    module = GRPOModule(BackboneConfig(quantization="none", dtype="float32"), AdapterConfig(reference=SFT), alpha=0.3)
+    module.configure_model()
+    module.policy.save_policy(tmp_path / "policy", module.origin)
+    adapters = AdapterConfig(policy=str(tmp_path / "policy"), reference=SFT)
+    settings = common(adapters=adapters)
+    content = sweep(alphas=[0.3, 0.8], mixtures=["logits"], out=str(tmp_path / "sweep"), **settings)
+    assert content["trained_alpha"] == 0.3
+    assert load(tmp_path / "sweep" / "sweep.json")["trained_alpha"] == 0.3
+    evaluate(alpha=0.8, out=str(tmp_path / "at"), **settings)
+    assert correct(tmp_path / "at", who="mixed") == correct(tmp_path / "sweep", alpha=0.8)
+    assert trained_alpha(SFT) is None  # nothing says it
+    assert trained_alpha("base-model/hub-id") is None

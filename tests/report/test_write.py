@@ -1,10 +1,13 @@
 # ruff: noqa: RUF001 - the alpha is meant
 
+import json
 import re
 
 import pytest
 
 from lmix.report import write_report
+from lmix.report.figures import realignment
+from lmix.report.results import read_sweep
 from tests.report.conftest import config, solving
 
 
@@ -77,3 +80,23 @@ def test_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="needs folders"):
         write_report([], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_sweeps_of_policies_trained_at_two_alphas_are_drawn_together(sweep_folder, tmp_path):
+    """Two seeds of one alpha and one of another; a sweep that does not say its policy's alpha is left out."""
+    content = json.loads((sweep_folder / "sweep.json").read_text())
+    folders = [sweep_folder]
+    for name, alpha in (("a", 0.5), ("b", 0.5), ("c", 0.0)):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        (folders[-1] / "sweep.json").write_text(json.dumps({**content, "trained_alpha": alpha}))
+    path = write_report(folders, tmp_path / "out")
+    assert "## Trained at one alpha, decoded at another" in path.read_text()
+    assert (path.parent / "realignment.svg").stat().st_size > 0
+    sweeps = [read_sweep(folder) for folder in folders]
+    assert [sweep.trained_alpha for sweep in sweeps] == [None, 0.5, 0.5, 0.0]
+    figure = realignment(sweeps)
+    assert [text.get_text() for text in figure.axes[1].texts] == ["trained at α=0", "trained at α=0.5"]
+    assert [list(line.get_ydata()) for line in figure.axes[1].lines if len(line.get_xdata()) > 1] == [[0.3, 0.6]] * 2
+    only_one = write_report([sweep_folder, folders[1]], tmp_path / "other").read_text()
+    assert "decoded at another" not in only_one

@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch, fails):
         plain = PolicyCheckpoint.save
 
         def save(self, trainer):
-            monkeypatch.setattr(trainer.lightning_module.policy, "save_policy", lambda folder: None)
+            monkeypatch.setattr(trainer.lightning_module.policy, "save_policy", lambda folder, origin: None)
             plain(self, trainer)
 
         monkeypatch.setattr(PolicyCheckpoint, "save", save)

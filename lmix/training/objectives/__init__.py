@@ -3,6 +3,7 @@
 from lmix.training.objectives.chord import CHORD
 from lmix.training.objectives.cispo import CISPO
 from lmix.training.objectives.dapo import DAPO
+from lmix.training.objectives.distillation import Distillation
 from lmix.training.objectives.dr_grpo import DrGRPO
 from lmix.training.objectives.grpo import GRPO
 from lmix.training.objectives.gspo import GSPO
@@ -19,6 +20,7 @@ __all__ = [
     "GSPO",
     "LUFFY",
     "RLOO",
+    "Distillation",
     "DrGRPO",
     "LogitFusion",
     "Objective",

@@ -54,6 +54,9 @@ class Scored(NamedTuple):
     """Under the reference alone, where `Objective.needs_reference`."""
     demonstration: Tensor | None = None
     """`[b]`, bool: rows that are demonstrations and were not sampled, where `Objective.adds_demonstration`."""
+    divergence: Tensor | None = None
+    """Of what is optimised from the teacher, with gradient, where `Objective.needs_teacher`; the log-probabilities have
+    none then."""
 
 
 class Objective:
@@ -85,6 +88,9 @@ class Objective:
 
     optimises_policy = False
     """Whether the policy alone is optimised on completions that the mixture drew."""
+
+    needs_teacher = False
+    """Whether `terms` wants the divergence from a teacher, which only modules that have one compute."""
 
     logged: tuple[str, ...] = ()
     """Names of what `terms` gives to be logged; the same on all ranks, also on one that scores nothing in a step."""

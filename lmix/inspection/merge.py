@@ -1,0 +1,132 @@
+"""The command `merge`: adapters averaged in weight space, as one adapter or as a full checkpoint."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lmix.errors import one_line_errors
+from lmix.files import whole_folder
+from lmix.model.adapters import AdapterConfig, check_adapter, write_adapter
+from lmix.model.backbone import BackboneConfig, load_backbone
+from lmix.model.end_tokens import end_tokens
+from lmix.model.merging import Merged, fold, merge_adapters
+from lmix.model.mixture import mixture_of
+from lmix.model.origin import Origin, read_origin
+from lmix.model.placement import field_of, is_model
+from lmix.model.prequantized import quantization_method
+from lmix.model.sources import load_config
+from lmix.model.tokenizer import load_tokenizer
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+def merge(
+    base: str,
+    policy: str,
+    out: str,
+    reference: str | None = None,
+    experts: list[str] = [],  # noqa: B006  # never changed
+    alpha: float | None = None,
+    weights: list[float] | None = None,
+    rank: int | None = None,
+    full: bool = False,
+    dtype: DType | None = None,
+) -> dict[str, Any]:
+    """Average a mixture's adapters in weight space: one model that costs one stream.
+
+    It is not the mixture: logits are averaged there, weights here. The average of two LoRAs is a LoRA whose rank is the
+    sum of theirs. Writes an adapter in peft's layout, or with `full` the base with the average added to its weights, in
+    the layout of transformers.
+
+    Args:
+        base: the model that the adapters were trained on: folder, hub id, .gguf file or lmix:NAME.
+        policy: folder of the policy's adapter; alone, and with `full`, it is folded into the base.
+        out: folder to write into.
+        reference: folder of the reference's adapter, or `base`; null for the policy alone.
+        experts: folders of further adapters, each as `reference`.
+        alpha: weight of the reference, in [0, 1]; null is 0.5.
+        weights: of the policy, the reference and each expert, in place of alpha.
+        rank: cut the average to this rank by singular value decomposition; null keeps it exact. The error that a cut
+            leaves is printed.
+        full: write a full checkpoint with tokenizer. The base's weights are held in float32 for it, 4 bytes a weight.
+        dtype: of the full checkpoint's weights; null is the base's own.
+
+    Returns:
+        `rank` of the average, and `error`: the norm of what a cut leaves over the norm of the average.
+
+    Raises:
+        ValueError: an adapter that does not fit the base, adapters of different layers, a rank above the sum of theirs,
+            or a whole model in place of an adapter.
+    """
+    adapters = AdapterConfig(reference or "base", policy, list(experts))
+    if reference is None and (alpha is not None or weights is not None or experts):
+        raise ValueError("reference is null, and alpha, weights and experts need one: give its adapter, or base")
+    if dtype is not None and not full:
+        raise ValueError(f"dtype {dtype} is of a full checkpoint: set full to true, or leave it out")
+    chosen = 0.0 if reference is None else 0.5 if alpha is None else alpha
+    mixture = mixture_of(chosen, "logits", weights, adapters.streams)
+    streams = {"policy": adapters.policy, **adapters.frozen()}
+    for stream, path in streams.items():
+        if path is not None and is_model(field_of(stream), path):
+            field = field_of(stream).removeprefix("adapters.")
+            raise ValueError(f"{field} {path!r} is a whole model: make an adapter of it by lmix delta")
+    if full:
+        check_plain(base)
+    paths = {stream: path for stream, path in streams.items() if path is not None}
+    if not paths:
+        raise ValueError("policy and reference are the base itself: give the folder of an adapter")
+    folder = Path(out)
+    check_out(folder, full)
+    for path in paths.values():
+        check_adapter(path, base)
+    by_name = mixture.by_name()
+    merged = merge_adapters(paths, [by_name[stream] for stream in paths], load_config(base), rank)
+    used = {name: weight for name, weight in by_name.items() if weight}
+    origin = Origin(
+        "merged",
+        base,
+        {name: streams[name] for name in used},
+        used,
+        {"rank": merged.rank, "error": merged.error, "full": full},
+    )
+    if full:
+        write_full(base, merged, folder, origin, dtype)
+    else:
+        config = merged.config
+        config.base_model_name_or_path = base
+        write_adapter(config, merged.peft_weights(), folder, origin)
+    print(f"{out}: {origin}; rank {merged.rank} leaves {merged.error:.3g} of the average (norms)")
+    return {"rank": merged.rank, "error": merged.error}
+
+
+def check_out(folder: Path, full: bool) -> None:
+    """Raise ValueError where the folder is there and is not one that merge has written of the same kind."""
+    found = read_origin(folder)
+    if folder.exists() and (found is None or found.way != "merged" or found.details.get("full") != full):
+        kind = "a full checkpoint" if full else "an adapter"
+        raise ValueError(f"out {str(folder)!r} is there and is not {kind} that merge wrote: give another place")
+
+
+def check_plain(base: str) -> None:
+    """Raise ValueError where a base's weights are not plain numbers, to which others can be added."""
+    method = "its .gguf format" if base.endswith(".gguf") else quantization_method(load_config(base))
+    if method is not None:
+        raise ValueError(f"base {base!r} is quantised by {method}: give its unquantised checkpoint, or leave out full")
+
+
+def write_full(base: str, merged: Merged, folder: Path, origin: Origin, dtype: DType | None) -> None:
+    """Write the base with the average folded in, and the tokenizer, as transformers loads them."""
+    own = getattr(load_config(base), "dtype", None)
+    model = load_backbone(BackboneConfig(base, "none", dtype="float32"))
+    fold(model, merged.layers)
+    tokenizer = load_tokenizer(base)
+    settings: Any = model.generation_config
+    if settings is not None:
+        settings.eos_token_id = end_tokens(model, tokenizer)
+    kept = getattr(torch, dtype) if dtype else own or torch.float32
+    with whole_folder(folder) as part:
+        with one_line_errors(f"{str(folder)!r} can't be written"):
+            model.to(kept).save_pretrained(part)  # pyright: ignore[reportArgumentType]
+            tokenizer.save_pretrained(part)
+        origin.write(part)

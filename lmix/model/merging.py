@@ -1,0 +1,147 @@
+"""The weight-space average of adapters of one base, as one adapter, and an adapter folded into the base.
+
+Legend: K adapters, R the sum of their ranks, r the rank that is kept.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lmix.functional import low_rank_product
+from lmix.model.adapters import lora_layers, read_adapter
+from lmix.model.backbone import skeleton
+
+PEFT = "base_model.model."
+"""What peft writes before a layer's name."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """An adapter's product on one layer, `scaling * b a`."""
+
+    b: Tensor
+    """`[D_out, r]`."""
+    a: Tensor
+    """`[r, D_in]`."""
+    scaling: float = 1.0
+
+    @property
+    def delta(self) -> Tensor:
+        """What it adds to the layer's weight, `[D_out, D_in]`, float32."""
+        return (self.scaling * self.b.double() @ self.a.double()).float()
+
+
+@dataclass(frozen=True)
+class Merged:
+    """An average of adapters."""
+
+    layers: dict[str, LowRank]
+    """By the layer's name in the base."""
+    config: LoraConfig
+    """peft's, for these layers."""
+    error: float
+    """Norm of what the rank leaves over the norm of the average, over all layers; 0 where it is exact."""
+
+    @property
+    def rank(self) -> int:
+        return self.config.r
+
+    def peft_weights(self) -> dict[str, Tensor]:
+        """By the names that a peft folder has for them, float32; layers of less rank are filled up with zeros."""
+        weights = {}
+        for name, layer in self.layers.items():
+            missing = self.rank - layer.a.shape[0]
+            b, a = layer.b.float() * layer.scaling, layer.a.float()
+            weights[f"{PEFT}{name}.lora_A.weight"] = nn.functional.pad(a, (0, 0, 0, missing))
+            weights[f"{PEFT}{name}.lora_B.weight"] = nn.functional.pad(b, (0, missing))
+        return weights
+
+
+def read_layers(path: str, base: PretrainedConfig) -> tuple[LoraConfig, dict[str, LowRank]]:
+    """An adapter's products by layer, at the scale that peft gives each. Errors as in `read_adapter`."""
+    config, weights = read_adapter(path)
+    layers = {}
+    for name, layer in lora_layers(get_peft_model(skeleton(base), config)):
+        b, a = (weights[f"{PEFT}{name}.lora_{factor}.weight"] for factor in "BA")
+        layers[name] = LowRank(b, a, float(layer.scaling["default"]))
+    return config, layers
+
+
+def merge_adapters(
+    paths: Mapping[str, str], weights: Sequence[float], base: PretrainedConfig, rank: int | None
+) -> Merged:
+    """Average adapters in weight space: `sum_k w_k s_k B_k A_k` on each layer.
+
+    Args:
+        paths: the setting that names an adapter -> its folder. All fit the base.
+        weights: one an adapter. What is left to 1 is the base's, whose product is zero.
+        base: the base's configuration.
+        rank: r; None keeps all R, which is exact.
+
+    Raises:
+        ValueError: adapters of different layers, or a rank outside 1 to R.
+    """
+    read = {field: read_layers(path, base) for field, path in paths.items()}
+    (first, (config, own)), *others = read.items()
+    for field, (_, layers) in others:
+        if differing := sorted(set(own) ^ set(layers)):
+            which = first if differing[0] in own else field
+            raise ValueError(
+                f"{first} {paths[first]!r} and {field} {paths[field]!r} adapt different layers: {differing[0]} is in "
+                f"{which} only: give adapters of the same target_modules"
+            )
+    stacked = {}
+    for name in own:
+        parts = [layers[name] for _, layers in read.values()]
+        scaled = [w * part.scaling * part.b.double() for w, part in zip(weights, parts, strict=True)]
+        stacked[name] = LowRank(torch.cat(scaled, dim=1), torch.cat([part.a.double() for part in parts]))
+    full = max(layer.a.shape[0] for layer in stacked.values())
+    if rank is not None and not 1 <= rank <= full:
+        raise ValueError(
+            f"rank must be from 1 to {full}, the sum of the adapters' ranks, not {rank}: that is exact already"
+        )
+    merged, left, whole = {}, 0.0, 0.0
+    for name, layer in stacked.items():
+        kept = layer.a.shape[0] if rank is None else min(rank, layer.a.shape[0])
+        if kept == layer.a.shape[0]:
+            merged[name] = layer
+            whole += _squared_norm(layer)
+            continue
+        b, a, rest = low_rank_product(layer.b, layer.a, kept)
+        merged[name], left, whole = LowRank(b, a), left + rest, whole + rest + _squared_norm(LowRank(b, a))
+    return Merged(merged, _config(config, rank or full), math.sqrt(left / whole) if whole else 0.0)
+
+
+@torch.no_grad()
+def fold(model: PreTrainedModel, layers: Mapping[str, LowRank]) -> None:
+    """Add adapters' products to a model's weights, in place; sums are made in float32 and rounded once."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    for name, layer in layers.items():
+        module = modules[name]
+        weight = module.weight.float() + layer.delta.to(module.weight.device)
+        if module is head and module.weight is embeddings.weight:  # the embeddings stay as they are
+            module.weight = nn.Parameter(weight.to(module.weight.dtype))
+            model.config.tie_word_embeddings = False
+        else:
+            module.weight.copy_(weight)
+
+
+def _config(like: LoraConfig, rank: int) -> LoraConfig:
+    """Of an adapter on the same layers, of one rank and scale 1."""
+    config = deepcopy(like)
+    config.r = config.lora_alpha = rank
+    config.rank_pattern, config.alpha_pattern, config.use_rslora = {}, {}, False
+    return config
+
+
+def _squared_norm(layer: LowRank) -> float:
+    """Squared Frobenius norm of a product, without forming it."""
+    return float(((layer.b.mT @ layer.b) * (layer.a @ layer.a.mT)).sum())

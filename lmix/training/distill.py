@@ -1,0 +1,117 @@
+"""On-policy distillation of a mixture into one adapter, which costs one stream.
+
+GKD (Agarwal et al., arXiv 2306.13649), MiniLLM (Gu et al., arXiv 2306.08543), "On-Policy Distillation" (Thinking
+Machines, 2025).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jsonargparse.typing import lazy_instance
+from torch import Tensor
+
+from lmix.model.adapters import AdapterConfig
+from lmix.model.backbone import BackboneConfig
+from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, mixture_of
+from lmix.model.origin import Origin
+from lmix.model.placement import check_placed, check_tokens, is_model, place_streams
+from lmix.rollout.types import Group
+from lmix.training.config import OptimizerConfig, SamplingConfig
+from lmix.training.distillation import DistillationUpdate
+from lmix.training.grpo import GRPOModule
+from lmix.training.objectives import Distillation
+from lmix.training.update import Update
+
+
+class DistillModule(GRPOModule):
+    """On-policy distillation: the student samples, and moves towards the frozen mixture at each of its own tokens.
+
+    backbone, adapters, alpha, mixture and weights say what is distilled, as they did when it was trained;
+    adapters.policy is what was trained. The student is a new adapter, written as `policy`; what is sampled and
+    evaluated is the student alone. Rewards are logged and do not enter the loss.
+
+    Args:
+        backbone: the model that the streams share.
+        adapters: the mixture's streams. `rank`, `lora_alpha` and `target_modules` are of a student that starts at the
+            base.
+        alpha: weight of the reference in the mixture, in [0, 1].
+        mixture: what the mixture averages, logits or probabilities.
+        weights: of the policy, the reference and each of adapters.experts, in place of alpha.
+        student: where the student starts: `policy`, `reference` or `base`, or the path of an adapter, such as one of
+            lmix merge.
+        sampling: how completions are drawn; at another temperature than 1 the teacher is tempered as well.
+        rewards: what completions are worth, for the logs alone.
+        objective: which divergence, and how it is averaged.
+        optimizer: how the gradient becomes a step.
+
+    Raises:
+        ValueError: alpha outside [0, 1], weights that do not fit the adapters, or settings that mean nothing here.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig = BackboneConfig(),
+        adapters: AdapterConfig = AdapterConfig(),
+        alpha: float = 0.5,
+        mixture: MixtureKind = "logits",
+        weights: list[float] | None = None,
+        student: str = POLICY,
+        sampling: SamplingConfig = SamplingConfig(),
+        rewards: dict[str, float] = {"verifier": 1.0},  # noqa: B006  # never changed
+        objective: Distillation = lazy_instance(Distillation),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+    ) -> None:
+        distilled = mixture_of(alpha, mixture, weights, adapters.streams, sampling.temperature)
+        starts = {POLICY: adapters.policy, REFERENCE: adapters.reference, "base": None}
+        # the student takes the place of the policy, which becomes one more frozen stream
+        streams = replace(
+            adapters,
+            policy=starts.get(student, student),
+            experts=[adapters.policy or "base", *adapters.experts],
+        )
+        super().__init__(
+            backbone,
+            streams,
+            weights=[1.0, *[0.0] * (streams.streams - 1)],
+            sampling=sampling,
+            rewards=rewards,
+            objective=Distillation() if hasattr(objective, "lazy_get_init_data") else objective,
+            optimizer=optimizer,
+        )
+        of_policy, of_reference, *of_experts = distilled.weights
+        self.teacher: Mixture = replace(distilled, weights=(0.0, of_reference, of_policy, *of_experts))
+        self.distilled_adapters, self.student = adapters, student
+        self.distilled = distilled
+        check_every_completion_counts(sampling)
+
+    objective: Distillation
+    has_teacher = True
+
+    def setup(self, stage: str) -> None:
+        # with the names that the settings have for the streams
+        check_placed(self.backbone.path, place_streams(self.backbone, self.distilled_adapters), self.root_device)
+        if self.student not in (POLICY, REFERENCE, "base") and is_model("student", self.student):
+            check_tokens("student", self.student, self.backbone.path)
+        super().setup(stage)
+
+    @property
+    def origin(self) -> Origin:
+        """The mixture that the student was trained towards."""
+        streams = {POLICY: self.distilled_adapters.policy, **self.distilled_adapters.frozen()}
+        divergence = self.objective.divergence
+        details = {"mixture": self.distilled.kind, "student": self.student, "divergence": divergence.kind}
+        return Origin("distilled", self.model_path, streams, self.distilled.by_name(), details)
+
+    def update(self, groups: Sequence[Group], advantages_PG: Tensor) -> Update:
+        return DistillationUpdate(
+            self, self.mixture, self.objective, groups, advantages_PG, self.sampling, self.teacher
+        )
+
+
+def check_every_completion_counts(sampling: SamplingConfig) -> None:
+    """Raise ValueError where dead groups would be replaced: by a divergence every completion teaches."""
+    if sampling.resample_dead:
+        raise ValueError(
+            f"sampling.resample_dead must be 0 for distillation, not {sampling.resample_dead}: groups of equal rewards "
+            "teach as much as others"
+        )

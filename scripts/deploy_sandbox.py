@@ -1,0 +1,216 @@
+"""The runs and numbers of docs/results/deploy.md: one mixture three ways, other alphas, and SDPO, on the sandbox.
+
+`python scripts/deploy_sandbox.py` runs all and writes the rows; what is there is not run again.
+"""
+
+import csv
+import json
+import shlex
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from lmix.evaluation.statistics import wilson_interval
+from lmix.report.runs import EVENTS, read_scalars
+
+MIXED, OTHERS, DECODED = 0.5, (0.2, 0.8), "[0,0.2,0.5,0.8,1]"
+BASE, SFT = "lmix:tiny-arithmetic", "lmix:tiny-arithmetic-sft"
+DEMO = ["--config=configs/demo.yaml", "--trainer.enable_progress_bar=false"]
+DISTILL = [
+    *DEMO,
+    "--config=configs/methods/distill.yaml",
+    "--model.sampling.samples_per_prompt=2",
+    "--model.optimizer.schedule=cosine",
+]
+SDPO = [
+    *DEMO,
+    "--config=configs/methods/sdpo.yaml",
+    f"--model.adapters.policy={SFT}",
+    # the sandbox's model has 96 tokens, and none for the default's words
+    "--model.feedback.kind=solution",
+    '--model.feedback.solution="\\n{solution}"',
+    "--model.feedback.closing=",
+    "--trainer.max_steps=20",
+]
+MODEL = ["--backbone.quantization=none", "--backbone.dtype=float32"]
+# other problems than those that settings were tried on
+HELD_OUT = ["--task=lmix.tasks.ArithmeticTask", "--task.seed=1", "--max_new_tokens=64", "--slots=256", *MODEL]
+PARTS = ("train", "distill", "merge", "evaluate", "others", "sweep", "sdpo", "tables")
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/deploy"), help="folder of runs and evaluations")
+    parser.add_argument("--rows", type=Path, default=Path("docs/results/deploy"), help="folder of the tables")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--launcher", default="", help="put before each command, such as `nice -n 10`")
+    settings = parser.parse_args()
+    work = Work(settings.out, settings.seeds, shlex.split(settings.launcher))
+    for part in settings.only:
+        if part == "tables":
+            write_tables(settings.out, settings.rows)
+        else:
+            getattr(work, part)()
+
+
+class Work:
+    """Runs lmix's commands, each into a folder of its own."""
+
+    def __init__(self, out: Path, seeds: list[int], launcher: list[str]) -> None:
+        self.out, self.seeds, self.launcher = out, seeds, launcher
+
+    def lmix(self, command: str, done: Path, *flags: str) -> None:
+        """Run a command unless the file or folder that it ends with is there; its output goes beside that."""
+        if done.exists():
+            return
+        done.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{time.strftime('%X')} {command} {done}", flush=True)
+        with (self.out / f"{'-'.join(done.relative_to(self.out).parts)}.log").open("w") as log:
+            subprocess.run(
+                [*self.launcher, sys.executable, "-m", "lmix", command, *flags], check=True, stdout=log, stderr=log
+            )
+
+    def fit(self, name: str, seed: int, *flags: str, steps: int = 40) -> None:
+        """A run in the folder `name`."""
+        logger = ["--trainer.logger.version=", f"--trainer.logger.save_dir={self.out}"]
+        logger.append(f"--trainer.logger.name={name}")
+        self.lmix(
+            "fit", self.out / name / f"checkpoints/step={steps:04d}", *flags, f"--seed_everything={seed}", *logger
+        )
+
+    def mixture(self, seed: int, alpha: float = MIXED, step: int = 40) -> Path:
+        return self.out / f"mixture-a{alpha:g}-s{seed}/checkpoints/step={step:04d}"
+
+    def train(self) -> None:
+        """GRPO inside the mixture, as in the demo."""
+        for seed in self.seeds:
+            self.fit(f"mixture-a{MIXED:g}-s{seed}", seed, *DEMO, f"--model.alpha={MIXED}")
+
+    def others(self) -> None:
+        """20 steps at other alphas, the first seed alone."""
+        for alpha in OTHERS:
+            flags = [*DEMO, f"--model.alpha={alpha}", "--trainer.max_steps=20"]
+            self.fit(f"mixture-a{alpha:g}-s{self.seeds[0]}", self.seeds[0], *flags, steps=20)
+
+    def distill(self) -> None:
+        """The student from the policy, towards the mixture of the same seed."""
+        for seed in self.seeds:
+            streams = [f"--model.adapters.policy={self.mixture(seed)}", f"--model.adapters.reference={SFT}"]
+            self.fit(f"distilled-s{seed}", seed, *DISTILL, *streams)
+
+    def merge(self) -> None:
+        for seed in self.seeds:
+            both = [f"--base={BASE}", f"--policy={self.mixture(seed)}", f"--reference={SFT}", "--alpha=0.5"]
+            for name, flags in (("merged", []), ("merged16", ["--rank=16"]), ("checkpoint", ["--full=true"])):
+                folder = self.out / f"{name}-s{seed}"
+                self.lmix("merge", folder, *both, *flags, f"--out={folder}")
+
+    def evaluate(self) -> None:
+        """Greedy, on 500 problems that no setting was tried on."""
+        for seed in self.seeds:
+            pair = [f"--adapters.policy={self.mixture(seed)}", f"--adapters.reference={SFT}"]
+            for who in ("mixed", "policy", "reference"):
+                self.measure(f"{who}-s{seed}", *pair, f"--who=[{who}]")
+            last = self.out / f"distilled-s{seed}/checkpoints/step=0040"
+            for name, folder in (
+                ("distilled", last),
+                ("merged", self.out / f"merged-s{seed}"),
+                ("merged16", self.out / f"merged16-s{seed}"),
+            ):
+                self.measure(f"{name}-s{seed}", f"--adapters.policy={folder}", "--who=[policy]")
+
+    def measure(self, name: str, *flags: str) -> None:
+        folder = self.out / f"eval/{name}"
+        self.lmix("evaluate", folder / "evaluation.json", *HELD_OUT, "--problems=500", *flags, f"--out={folder}")
+
+    def sweep(self) -> None:
+        """Policies after 20 steps at one alpha, each decoded at several."""
+        seed = self.seeds[0]
+        for alpha in (MIXED, *OTHERS):
+            folder = self.out / f"sweep/a{alpha:g}-s{seed}"
+            streams = [f"--adapters.policy={self.mixture(seed, alpha, 20)}", f"--adapters.reference={SFT}"]
+            flags = [*HELD_OUT, "--problems=200", *streams, f"--alphas={DECODED}", "--mixtures=[logits]"]
+            self.lmix("sweep", folder / "sweep.json", *flags, f"--out={folder}")
+
+    def sdpo(self) -> None:
+        for seed in self.seeds[:1]:
+            self.fit(f"sdpo-s{seed}", seed, *SDPO, steps=20)
+            folder = self.out / f"sdpo-s{seed}/checkpoints/step=0020"
+            self.measure(f"sdpo-s{seed}", f"--adapters.policy={folder}", "--who=[policy]")
+
+
+def write_tables(out: Path, rows: Path) -> None:
+    """One row an evaluation, one a cell of the sweeps; prints the means over seeds."""
+    rows.mkdir(parents=True, exist_ok=True)
+    evaluations = [evaluation_row(path) for path in sorted(out.glob("eval/*/evaluation.json"))]
+    write_csv(rows / "evaluations.csv", evaluations)
+    cells = []
+    for path in sorted(out.glob("sweep/*/sweep.json")):
+        found = json.loads(path.read_text())
+        seed = path.parent.name.rpartition("-s")[2]
+        for cell in found["rows"]:
+            cells.append({"trained": found["trained_alpha"], "seed": seed, "decoded": cell["alpha"]} | counts(cell))
+    write_csv(rows / "sweeps.csv", cells)
+    write_csv(rows / "curves.csv", [row for folder in sorted(out.glob("distilled-s*/")) for row in curve(folder)])
+    by_name = {name: [row for row in evaluations if row["name"] == name] for name in {r["name"] for r in evaluations}}
+    for name, own in sorted(by_name.items()):
+        n, solved, form = (sum(row[key] for row in own) for key in ("n", "solved", "format"))
+        rates = [
+            f"{rate:.3f} [{low:.3f}, {high:.3f}]" for rate, (low, high) in map(with_interval, (solved, form), (n, n))
+        ]
+        seeds = [round(row["solved"] / row["n"], 3) for row in own]
+        print(f"{name}: solved {rates[0]}, seeds {seeds}, format {rates[1]}, kept {kept(own, by_name)}")
+
+
+def with_interval(count: int, n: int) -> tuple[float, tuple[float, float]]:
+    return count / n, wilson_interval(count, n)
+
+
+def kept(own: list[dict[str, Any]], by_name: dict[str, list[dict[str, Any]]]) -> str:
+    """(way - SFT) / (mixture - SFT) of solved problems, the mean over seeds and each."""
+    whole, none = ({row["seed"]: row["solved"] for row in by_name[name]} for name in ("mixed", "reference"))
+    parts = [(row["solved"] - none[row["seed"]]) / (whole[row["seed"]] - none[row["seed"]]) for row in own]
+    return f"{sum(parts) / len(parts):.3f} {[round(part, 3) for part in parts]}"
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    """A distillation's held-out rates at each evaluation, and the divergence of the step before it."""
+    scalars = read_scalars(sorted(run.glob(EVENTS)))
+    divergence, form = dict(scalars["train/divergence"]), dict(scalars["val/format_rate"])
+    seed = run.name.rpartition("-s")[2]
+    return [
+        {
+            "seed": seed,
+            "step": step,
+            "solve_rate": round(rate, 4),
+            "format_rate": round(form[step], 4),
+            "divergence": round(divergence[max(step, 1)], 5),
+        }
+        for step, rate in scalars["val/solve_rate"]
+    ]
+
+
+def evaluation_row(path: Path) -> dict[str, Any]:
+    (rates,) = json.loads(path.read_text())["policies"].values()
+    name, _, seed = path.parent.name.rpartition("-s")
+    return {"name": name, "seed": seed} | counts(rates)
+
+
+def counts(rates: dict[str, Any]) -> dict[str, Any]:
+    return {name: rates[name] for name in ("n", "format", "solved")}
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
