@@ -19,6 +19,7 @@ from lmix.model.source_digest import weights_digest
 from lmix.model.sources import check_places, hub_arguments, resolve
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.limits import check_limits
+from lmix.rollout.samplers import LmixEngine, SamplerChoice
 from lmix.rollout.types import Prompt
 from lmix.tasks.task import Split, Task
 
@@ -61,6 +62,9 @@ class EvaluationConfig:
     stop: list[str] = field(default_factory=list)
     """Strings that end a completion, beside the end-of-sequence tokens, as in training; they stay in its text."""
 
+    sampler: SamplerChoice = field(default_factory=LmixEngine)
+    """What draws completions: lmix.rollout.LmixEngine, VLLM or VLLMServers (docs/serve.md)."""
+
     def __post_init__(self) -> None:
         for name in ("problems", "max_prompt_tokens", "max_new_tokens", "slots"):
             check_count(name, getattr(self, name))
@@ -88,6 +92,7 @@ class EvaluationConfig:
             shuffle=self.shuffle,
             tokenizer=load_tokenizer(self.backbone.path),
         )
+        self.sampler.check(self.backbone, self.adapters)
         prompts = data.read([self.split])[self.split]
         for path in model_paths(self.backbone, self.adapters):
             check_places(path, max(len(prompt.ids) for prompt in prompts), self.max_new_tokens)
@@ -112,6 +117,7 @@ class EvaluationConfig:
             "template": self.task.template.name,
             "backbone": asdict(self.backbone),
             "adapters": asdict(self.adapters),
+            "sampler": self.sampler.settings(),
             "contents": {
                 name: stream_checksum(name, path)
                 for name, path in {"policy": self.adapters.policy, **self.adapters.frozen()}.items()

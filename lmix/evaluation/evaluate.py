@@ -60,7 +60,7 @@ def evaluate(
     mixed_alpha = None if config.weights else alpha
     settings = config.settings(prompts) | {"alpha": mixed_alpha, "mixture": mixture, "samples": samples}
     try:
-        session = Session(config, prompts, console)
+        session = Session(config, prompts, console, mixtures["mixed"])
         measured = {name: session.measure(name, mixtures[name], samples) for name in who}
     finally:
         task.close()

@@ -80,7 +80,7 @@ def sweep(
     session = None
     try:
         for part, chunk in work(cells, done, prompts):
-            session = session or Session(config, prompts, console)
+            session = session or Session(config, prompts, console, Mixture.at(0.5, cells[0][0]))
             for cell, rows in complete(session, part, chunk).items():
                 by_problem = {row.problem_id: row for row in [*done.get(cell, []), *rows]}
                 done[cell] = [by_problem[i] for i in ids if i in by_problem]

@@ -10,6 +10,7 @@ from lmix.model.placement import place_streams
 from lmix.planning.estimates import host_bytes, largest, memory, peak, rollout_seconds, update_seconds
 from lmix.planning.published import planned_config
 from lmix.planning.shape import FrozenModel, ModelShape, RunShape, model_shape
+from lmix.planning.vllm import vllm_line, vllm_shape
 from lmix.training.grpo import GRPOModule
 from lmix.training.module import AdapterModule
 
@@ -54,7 +55,8 @@ def plan(
     own, *others = place_streams(module.backbone, module.adapters)
     model = model_shape(planned_config(own.backbone.path), module.adapters)
     run = run_shape(module, data, devices, sharded, prompt_tokens, live)
-    run = settle_dense(module, model, run, device_gb * GB)
+    vllm = vllm_shape(module.sampler_choice, module.adapters.streams, device_gb * GB)
+    run = replace(settle_dense(module, model, run, device_gb * GB), vllm=vllm)
     parts = memory(model, run)
     slots, tokens = largest(model, run, device_gb * GB)
     rollouts = rollout_seconds(model, run, tflops * 1e12, bandwidth * GB)
@@ -78,6 +80,7 @@ def plan(
             *(f"| {name} | {size} |" for name, size in rows),
             f"| **peak** ({verdict} in {device_gb:g} GB) | **{needed / GB:.2f}** |",
             "",
+            *([] if vllm is None else [vllm_line(model, run, vllm)]),
             f"memory of the host: {host_bytes(model, run) / GB:.2f} GB a device",
             f"largest that fit, each alone: model.sampling.slots={slots}, model.objective.micro_batch_tokens={tokens}",
             f"seconds a step at {tflops:g} TFLOP/s and {bandwidth:g} GB/s: rollouts {rollouts:.0f}, "

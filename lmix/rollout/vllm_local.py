@@ -1,0 +1,140 @@
+"""A vLLM beside the trainer, on the same device: in a process of its own, or in this one."""
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmix.errors import first_line, one_line_errors
+from lmix.model.mixture import POLICY, Mixture
+from lmix.rollout.sampler import Progress, SamplerLost
+from lmix.rollout.vllm_sampler import Completion, Request
+
+
+class LocalVLLM:
+    """vLLM's engine of one device.
+
+    Args:
+        folder: of `lmix export`; read while it starts.
+        settings: of `vllm.LLM`.
+        device: where it runs: the trainer's.
+        sleeps: free its memory between rollout phases; for GPUs.
+
+    Raises:
+        ValueError: vLLM is not installed, or does not start.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], device: torch.device, sleeps: bool = False) -> None:
+        check_installed()
+        self.sleeps, self.asleep = sleeps, False
+        self._policy: Path | None = None
+        self._numbers = itertools.count()
+        if sleeps:
+            settings = settings | {"enable_sleep_mode": True}
+        with environment(device), one_line_errors("vLLM does not start"):
+            from vllm import LLM  # pyright: ignore[reportMissingImports]
+
+            self.llm = LLM(model=str(folder), **settings)
+
+    def complete(self, requests: Sequence[Request], progress: Progress | None) -> list[Completion]:
+        """See `VLLMClient.complete`. Raises ValueError where vLLM's process has ended."""
+        from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore[reportMissingImports]
+
+        try:
+            self._wake()
+            found = self._run(requests, progress)
+            if self.sleeps:
+                self.llm.sleep(level=1)
+                self.asleep = True
+        except EngineDeadError as error:
+            raise SamplerLost(f"vLLM's process has ended ({first_line(error)}); its own output says why") from error
+        return found
+
+    def set_mixture(self, mixture: Mixture) -> None:
+        """See `VLLMClient.set_mixture`."""
+        values = list(mixture.weights), mixture.kind, mixture.temperature, mixture.plausibility
+        self._call("lmix_set_mixture", *values)
+
+    def set_policy(self, folder: Path) -> None:
+        """See `VLLMClient.set_policy`. While vLLM sleeps, it is noted for when it wakes."""
+        self._policy = folder
+        if not self.asleep:
+            self._read_policy()
+
+    def _read_policy(self) -> None:
+        if self._policy is not None:
+            self._call("lmix_set_adapter", POLICY, str(self._policy))
+            assert self.llm.reset_prefix_cache(), "vLLM still has requests"
+            self._policy = None
+
+    def _wake(self) -> None:
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+            self._read_policy()
+
+    def _call(self, method: str, *args: Any) -> None:
+        for answer in self.llm.collective_rpc(method, args=args):
+            if "error" in answer:
+                raise ValueError(answer["error"])
+
+    def _run(self, requests: Sequence[Request], progress: Progress | None) -> list[Completion]:
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+
+        engine, place_of, tokens = self.llm.llm_engine, {}, 0
+        for place, request in enumerate(requests):
+            settings = {"detokenize": "stop" in request.sampling, **request.sampling}
+            extra = {"weights": list(request.weights)}
+            parameters = SamplingParams(**settings, extra_args=extra, output_kind=RequestOutputKind.FINAL_ONLY)
+            number = str(next(self._numbers))
+            place_of[number] = place
+            engine.add_request(number, {"prompt_token_ids": request.prompt_ids}, parameters)
+        found: dict[int, Completion] = {}
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    found[place_of[output.request_id]] = completion_of(output.outputs[0])
+                    tokens += len(output.outputs[0].token_ids)
+                    if progress is not None:
+                        progress(len(found), len(requests), tokens)
+        return [found[place] for place in range(len(requests))]
+
+
+def completion_of(output: Any) -> Completion:
+    """From vLLM's own."""
+    ids = list(output.token_ids)
+    log_probs = [of_place[token].logprob for token, of_place in zip(ids, output.logprobs, strict=True)]
+    return Completion(ids, log_probs, output.finish_reason == "stop")
+
+
+def check_installed() -> None:
+    """Raise ValueError, in one line, where vLLM is not there."""
+    if find_spec("vllm") is None:
+        raise ValueError("vLLM is not installed: pip install 'lmix[vllm]' in an environment of its own (docs/serve.md)")
+
+
+@contextmanager
+def environment(device: torch.device) -> Iterator[None]:
+    """What vLLM takes from the environment when it starts: one device, and less to print unless the user says more."""
+    before = dict(os.environ)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # a fork would lose the trainer's threads
+    os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+    if device.type == "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(device.index or 0, before.get("CUDA_VISIBLE_DEVICES"))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def visible_device(index: int, visible: str | None) -> str:
+    """How CUDA_VISIBLE_DEVICES names a device of this process, for a process that is to see no other."""
+    return visible.split(",")[index] if visible else str(index)
