@@ -167,7 +167,8 @@ def finished(folder: Path, settings: dict[str, Any]) -> dict[Cell, list[Evaluati
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"out {str(folder)!r}: {SUMMARY} is damaged: remove the folder") from error
     for name, value in flat(json.loads(json.dumps(settings))).items():
-        if name != "slots" and before.get(name) != value:  # slots change results by rounding only
+        rounds = name == "slots" or name.startswith("sampler")  # these change greedy results by rounding only
+        if not rounds and before.get(name) != value:
             raise ValueError(
                 f"out {str(folder)!r} holds a sweep with {name} {before.get(name)!r}, not {value!r}: "
                 "give a folder of its own, or the same settings"

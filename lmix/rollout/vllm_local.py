@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lmix.errors import first_line, one_line_errors
+from lmix.errors import first_line
 from lmix.model.mixture import POLICY, Mixture
 from lmix.rollout.sampler import Progress, SamplerLost
 from lmix.rollout.vllm_sampler import Completion, Request
@@ -36,10 +37,13 @@ class LocalVLLM:
         self._numbers = itertools.count()
         if sleeps:
             settings = settings | {"enable_sleep_mode": True}
-        with environment(device), one_line_errors("vLLM does not start"):
-            from vllm import LLM  # pyright: ignore[reportMissingImports]
+        with environment(device):
+            try:
+                from vllm import LLM  # pyright: ignore[reportMissingImports]
 
-            self.llm = LLM(model=str(folder), **settings)
+                self.llm = LLM(model=str(folder), **settings)
+            except Exception as error:
+                raise ValueError(f"vLLM does not start: {start_error(error)}") from error
 
     def complete(self, requests: Sequence[Request], progress: Progress | None) -> list[Completion]:
         """See `VLLMClient.complete`. Raises ValueError where vLLM's process has ended."""
@@ -111,6 +115,12 @@ def completion_of(output: Any) -> Completion:
     ids = list(output.token_ids)
     log_probs = [of_place[token].logprob for token, of_place in zip(ids, output.logprobs, strict=True)]
     return Completion(ids, log_probs, output.finish_reason == "stop")
+
+
+def start_error(error: Exception) -> str:
+    """Why vLLM does not start, in one line: of a setting that it refuses, what follows pydantic's own words."""
+    refused = re.search(r"Value error, (.*?)(?: \[type=|$)", str(error), re.MULTILINE)
+    return refused[1] if refused else first_line(error)
 
 
 def check_installed() -> None:

@@ -20,6 +20,8 @@ class MixedPolicySettings(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
         config: MixedPolicyConfig = model_config.hf_config
+        if not isinstance(config, MixedPolicyConfig) or "path" not in config.backbone:
+            raise ValueError(f"folder {model_config.model!r} holds no mixed policy: give one that lmix export wrote")
         check_servable(config.backbone["path"], load_config(config.backbone["path"]))
         # a log-probability is that of the distribution that a token was drawn from
         model_config.logprobs_mode = "processed_logprobs"

@@ -73,16 +73,25 @@ def test_other_mixtures(start, architecture, mixture):
     assert gap(model, sampler, other, PROMPTS[:4]) < 1e-4
 
 
-def test_prompts_in_chunks(start):
-    chunks = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64}
-    for architecture in ("qwen2", "mistral"):
-        model, vllm = start(architecture, options=chunks)
-        assert gap(model, VLLMSampler(vllm, model.mixture), Mixture.at(0.5)) < 1e-4
+@pytest.mark.parametrize("architecture", ["qwen2", "mistral"])
+def test_prompts_in_chunks(start, architecture):
+    model, vllm = start(architecture, options={"enable_chunked_prefill": True, "max_num_batched_tokens": 64})
+    assert gap(model, VLLMSampler(vllm, model.mixture), Mixture.at(0.5)) < 1e-4
 
 
 @pytest.mark.slow
 def test_compiled(start):
     model, vllm = start("qwen2", options={"enforce_eager": False})
+    sampler = VLLMSampler(vllm, model.mixture)
+    assert gap(model, sampler, Mixture.at(0.5)) < 1e-4
+    assert gap(model, sampler, Mixture.at(0.2)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
+def test_tensor_parallel(start, architecture):
+    """Two processes, each with half of every layer; LoRA's parts lie where the layers' do."""
+    model, vllm = start(architecture, options={"tensor_parallel_size": 2, "distributed_executor_backend": "mp"})
     sampler = VLLMSampler(vllm, model.mixture)
     assert gap(model, sampler, Mixture.at(0.5)) < 1e-4
     assert gap(model, sampler, Mixture.at(0.2)) < 1e-4
