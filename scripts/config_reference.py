@@ -23,7 +23,7 @@ from lmix.inspection.config import MixedPolicyChoice  # noqa: E402
 from lmix.model.adapters import AdapterConfig  # noqa: E402
 from lmix.model.backbone import BackboneConfig  # noqa: E402
 from lmix.rewards import RewardSum  # noqa: E402
-from lmix.rollout.samplers import VLLM, LmixEngine, SamplerChoice, VLLMServers  # noqa: E402
+from lmix.rollout.samplers import VLLM, VLLMServers  # noqa: E402
 from lmix.tasks import ArithmeticTask, CnK12Task, DatasetTask, MathTask, MMLUTask  # noqa: E402
 from lmix.tasks.task import Task  # noqa: E402
 from lmix.training.alpha import AccuracyWeightedAlpha, AdaptiveAlpha, AlphaSchedule  # noqa: E402
@@ -56,7 +56,7 @@ SECTIONS = {
     "Objective: `--model.objective`": (
         GRPO, DrGRPO, DAPO, RLOO, CISPO, GSPO, CHORD, LUFFY, LogitFusion, Objective,
     ),
-    "Sampler: `--model.sampler`, and `--sampler` of other commands": (LmixEngine, VLLM, VLLMServers),
+    "Sampler: `--model.sampler`, and `--sampler` of other commands": (VLLM, VLLMServers),
     "Data: `--data`": (RLDataModule,),
     "Tasks: `--data.task`": (Task, DatasetTask, MathTask, CnK12Task, MMLUTask, ArithmeticTask),
     "Callbacks: `--trainer.callbacks`": (
@@ -152,10 +152,8 @@ def shown(value: Any) -> str:
     """A default as it would be typed; one that is an instance of a class of settings by the class's name alone."""
     if is_dataclass(value):
         return f"{type(value).__name__}()"
-    if isinstance(value, Objective | SamplerChoice):
-        # jsonargparse makes a subclass of a default, to build it when it is needed
-        kind = type(value)
-        return f"{(kind.__bases__[-1] if kind.__name__.startswith('LazyInstance') else kind).__name__}()"
+    if isinstance(value, Objective):  # jsonargparse makes a subclass of it, to build it when it is needed
+        return f"{type(value).__bases__[-1].__name__}()"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

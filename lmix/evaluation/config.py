@@ -62,13 +62,17 @@ class EvaluationConfig:
     stop: list[str] = field(default_factory=list)
     """Strings that end a completion, beside the end-of-sequence tokens, as in training; they stay in its text."""
 
-    sampler: SamplerChoice = field(default_factory=LmixEngine)
-    """What draws completions: lmix.rollout.LmixEngine, VLLM or VLLMServers (docs/serve.md)."""
+    sampler: SamplerChoice | None = None
+    """What draws completions: lmix.rollout.VLLM or VLLMServers (docs/serve.md); null is lmix's engine."""
 
     def __post_init__(self) -> None:
         for name in ("problems", "max_prompt_tokens", "max_new_tokens", "slots"):
             check_count(name, getattr(self, name))
         check_limits("", self.max_new_tokens, self.stop, self.min_new_tokens)
+
+    @property
+    def sampler_choice(self) -> SamplerChoice:
+        return self.sampler or LmixEngine()
 
     def mixtures(self, alpha: float, kind: MixtureKind) -> dict[Who, Mixture]:
         """What each name stands for: the mixture at alpha (or of `weights`), and each of the two streams alone.
@@ -92,7 +96,7 @@ class EvaluationConfig:
             shuffle=self.shuffle,
             tokenizer=load_tokenizer(self.backbone.path),
         )
-        self.sampler.check(self.backbone, self.adapters)
+        self.sampler_choice.check(self.backbone, self.adapters)
         prompts = data.read([self.split])[self.split]
         for path in model_paths(self.backbone, self.adapters):
             check_places(path, max(len(prompt.ids) for prompt in prompts), self.max_new_tokens)
@@ -117,7 +121,7 @@ class EvaluationConfig:
             "template": self.task.template.name,
             "backbone": asdict(self.backbone),
             "adapters": asdict(self.adapters),
-            "sampler": self.sampler.settings(),
+            "sampler": self.sampler_choice.settings(),
             "contents": {
                 name: stream_checksum(name, path)
                 for name, path in {"policy": self.adapters.policy, **self.adapters.frozen()}.items()

@@ -60,7 +60,7 @@ class Session:
         if sampler is None:
             policy = MixedPolicy.from_pretrained(config.backbone, config.adapters, best_device())
             places = max(len(prompt.ids) for prompt in prompts) + config.max_new_tokens
-            sampler = config.sampler.make(policy, config.backbone, mixture, config.slots, places)
+            sampler = config.sampler_choice.make(policy, config.backbone, mixture, config.slots, places)
             sampler.sync(policy)
             ends = end_tokens(policy.backbone, tokenizer)
         else:

@@ -146,7 +146,7 @@ def check_streams(backbone: BackboneConfig, adapters: AdapterConfig) -> None:
     if others := [path for path in paths if path != backbone.path]:
         raise ValueError(
             f"vLLM draws from adapters of backbone.path {backbone.path!r}, but {others[0]!r} is a whole model: make an "
-            "adapter of it by lmix delta, or use lmix's own engine (--model.sampler=LmixEngine)"
+            "adapter of it by lmix delta, or use lmix's own engine (sampler=null)"
         )
     check_servable(backbone.path, load_config(backbone.path))
 

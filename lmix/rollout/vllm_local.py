@@ -39,7 +39,7 @@ class LocalVLLM:
             settings = settings | {"enable_sleep_mode": True}
         with environment(device):
             try:
-                from vllm import LLM  # pyright: ignore[reportMissingImports]
+                from vllm import LLM  # pyright: ignore
 
                 self.llm = LLM(model=str(folder), **settings)
             except Exception as error:
@@ -47,7 +47,7 @@ class LocalVLLM:
 
     def complete(self, requests: Sequence[Request], progress: Progress | None) -> list[Completion]:
         """See `VLLMClient.complete`. Raises ValueError where vLLM's process has ended."""
-        from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore[reportMissingImports]
+        from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore
 
         try:
             self._wake()
@@ -88,8 +88,8 @@ class LocalVLLM:
                 raise ValueError(answer["error"])
 
     def _run(self, requests: Sequence[Request], progress: Progress | None) -> list[Completion]:
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+        from vllm import SamplingParams  # pyright: ignore
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore
 
         engine, place_of, tokens = self.llm.llm_engine, {}, 0
         for place, request in enumerate(requests):
@@ -133,7 +133,7 @@ def check_installed() -> None:
 def environment(device: torch.device) -> Iterator[None]:
     """What vLLM takes from the environment when it starts: one device, and less to print unless the user says more."""
     before = dict(os.environ)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # a fork would lose the trainer's threads
     os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
     if device.type == "cuda":

@@ -15,7 +15,7 @@ from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import MixtureKind
 from lmix.rewards import RewardSum
 from lmix.rollout.packing import mini_batch_places
-from lmix.rollout.samplers import LmixEngine, SamplerChoice
+from lmix.rollout.samplers import SamplerChoice
 from lmix.rollout.types import Group, Prompt, flatten, release_hidden
 from lmix.training.checkpoints import naming_last_checkpoint
 from lmix.training.clock import Clock
@@ -43,7 +43,7 @@ class GRPOModule(AdapterModule):
             (docs/extending.md). Where there are several, each is also logged unweighted.
         objective: how a step's rewards become a gradient.
         optimizer: how the gradient becomes a step.
-        sampler: what draws completions: lmix.rollout.LmixEngine, VLLM or VLLMServers (docs/serve.md).
+        sampler: what draws completions: lmix.rollout.VLLM or VLLMServers (docs/serve.md); null is lmix's engine.
 
     Raises:
         ValueError: alpha outside [0, 1], weights that do not fit the adapters, a reward that can't be imported, or an
@@ -61,7 +61,7 @@ class GRPOModule(AdapterModule):
         rewards: dict[str, float] = {"verifier": 1.0},  # noqa: B006  # never changed
         objective: Objective = lazy_instance(GRPO),
         optimizer: OptimizerConfig = OptimizerConfig(),
-        sampler: SamplerChoice = lazy_instance(LmixEngine),
+        sampler: SamplerChoice | None = None,
     ) -> None:
         super().__init__(backbone, adapters, alpha, mixture, sampling, optimizer, weights, sampler)
         self.rewards = RewardSum(rewards, sampling.max_new_tokens)

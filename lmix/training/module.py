@@ -77,8 +77,7 @@ class AdapterModule(OptimisedModule):
         self.mixture = self.initial_mixture = mixture_of(
             alpha, mixture, weights, adapters.streams, sampling.temperature
         )
-        # the default of a subclass is jsonargparse's placeholder, which is not initialised yet
-        self.sampler_choice = LmixEngine() if sampler is None or hasattr(sampler, "lazy_get_init_data") else sampler
+        self.sampler_choice = sampler or LmixEngine()
         if not self.sampler_choice.keeps_frozen:
             sampling = replace(sampling, keep_frozen=False)
         self.sampling, self.optimizer = sampling, optimizer

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """A mixed policy as one model of vLLM. Found by vLLM through the entry point `vllm.general_plugins`.
 
 Only vLLM's own processes import the modules of this package; the rest of lmix talks to them by names.

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """Keys and values for each stream: attention layers of one decoder, once a stream.
 
 Legend: K streams, N tokens of a pass.

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """The backbone's weights, read from where they lie: an exported folder holds adapters only."""
 
 import copy

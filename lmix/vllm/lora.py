@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """Every stream's LoRA beside vLLM's linear layers, in buffers that are written in place: recorded graphs stay valid.
 
 Legend: K streams, N tokens, r rank, D_in and D_out features.
@@ -31,6 +32,8 @@ class StackedLoRA(nn.Module):
     def __init__(self, pieces: list[int], width: int, rank: int, streams: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.pieces, self.rank = pieces, rank
+        self.a: Tensor
+        self.b: Tensor
         self.register_buffer("a", torch.zeros(streams, rank * len(pieces), width, dtype=dtype), persistent=False)
         self.register_buffer("b", torch.zeros(streams, rank * len(pieces), sum(pieces), dtype=dtype), persistent=False)
 
@@ -92,15 +95,16 @@ class LoRATable:
         for name, module in model.named_modules():
             if not isinstance(module, LinearBase):
                 continue
+            layer: Any = module
             parent, _, last = name.rpartition(".")
             parts = [f"{parent}.{part}" for part in packed.get(last, [last])]
             if not wanted & set(parts):
                 continue
-            pieces = list(getattr(module, "output_partition_sizes", None) or [module.output_size])
-            width = getattr(module, "input_size_per_partition", module.input_size)
-            module.lora = StackedLoRA(pieces, width, rank, streams, module.params_dtype)
-            module.quant_method = StackedLoRAMethod(module.quant_method)  # pyright: ignore[reportAttributeAccessIssue]
-            self.places |= {part: (module, piece) for piece, part in enumerate(parts)}
+            pieces = list(getattr(layer, "output_partition_sizes", None) or [layer.output_size])
+            width = getattr(layer, "input_size_per_partition", layer.input_size)
+            layer.lora = StackedLoRA(pieces, width, rank, streams, layer.params_dtype)
+            layer.quant_method = StackedLoRAMethod(layer.quant_method)
+            self.places |= {part: (layer, piece) for piece, part in enumerate(parts)}
         if missing := sorted(wanted - set(self.places)):
             raise ValueError(
                 f"an adapter changes {missing[0]}, which vLLM's {type(model).__name__} has no linear layer for: adapt "
@@ -143,9 +147,9 @@ def largest_rank(weights: Mapping[str, Tensor]) -> int:
 
 def scaling(config: LoraConfig, name: str) -> float:
     """What peft multiplies a layer's product by."""
-    ranks, alphas = config.rank_pattern, config.alpha_pattern
-    rank = ranks.get(get_pattern_key(ranks.keys(), name), config.r)
-    alpha = alphas.get(get_pattern_key(alphas.keys(), name), config.lora_alpha)
+    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
+    rank = ranks.get(get_pattern_key(list(ranks), name), config.r)
+    alpha = alphas.get(get_pattern_key(list(alphas), name), config.lora_alpha)
     return alpha / (math.sqrt(rank) if config.use_rslora else rank)
 
 

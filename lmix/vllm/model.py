@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """A mixed policy as one model of vLLM: any of its decoders on the rows of all streams, mixed before or after its head.
 
 Legend: K streams, N tokens of a pass, R tokens that something is drawn from, H hidden size, V vocabulary.

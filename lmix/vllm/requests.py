@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """The mixture's weights by request: `alpha` or `weights` among a request's extra arguments."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """What a mixed policy needs of vLLM's settings, so that `vllm serve FOLDER` needs no flag, and what can't be served."""
 
 import os
@@ -47,4 +48,4 @@ class MixedPolicySettings(VerifyAndUpdateConfig):
 def exported_mixture(config: MixedPolicyConfig) -> Mixture:
     """The mixture that a folder was exported with."""
     weights = tuple(config.weights[name] for name in stream_names(len(config.adapters)))
-    return Mixture(weights, config.mixture, plausibility=config.plausibility)
+    return Mixture(weights, config.mixture, plausibility=config.plausibility)  # pyright: ignore[reportArgumentType]

@@ -1,7 +1,7 @@
 """vLLM in this process, on the CPU; exported folders of tiny models."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,25 @@ EAGER = {
     "seed": 0,
 }
 Start = Callable[..., tuple[MixedPolicyForCausalLM, LocalVLLM]]
+
+
+@pytest.fixture(autouse=True)
+def one_after_the_other(monkeypatch) -> Iterator[None]:
+    """Free what a test's vLLM holds before the next one starts in this process."""
+    running: list[LocalVLLM] = []
+    start = LocalVLLM.__init__
+
+    def noted(self: LocalVLLM, *args, **kwargs) -> None:
+        start(self, *args, **kwargs)
+        running.append(self)
+
+    monkeypatch.setattr(LocalVLLM, "__init__", noted)
+    yield
+    for vllm in running:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        vllm.llm.llm_engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,8 @@ def forced_log_probs(sampler: VLLMSampler, rollout, mixture) -> torch.Tensor:
     return torch.tensor([place[token].logprob for place, token in zip(places, rollout.completion_ids, strict=True)])
 
 
-def test_evaluation_and_generate_draw_by_vllm(tmp_path, capsys):
+def test_evaluation_and_generate_draw_by_vllm(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # each in a process of its own
     flags = ["--sampler=lmix.rollout.VLLM", "--sampler.memory=0.1", "--sampler.options={enforce_eager: true}"]
     model = [
         "--backbone.quantization=none",

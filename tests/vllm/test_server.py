@@ -47,7 +47,15 @@ class Served:
     def start(self) -> None:
         port = self.url.rpartition(":")[2]
         module_ = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(self.folder), "--port", port]
-        flags = ["--host=127.0.0.1", "--served-model-name=mixed", "--gpu-memory-utilization=0.1", *FLAGS.split()]
+        template = self.log.with_name("template")
+        template.write_text("{{ messages[-1].content }}")  # the embedded model has none
+        flags = [
+            f"--chat-template={template}",
+            "--host=127.0.0.1",
+            "--served-model-name=mixed",
+            "--gpu-memory-utilization=0.1",
+            *FLAGS.split(),
+        ]
         environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -122,7 +130,7 @@ def test_many_at_once_and_one_that_is_too_large(server):
     assert len(counts) == 200
     assert min(counts) >= 1
     with pytest.raises(HTTPError) as refused:
-        server.post("/v1/completions", prompt=[5] * 250, max_tokens=100)
+        server.post("/v1/completions", prompt=[5] * 300, max_tokens=4)
     assert refused.value.code == 400
     assert "256" in refused.value.read().decode()
 
@@ -134,7 +142,7 @@ def test_rollouts_by_servers_are_the_engine_s(server, policy, tmp_path):
     asked = prompts([5, 6, 7], list(range(4, 40)), [9] * 20)
     for mixture in (Mixture.at(0.3), [Mixture.at(0.0), Mixture.at(1.0)]):
         samples = 1 if isinstance(mixture, Mixture) else len(mixture)
-        arguments = asked, Limits(16, (1,), min_new_tokens=3), Draw(greedy=True), mixture, samples
+        arguments = asked, Limits(16, policy.end_ids, min_new_tokens=3), Draw(greedy=True), mixture, samples
         expected = flatten(Engine(policy.policy).generate(*arguments))
         for found, own in zip(flatten(sampler.generate(*arguments)), expected, strict=True):
             assert found.completion_ids == own.completion_ids
