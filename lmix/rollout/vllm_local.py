@@ -16,6 +16,9 @@ from lmix.model.mixture import POLICY, Mixture
 from lmix.rollout.sampler import Progress, SamplerLost
 from lmix.rollout.vllm_sampler import Completion, Request
 
+RANK = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What tells a process its rank: vLLM would join the trainer's group."""
+
 
 class LocalVLLM:
     """vLLM's engine of one device.
@@ -131,8 +134,13 @@ def check_installed() -> None:
 
 @contextmanager
 def environment(device: torch.device) -> Iterator[None]:
-    """What vLLM takes from the environment when it starts: one device, and less to print unless the user says more."""
+    """What vLLM takes from the environment when it starts: one device, no rank of the trainer's, and less to print unless
+    the user says more."""
     before = dict(os.environ)
+    for name in [name for name in before if name in RANK or name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # this process is one of the trainer's group already
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # a fork would lose the trainer's threads
     os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
