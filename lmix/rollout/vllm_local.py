@@ -134,8 +134,8 @@ def check_installed() -> None:
 
 @contextmanager
 def environment(device: torch.device) -> Iterator[None]:
-    """What vLLM takes from the environment when it starts: one device, no rank of the trainer's, and less to print unless
-    the user says more."""
+    """What vLLM takes from the environment when it starts: one device, no rank of the trainer's, and less to print
+    unless the user says more."""
     before = dict(os.environ)
     for name in [name for name in before if name in RANK or name.startswith("TORCHELASTIC_")]:
         del os.environ[name]
