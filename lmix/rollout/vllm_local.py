@@ -21,7 +21,7 @@ RANK = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "M
 
 
 class LocalVLLM:
-    """vLLM's engine of one device.
+    """vLLM's engine of one device. Its calls raise SamplerLost where its process has ended.
 
     Args:
         folder: of `lmix export`; read while it starts.
@@ -49,29 +49,27 @@ class LocalVLLM:
                 raise ValueError(f"vLLM does not start: {start_error(error)}") from error
 
     def complete(self, requests: Sequence[Request], progress: Progress | None) -> list[Completion]:
-        """See `VLLMClient.complete`. Raises ValueError where vLLM's process has ended."""
-        from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore
-
-        try:
+        """See `VLLMClient.complete`."""
+        with lost_where_ended():
             self._wake()
             found = self._run(requests, progress)
             if self.sleeps:
                 self.llm.sleep(level=1)
                 self.asleep = True
-        except EngineDeadError as error:
-            raise SamplerLost(f"vLLM's process has ended ({first_line(error)}); its own output says why") from error
         return found
 
     def set_mixture(self, mixture: Mixture) -> None:
         """See `VLLMClient.set_mixture`."""
         values = list(mixture.weights), mixture.kind, mixture.temperature, mixture.plausibility
-        self._call("lmix_set_mixture", *values)
+        with lost_where_ended():
+            self._call("lmix_set_mixture", *values)
 
     def set_policy(self, folder: Path) -> None:
         """See `VLLMClient.set_policy`. While vLLM sleeps, it is noted for when it wakes."""
         self._policy = folder
         if not self.asleep:
-            self._read_policy()
+            with lost_where_ended():
+                self._read_policy()
 
     def _read_policy(self) -> None:
         if self._policy is not None:
@@ -111,6 +109,17 @@ class LocalVLLM:
                     if progress is not None:
                         progress(len(found), len(requests), tokens)
         return [found[place] for place in range(len(requests))]
+
+
+@contextmanager
+def lost_where_ended() -> Iterator[None]:
+    """Raise SamplerLost for what vLLM raises once its process has ended."""
+    from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise SamplerLost(f"vLLM's process has ended ({first_line(error)}); its own output says why") from error
 
 
 def completion_of(output: Any) -> Completion:
