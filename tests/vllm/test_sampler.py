@@ -13,6 +13,7 @@ from lmix.model.mixture import Mixture
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Engine
 from lmix.rollout.limits import limits_of
+from lmix.rollout.sampler import SamplerLost
 from lmix.rollout.samplers import VLLM
 from lmix.rollout.types import Draw, flatten
 from lmix.rollout.vllm_sampler import VLLMSampler
@@ -168,3 +169,17 @@ def test_evaluation_and_generate_draw_by_vllm(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert cli.main(["generate", *asked, *model, *flags]) == 0
     assert "17" in capsys.readouterr().out
+
+
+def test_an_engine_that_dies_is_a_lost_sampler(start, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    model, vllm = start("qwen2")
+    sampler = VLLMSampler(vllm, model.mixture)
+    assert gap(model, sampler, Mixture.at(0.5), PROMPTS[:3]) < 1e-4
+    for process in vllm.llm.llm_engine.engine_core.resources.engine_manager.processes:
+        process.kill()
+        process.join()
+    with pytest.raises(SamplerLost, match=r"^vLLM's process has ended[^\n]*$"):
+        gap(model, sampler, Mixture.at(0.5), PROMPTS[:3])
+    with pytest.raises(SamplerLost):
+        sampler.sync(model.policy)
