@@ -12,4 +12,4 @@ if [ ! -x "$venv/bin/python" ]; then
   "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 fi
 export HF_HUB_OFFLINE=1
-exec "$venv/bin/python" -m pytest -m vllm tests/vllm "$@"
+exec "$venv/bin/python" -m pytest -m "vllm and not slow" tests/vllm "$@"

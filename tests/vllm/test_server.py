@@ -169,6 +169,7 @@ def test_what_is_no_server_of_a_mixed_policy_is_one_line(server, policy, tmp_pat
         make(server.url, ensemble)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_ends_the_run_or_is_tried_again(server, tmp_path):
     class Dies(PolicyCheckpoint):
         def __init__(self, restart: bool) -> None:
