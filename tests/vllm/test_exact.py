@@ -12,9 +12,11 @@ from lmix.model.mixture import Mixture
 from lmix.rollout.engine import Engine
 from lmix.rollout.limits import Limits
 from lmix.rollout.types import Draw, Prompt, flatten
+from lmix.rollout.vllm_local import LocalVLLM
 from lmix.rollout.vllm_sampler import VLLMSampler
 from tests.conftest import prompts, tokens
-from tests.vllm.models import ARCHITECTURES, PROMPTS, next_policy
+from tests.vllm.conftest import EAGER
+from tests.vllm.models import ARCHITECTURES, PROMPTS, backbone_folder, exported, mixed_model, next_policy
 
 pytestmark = pytest.mark.vllm
 LIMITS = Limits(24, ())
@@ -199,3 +201,25 @@ def wrong_adapter(model: MixedPolicyForCausalLM, folder, rank: int, layers: list
     config = BackboneConfig(**model.config.backbone)
     MixedPolicy.from_pretrained(config, AdapterConfig(rank=rank, target_modules=layers)).save_policy(folder)
     return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
+        ({"enable_lora": True}, "leave --enable-lora out"),
+        ({"quantization": "fp8"}, "served unquantised"),
+    ],
+)
+def test_settings_of_vllm_that_a_mixed_policy_has_not(start, options, words):
+    with pytest.raises(ValueError, match=rf"^vLLM does not start: a mixed policy [^\n]*{words}[^\n]*$"):
+        start("qwen2", options=options)
+
+
+def test_a_backbone_that_is_gone_is_one_line(models, tmp_path):
+    model = mixed_model(backbone_folder("qwen2", models / "qwen2"), Mixture.at(0.3))
+    folder = exported(model, tmp_path / "export")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace(str(models / "qwen2"), str(tmp_path / "gone")))
+    with pytest.raises(ValueError, match=r"^vLLM does not start: backbone [^\n]*gone[^\n]*$"):
+        LocalVLLM(folder, EAGER, torch.device("cpu"))
