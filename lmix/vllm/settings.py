@@ -39,7 +39,8 @@ class MixedPolicySettings(VerifyAndUpdateConfig):
             raise ValueError("a mixed policy has its adapters in its own folder: leave --enable-lora out")
         if (quantization := vllm_config.model_config.quantization) is not None:
             raise ValueError(
-                f"a mixed policy is served unquantised: leave --quantization {quantization} out; backbone.quantization=nf4 of the export gives the values that NF4 has"
+                f"a mixed policy is served unquantised: leave --quantization {quantization} out; "
+                "backbone.quantization=nf4 of the export gives the values that NF4 has"
             )
         parallel.worker_extension_cls = parallel.worker_extension_cls or lmix.vllm.WORKER
         if vllm_config.load_config.load_format == "auto":
