@@ -37,6 +37,11 @@ class RequestMixtures(LogitsProcessor):
         """Raise ValueError for weights that are none; vLLM's server answers with status 400."""
         if cls.default is not None:
             requested(sampling_params.extra_args, cls.default)
+        if sampling_params.prompt_logprobs is not None and weights_of(sampling_params.extra_args) is not None:
+            raise ValueError(
+                "log-probabilities of a prompt are those of the served mixture: leave alpha and weights out, and set it "
+                "by lmix_set_alpha"
+            )
 
     def is_argmax_invariant(self) -> bool:
         return True

@@ -174,6 +174,9 @@ def test_a_request_s_own_alpha(start):
     ):
         with pytest.raises(VLLMValidationError, match=r"alpha|weights"):
             greedy(**extra)
+    scored = SamplingParams(max_tokens=1, prompt_logprobs=0, extra_args={"alpha": 0.5})
+    with pytest.raises(VLLMValidationError, match="log-probabilities of a prompt"):
+        vllm.llm.generate([{"prompt_token_ids": PROMPTS[3].ids}], scored, use_tqdm=False)
 
 
 def test_what_does_not_fit_changes_nothing(start, tmp_path):
