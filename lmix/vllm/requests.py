@@ -39,8 +39,8 @@ class RequestMixtures(LogitsProcessor):
             requested(sampling_params.extra_args, cls.default)
         if sampling_params.prompt_logprobs is not None and weights_of(sampling_params.extra_args) is not None:
             raise ValueError(
-                "log-probabilities of a prompt are those of the served mixture: leave alpha and weights out, and set it "
-                "by lmix_set_alpha"
+                "log-probabilities of a prompt are those of the served mixture: leave alpha and weights out, and set "
+                "it by lmix_set_alpha"
             )
 
     def is_argmax_invariant(self) -> bool:
