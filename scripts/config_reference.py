@@ -23,6 +23,7 @@ from lmix.inspection.config import MixedPolicyChoice  # noqa: E402
 from lmix.model.adapters import AdapterConfig  # noqa: E402
 from lmix.model.backbone import BackboneConfig  # noqa: E402
 from lmix.rewards import RewardSum  # noqa: E402
+from lmix.rollout.samplers import VLLM, VLLMServers  # noqa: E402
 from lmix.tasks import ArithmeticTask, CnK12Task, DatasetTask, MathTask, MMLUTask, ReasoningGymTask  # noqa: E402
 from lmix.tasks.task import Task  # noqa: E402
 from lmix.training.alpha import AccuracyWeightedAlpha, AdaptiveAlpha, AlphaSchedule  # noqa: E402
@@ -60,6 +61,7 @@ SECTIONS = {
     "Objective: `--model.objective`": (
         GRPO, DrGRPO, DAPO, RLOO, CISPO, GSPO, CHORD, LUFFY, LogitFusion, Distillation, Objective,
     ),
+    "Sampler: `--model.sampler`, and `--sampler` of other commands": (VLLM, VLLMServers),
     "Data: `--data`": (RLDataModule,),
     "Tasks: `--data.task`": (Task, DatasetTask, MathTask, CnK12Task, MMLUTask, ArithmeticTask, ReasoningGymTask),
     "Callbacks: `--trainer.callbacks`": (

@@ -69,8 +69,9 @@ def measure(
     config = EvaluationConfig(task, backbone, problems=problems, max_new_tokens=content["max_new_tokens"])
     prompts = config.prompts()
     start = time.perf_counter()
-    session = Session(config, prompts, new_console(), Engine(policy, config.slots))
-    rows = session.measure("policy", Mixture.alone("policy")).rows
+    alone = Mixture.alone("policy")
+    session = Session(config, prompts, new_console(), alone, Engine(policy, config.slots))
+    rows = session.measure("policy", alone).rows
     return {
         "name": name,
         "settings": settings or {},

@@ -50,7 +50,8 @@ def audit(task: Task, fraction: float = 0.6, out: str = "audit", **kwargs: Any) 
         prompts.append(replace(prompt, ids=tokenizer(shown)["input_ids"]))
     settings = config.settings(prompts) | {"fraction": fraction}
     try:
-        rows = Session(config, prompts, console).measure("policy", config.mixtures(0.0, "logits")["policy"]).rows
+        policy = config.mixtures(0.0, "logits")["policy"]
+        rows = Session(config, prompts, console, policy).measure("policy", policy).rows
     finally:
         task.close()
     shares = [same_words(row.completion, rests[row.problem_id]) for row in rows]

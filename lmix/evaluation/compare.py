@@ -58,7 +58,7 @@ def compare(
     mixed_alpha = None if config.weights else alpha
     settings = config.settings(prompts) | {"alpha": mixed_alpha, "mixture": mixture}
     try:
-        session = Session(config, prompts, console)
+        session = Session(config, prompts, console, mixtures["mixed"])
         rows = {name: session.measure(name, mixtures[name]).rows for name in (a, b)}
     finally:
         task.close()

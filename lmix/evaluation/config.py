@@ -18,6 +18,7 @@ from lmix.model.source_digest import weights_digest
 from lmix.model.sources import check_places, hub_arguments, resolve
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.limits import check_limits
+from lmix.rollout.samplers import LmixEngine, SamplerChoice
 from lmix.rollout.types import Prompt, Who
 from lmix.tasks.task import Split, Task
 
@@ -60,10 +61,17 @@ class EvaluationConfig:
     stop: list[str] = field(default_factory=list)
     """Strings that end a completion, beside the end-of-sequence tokens, as in training; they stay in its text."""
 
+    sampler: SamplerChoice | None = None
+    """What draws completions: lmix.rollout.VLLM or VLLMServers (docs/serve.md); null is lmix's engine."""
+
     def __post_init__(self) -> None:
         for name in ("problems", "max_prompt_tokens", "max_new_tokens", "slots"):
             check_count(name, getattr(self, name))
         check_limits("", self.max_new_tokens, self.stop, self.min_new_tokens)
+
+    @property
+    def sampler_choice(self) -> SamplerChoice:
+        return self.sampler or LmixEngine()
 
     def mixtures(self, alpha: float, kind: MixtureKind) -> dict[Who, Mixture]:
         """What each name stands for: the mixture at alpha (or of `weights`), and each of the two streams alone.
@@ -87,6 +95,7 @@ class EvaluationConfig:
             shuffle=self.shuffle,
             tokenizer=load_tokenizer(self.backbone.path),
         )
+        self.sampler_choice.check(self.backbone, self.adapters)
         prompts = data.read([self.split])[self.split]
         for path in model_paths(self.backbone, self.adapters):
             check_places(path, max(len(prompt.ids) for prompt in prompts), self.max_new_tokens)
@@ -111,6 +120,7 @@ class EvaluationConfig:
             "template": self.task.template.name,
             "backbone": asdict(self.backbone),
             "adapters": asdict(self.adapters),
+            "sampler": self.sampler_choice.settings(),
             "contents": {
                 name: stream_checksum(name, path)
                 for name, path in {"policy": self.adapters.policy, **self.adapters.frozen()}.items()

@@ -66,7 +66,7 @@ def evaluate(
     drawn = {"samples": samples, "temperature": temperature if samples else None}
     settings = config.settings(prompts) | {"alpha": None if config.weights else alpha, "mixture": mixture} | drawn
     try:
-        session = Session(config, prompts, console)
+        session = Session(config, prompts, console, mixtures["mixed"])
         greedy = {name: session.measure(name, mixtures[name]) for name in who}
         sampled = {name: session.measure(name, tempered[name], samples) for name in who if samples}
     finally:

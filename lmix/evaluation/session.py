@@ -15,7 +15,6 @@ from lmix.model.end_tokens import end_tokens
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
 from lmix.model.tokenizer import load_tokenizer
-from lmix.rollout.engine import Engine
 from lmix.rollout.limits import limits_of
 from lmix.rollout.sampler import Sampler
 from lmix.rollout.types import Draw, Group, Prompt, Who
@@ -41,20 +40,28 @@ class Session:
         config: the task, the model and how completions are drawn.
         prompts: the problems.
         console: where progress and results are printed.
-        sampler: by default lmix's own engine on the configured model, which is loaded.
+        mixture: what will be drawn from at first.
+        sampler: by default the configured one, of the configured model, which is loaded.
 
     Raises:
         ValueError: the backbone or an adapter can't be loaded, or they do not fit.
     """
 
     def __init__(
-        self, config: EvaluationConfig, prompts: Sequence[Prompt], console: Console, sampler: Sampler | None = None
+        self,
+        config: EvaluationConfig,
+        prompts: Sequence[Prompt],
+        console: Console,
+        mixture: Mixture,
+        sampler: Sampler | None = None,
     ) -> None:
         self.config, self.prompts, self.console = config, prompts, console
         tokenizer = load_tokenizer(config.backbone.path)
         if sampler is None:
             policy = MixedPolicy.from_pretrained(config.backbone, config.adapters, best_device())
-            sampler = Engine(policy, config.slots)
+            places = max(len(prompt.ids) for prompt in prompts) + config.max_new_tokens
+            sampler = config.sampler_choice.make(policy, config.backbone, mixture, config.slots, places)
+            sampler.sync(policy)
             ends = end_tokens(policy.backbone, tokenizer)
         else:
             ends = [int(tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]

@@ -96,7 +96,7 @@ def sweep(
     session = None
     try:
         for part, chunk in work(cells, done, prompts):
-            session = session or Session(config, prompts, console)
+            session = session or Session(config, prompts, console, Mixture.at(0.5, cells[0][0]))
             for cell, rows in complete(session, part, chunk).items():
                 by_problem = {row.problem_id: row for row in [*done.get(cell, []), *rows]}
                 done[cell] = [by_problem[i] for i in ids if i in by_problem]
@@ -193,7 +193,8 @@ def finished(folder: Path, settings: dict[str, Any]) -> dict[Cell, list[Evaluati
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"out {str(folder)!r}: {SUMMARY} is damaged: remove the folder") from error
     for name, value in flat(json.loads(json.dumps(settings))).items():
-        if name != "slots" and before.get(name) != value:  # slots change results by rounding only
+        rounds = name == "slots" or name.startswith("sampler")  # these change greedy results by rounding only
+        if not rounds and before.get(name) != value:
             raise ValueError(
                 f"out {str(folder)!r} holds a sweep with {name} {before.get(name)!r}, not {value!r}: "
                 "give a folder of its own, or the same settings"

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lmix.evaluation.decoder import decode_texts
+from lmix.model.backbone import BackboneConfig
 from lmix.model.causal_lm import MixedPolicyForCausalLM
 from lmix.model.end_tokens import end_tokens
 from lmix.model.mixture import Mixture
@@ -18,9 +19,12 @@ from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Engine
 from lmix.rollout.limits import limits_of
 from lmix.rollout.sampler import Sampler
+from lmix.rollout.samplers import SamplerChoice
 from lmix.rollout.types import Draw, Prompt, Rollout, flatten
 from lmix.tasks.task import Problem, chat_ids
 
+MOST_PLACES = 8192
+"""Of a prompt and its completion, where another sampler makes room for them beforehand."""
 MOST_NEW_TOKENS = 512
 """Of a completion where `max_new_tokens` is null and the backbone has room for more."""
 
@@ -66,6 +70,14 @@ class Completer:
         self.sampler, self.stop = sampler, stop
         self.end_ids = tuple(end_tokens(self.policy.backbone, self.tokenizer))
         self._asked: Counter[tuple[int, ...]] = Counter()
+
+    def use(self, choice: SamplerChoice) -> None:
+        """Draw by another sampler than lmix's engine. Errors as in `SamplerChoice.make`."""
+        backbone = BackboneConfig(**self.model.config.backbone)
+        counts = [count for model in self.policy.models if (count := count_places(model.config)) is not None]
+        places = min([*counts, MOST_PLACES])
+        self.sampler = choice.make(self.policy, backbone, self.mixture, 64, places)
+        self.sampler.sync(self.policy)
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> Prompt:
         """A conversation as the model reads it; without a chat template, its last message.

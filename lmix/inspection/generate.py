@@ -17,6 +17,7 @@ from lmix.inspection.side_by_side import show
 from lmix.inspection.trace import trace
 from lmix.report.style import save
 from lmix.rollout.limits import check_limits
+from lmix.rollout.samplers import SamplerChoice
 from lmix.tasks.cells import read_cell
 from lmix.tasks.rows import file_kind, read_file
 
@@ -35,6 +36,7 @@ def generate(
     chat_template: bool = True,
     chat_template_args: dict[str, Any] | None = None,
     seed: int = 0,
+    sampler: SamplerChoice | None = None,
     **kwargs: Any,
 ) -> None:
     """Complete a prompt, each prompt of a file, or hold a conversation on the terminal (neither is given).
@@ -55,6 +57,7 @@ def generate(
         chat_template: put prompts into the tokenizer's chat template, where it has one.
         chat_template_args: further variables of the chat template, such as {enable_thinking: false}.
         seed: of the draws.
+        sampler: what draws completions: lmix.rollout.VLLM or VLLMServers (docs/serve.md); null is lmix's engine.
         kwargs: see `MixedPolicyChoice`.
 
     Raises:
@@ -70,8 +73,13 @@ def generate(
     if (page or figure) and prompt is None:
         raise ValueError("page and figure show one completion: give its prompt")
     prompts = read_prompts(file) if file is not None else []
-    model, console = MixedPolicyChoice(**kwargs).load(), new_console()
+    choice = MixedPolicyChoice(**kwargs)
+    if sampler is not None and choice.folder is None:
+        sampler.check(choice.backbone, choice.adapters)
+    model, console = choice.load(), new_console()
     completer = Completer(model, system, chat_template, greedy, max_new_tokens, seed, chat_template_args, stop=stop)
+    if sampler is not None:
+        completer.use(sampler)
     if file is not None and out is not None:
         complete_file(completer, console, prompts, Path(out))
     elif prompt is None:

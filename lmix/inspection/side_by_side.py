@@ -22,6 +22,10 @@ def show(completer: Completer, console: Console, prompt: Prompt, side_by_side: b
     """Draw and show a completion; gives the mixture's tokens."""
     if side_by_side:
         return show_side_by_side(completer, console, prompt)
+    if completer.sampler is not None:  # it shows no token before the last
+        (rollout,) = completer.complete([prompt])
+        console.print(completer.text(rollout.completion_ids), markup=False)
+        return rollout.completion_ids
     streamer = TextStreamer(completer.tokenizer, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
     (rollout,) = completer.complete([prompt], on_tokens=lambda tokens: streamer.put(tokens.cpu()))
     streamer.end()

@@ -11,59 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
     GenerationConfig,
     GenerationMixin,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from lmix.files import write_lines
 from lmix.model.adapters import AdapterConfig, save_adapter
 from lmix.model.backbone import BackboneConfig, best_device
 from lmix.model.end_tokens import end_tokens
+from lmix.model.mixed_config import FILE, OWN, MixedPolicyConfig
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, stream_names
+from lmix.model.mixture import POLICY, REFERENCE, Mixture, stream_names
 from lmix.model.placement import field_of
-from lmix.model.sources import MIXED
 from lmix.model.stacked_model import Part
-
-FILE = "config.json"
-OWN = ("model_type", "architectures", "auto_map", "quantization_config", "transformers_version", "_name_or_path")
-"""Fields of a backbone's configuration that say nothing of the mixed policy."""
-
-
-class MixedPolicyConfig(PretrainedConfig):
-    """The backbone's configuration, and what is mixed on it."""
-
-    model_type = MIXED
-
-    def __init__(
-        self,
-        backbone: dict[str, Any] | None = None,
-        adapters: dict[str, str | None] | None = None,
-        mixture: MixtureKind = "logits",
-        weights: dict[str, float] | None = None,
-        plausibility: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        """Make it.
-
-        Args:
-            backbone: fields of `BackboneConfig`.
-            adapters: stream -> its peft folder inside the model's, or None for the backbone itself.
-            mixture: what is averaged.
-            weights: stream -> its weight.
-            plausibility: see `Mixture`.
-            kwargs: fields of the backbone's configuration.
-        """
-        self.backbone, self.adapters = backbone or {}, adapters or {}
-        self.mixture, self.weights, self.plausibility = mixture, weights or {}, plausibility
-        super().__init__(**kwargs)
 
 
 class StackedCache(DynamicCache):
@@ -216,6 +182,8 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.mixture, self.config.weights = self.mixture.kind, self.mixture.by_name()
         self.config.plausibility = self.mixture.plausibility
         write_lines(folder / FILE, [self.config.to_json_string(use_diff=False)])
+        # vLLM's server takes its defaults from here
+        write_lines(folder / GENERATION_CONFIG_NAME, [self.generation_config.to_json_string(use_diff=True)])
 
     def forward(
         self,
@@ -286,5 +254,4 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         """Nothing: the backbone's are."""
 
 
-AutoConfig.register(MixedPolicyConfig.model_type, MixedPolicyConfig)
 AutoModelForCausalLM.register(MixedPolicyConfig, MixedPolicyForCausalLM)

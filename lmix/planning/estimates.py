@@ -6,6 +6,7 @@ from lmix.model.flops import drawn_flops, trained_flops
 from lmix.model.head import CHUNK_LOGITS
 from lmix.model.size import weight_bytes
 from lmix.planning.shape import FrozenModel, ModelShape, RunShape
+from lmix.planning.vllm import vllm_weights, with_vllm
 from lmix.rollout.engine import PREFILL_TOKENS
 
 ADDED = ("rollout: keys and values", "rollout: prefill", "rollout: logits", "update: logits")
@@ -72,7 +73,7 @@ def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
         for name in ADDED if other.streams else ():
             parts[name] += theirs[name]
         parts["rollout: hidden states of frozen streams"] += run.active * kept_bytes(other, run)
-    return parts
+    return with_vllm(parts, run.vllm) if run.vllm is not None else parts
 
 
 def alone(other: FrozenModel, run: RunShape) -> RunShape:
@@ -93,11 +94,12 @@ def peak(parts: dict[str, float]) -> float:
 
 
 def host_bytes(model: ModelShape, run: RunShape) -> float:
-    """On the host, for one device: hidden states of the frozen streams of all of a step's completions; and, where the
-    backbone is sharded, the whole of it while it is loaded."""
+    """On the host, for one device: hidden states of the frozen streams of all of a step's completions; where the
+    backbone is sharded, the whole of it while it is loaded; and vLLM's weights while it sleeps."""
     loaded = backbone_bytes(model, replace(run, devices=1)) if run.sharded else 0.0
+    asleep = vllm_weights(model, run, run.vllm) if run.vllm is not None and run.vllm.sleeps else 0.0
     kept = float(run.tokens * run.kept * model.hidden * run.width) + sum(kept_bytes(o, run) for o in run.others)
-    return max(loaded, run.rows * kept)
+    return max(loaded, run.rows * kept) + asleep
 
 
 def largest(model: ModelShape, run: RunShape, device_bytes: float) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from lmix.planning.estimates import (
 )
 from lmix.planning.published import planned_config
 from lmix.planning.shape import FrozenModel, ModelShape, RunShape, model_shape
+from lmix.planning.vllm import vllm_line, vllm_shape
 from lmix.training.grpo import GRPOModule
 from lmix.training.module import AdapterModule
 from lmix.training.sft import SFTModule
@@ -114,6 +115,7 @@ def needs(
     own, *_ = place_streams(module.backbone, module.adapters)
     model = model_shape(planned_config(own.backbone.path), module.adapters)
     run = settle_dense(module, model, run_shape(module, data, devices, sharded, prompt_tokens, live), device)
+    run = replace(run, vllm=vllm_shape(module.sampler_choice, module.adapters.streams, device.device_gb * GB))
     inner = module.objective.inner_updates if isinstance(module, GRPOModule) else 1
     return Needs(model, run, device, inner)
 
@@ -143,6 +145,7 @@ def describe(module: AdapterModule, needed: Needs) -> str:
             *(f"| {name} | {text} |" for name, text in rows),
             f"| **peak** ({verdict} in {device.device_gb:g} GB) | **{size / GB:.2f}** |",
             "",
+            *([] if run.vllm is None else [vllm_line(model, run, run.vllm)]),
             f"memory of the host: {host_bytes(model, run) / GB:.2f} GB a device",
             f"largest that fit, each alone: model.sampling.slots={slots}, "
             f"model.{'objective.' if run.draws else ''}micro_batch_tokens={tokens}",

@@ -91,6 +91,18 @@ class FrozenModel:
 
 
 @dataclass(frozen=True)
+class VLLMShape:
+    """vLLM beside the trainer, or on servers."""
+
+    bytes: float
+    """Of a device's memory; 0 where servers draw."""
+    sleeps: bool
+    """Whether that is free during the update."""
+    streams: int
+    """All of the model's: vLLM runs those of weight 0 too."""
+
+
+@dataclass(frozen=True)
 class RunShape:
     """What a run does with the model, on each of its devices."""
 
@@ -129,6 +141,8 @@ class RunShape:
     sharded: bool = False
     others: tuple[FrozenModel, ...] = ()
     """Further models; whole on each device."""
+    vllm: VLLMShape | None = None
+    """What draws in the place of lmix's engine."""
 
     @property
     def rows(self) -> int:

@@ -12,6 +12,10 @@ Progress = Callable[[int, int, int], None]
 """Called while completions are drawn, with (rows that have ended, rows in all, tokens drawn)."""
 
 
+class SamplerLost(ValueError):
+    """What draws completions has ended or does not answer. A run can be resumed from its last checkpoint."""
+
+
 class Sampler(Protocol):
     """Draws completions. Training, evaluation, the alpha rule and `lmix generate` use nothing else of it."""
 

@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +17,22 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from lmix.files import whole_file
+from lmix.rollout.sampler import SamplerLost
 from lmix.training.run_folder import run_folder
 from lmix.training.state import check_fresh, named_step
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def naming_last_checkpoint(trainer: L.Trainer) -> Iterator[None]:
+    """Say of a sampler that is lost where the run can be resumed from. Raises SamplerLost."""
+    try:
+        yield
+    except SamplerLost as error:
+        saved = [path for callback in trainer.checkpoint_callbacks for path in getattr(callback, "saved", [])]
+        after = f"resume by --ckpt_path={saved[-1]}" if saved else "no checkpoint was saved yet, so start the run again"
+        raise SamplerLost(f"{error}; {after}") from error
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

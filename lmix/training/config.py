@@ -33,11 +33,16 @@ class SamplingConfig:
     """Strings that end a completion, such as `</answer>`, beside the end-of-sequence tokens. They stay in its text, and
     the token that completes one stays whole; no token is drawn after it."""
 
+    gap_warning: float = 0.015
+    """Warn where a step's train/sampler_gap_k3, an estimate of KL(sampler || trainer) a token, is above this."""
+
     def __post_init__(self) -> None:
         _at_least_one(self, "sampling", "samples_per_prompt", "max_new_tokens", "slots")
         check_limits("sampling.", self.max_new_tokens, self.stop, self.min_new_tokens)
         if self.resample_dead < 0:
             raise ValueError(f"sampling.resample_dead must be at least 0, not {self.resample_dead}")
+        if not self.gap_warning > 0:
+            raise ValueError(f"sampling.gap_warning must be positive, not {self.gap_warning}; .inf never warns")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"sampling.temperature must be positive, not {self.temperature}")
 

@@ -15,10 +15,13 @@ from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import MixtureKind
 from lmix.rewards import RewardSum
 from lmix.rollout.packing import mini_batch_places
+from lmix.rollout.samplers import SamplerChoice
 from lmix.rollout.types import Group, Prompt, flatten, release_hidden
+from lmix.training.checkpoints import naming_last_checkpoint
 from lmix.training.clock import Clock
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.demonstrations import demonstration, limit_demonstrations
+from lmix.training.guards import warn_of_gap
 from lmix.training.module import AdapterModule
 from lmix.training.objectives import GRPO, Objective
 from lmix.training.update import Update, UpdateStats
@@ -41,6 +44,7 @@ class GRPOModule(AdapterModule):
             (docs/extending.md). Where there are several, each is also logged unweighted.
         objective: how a step's rewards become a gradient.
         optimizer: how the gradient becomes a step.
+        sampler: what draws completions: lmix.rollout.VLLM or VLLMServers (docs/serve.md); null is lmix's engine.
 
     Raises:
         ValueError: alpha outside [0, 1], weights that do not fit the adapters, a reward that can't be imported, or an
@@ -58,8 +62,9 @@ class GRPOModule(AdapterModule):
         rewards: dict[str, float] = {"verifier": 1.0},  # noqa: B006  # never changed
         objective: Objective = lazy_instance(GRPO),
         optimizer: OptimizerConfig = OptimizerConfig(),
+        sampler: SamplerChoice | None = None,
     ) -> None:
-        super().__init__(backbone, adapters, alpha, mixture, sampling, optimizer, weights)
+        super().__init__(backbone, adapters, alpha, mixture, sampling, optimizer, weights, sampler)
         self.rewards = RewardSum(rewards, sampling.max_new_tokens)
         # the default is jsonargparse's placeholder, which shows its settings in --help and is not initialised yet
         self.objective = GRPO() if hasattr(objective, "lazy_get_init_data") else objective
@@ -106,7 +111,7 @@ class GRPOModule(AdapterModule):
                 stats.append(update.accumulate_gradient())
                 last = inner == self.objective.inner_updates - 1 and update is updates[-1]
                 norms.append(self.step_optimizer(last))
-        self.sampler.sync(self.policy)
+        self.sync_sampler()
         update_seconds = clock.lap()
         self.compute.draw(self.groups, [self.mixture])
         for update in updates:
@@ -119,14 +124,15 @@ class GRPOModule(AdapterModule):
 
     def sample(self, batch: Sequence[Prompt]) -> list[Group]:
         """Draw G completions of each prompt from the mixed policy."""
-        groups = self.decoder.complete(
-            batch,
-            self.draw(),
-            self.mixture,
-            self.sampling.samples_per_prompt,
-            keep_frozen=self.sampling.keep_frozen,
-            progress=self.progress,
-        )
+        with naming_last_checkpoint(self.trainer):
+            groups = self.decoder.complete(
+                batch,
+                self.draw(),
+                self.mixture,
+                self.sampling.samples_per_prompt,
+                keep_frozen=self.sampling.keep_frozen,
+                progress=self.progress,
+            )
         self.note_nonfinite(groups)
         return groups
 
@@ -212,6 +218,9 @@ class GRPOModule(AdapterModule):
         drawn, rollouts = flatten(self.groups), flatten(groups)
         tokens = sum(len(r.completion_ids) for r in drawn)
         update_tokens = sum(len(r.completion_ids) for r in rollouts)
+        if stats.tokens and self.rank == 0:
+            gap = stats.sums["sampler_gap_k3"] / stats.tokens
+            warn_of_gap(gap, self.sampling.gap_warning, self.global_step)
         judgements = [r.judgement for r in drawn if r.judgement is not None]
         self.log_over_ranks(
             means={

@@ -1,5 +1,6 @@
 """Numbers that are not finite: which rollouts they came from, and a report of these."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ import torch
 
 from lmix.files import json_lines, write_lines
 from lmix.rollout.types import Rollout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,24 @@ def nonfinite_rollouts(rollouts: Sequence[Rollout]) -> list[NonFinite]:
         if len(bad):
             nonfinite.append(NonFinite(rollout, f"logits of completion token {int(bad[0])} as it was drawn"))
     return nonfinite
+
+
+def warn_of_gap(k3: float, bound: float, step: int) -> None:
+    """Say where the sampler draws from another policy than is trained.
+
+    Args:
+        k3: the step's mean over tokens of train/sampler_gap_k3.
+        bound: sampling.gap_warning.
+        step: outer step.
+    """
+    if k3 > bound:
+        log.warning(
+            "step %d: KL(sampler || trainer) is about %.3g a token, above sampling.gap_warning %g: the sampler rounds "
+            "otherwise than the trainer, or has other weights; objective.sampler_weight_cap=2 corrects for rounding",
+            step,
+            k3,
+            bound,
+        )
 
 
 def write_report(path: Path, step: int, nonfinite: Sequence[NonFinite], decode: Callable[[Sequence[int]], str]) -> None:

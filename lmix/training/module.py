@@ -23,12 +23,13 @@ from lmix.model.origin import Origin
 from lmix.model.placement import model_paths
 from lmix.model.sources import check_places
 from lmix.model.tokenizer import load_tokenizer
-from lmix.rollout.engine import Engine
 from lmix.rollout.limits import limits_of
 from lmix.rollout.sampler import Progress, Sampler
+from lmix.rollout.samplers import LmixEngine, SamplerChoice
 from lmix.rollout.types import Draw, Group, Prompt, flatten
 from lmix.seed import run_seed
 from lmix.tasks.task import Task
+from lmix.training.checkpoints import naming_last_checkpoint
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.guards import nonfinite_rollouts
 from lmix.training.held_out import HeldOut
@@ -51,6 +52,7 @@ class AdapterModule(OptimisedModule):
         mixture: what is sampled, scored and evaluated. Callbacks may put another value there between steps.
         sampler: draws completions from the policy.
         end_ids: the tokens that end a completion.
+        longest_prompt: tokens of the longest prompt of all sets, once these are read.
         groups: the judged groups of the newest step or evaluation on this rank, for callbacks.
         progress: told of each token that is drawn; set by a callback.
     """
@@ -68,6 +70,7 @@ class AdapterModule(OptimisedModule):
         sampling: SamplingConfig,
         optimizer: OptimizerConfig,
         weights: Sequence[float] | None = None,
+        sampler: SamplerChoice | None = None,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold adapters only; load_state_dict makes the check
@@ -76,10 +79,14 @@ class AdapterModule(OptimisedModule):
         self.mixture = self.initial_mixture = mixture_of(
             alpha, mixture, weights, adapters.streams, sampling.temperature
         )
+        self.sampler_choice = sampler or LmixEngine()
+        if not self.sampler_choice.keeps_frozen:
+            sampling = replace(sampling, keep_frozen=False)
         self.sampling, self.optimizer = sampling, optimizer
         self.solve_rate, self.answer_rate, self.format_rate = SolveRate(), AnswerRate(), FormatRate()
         self.right_anywhere_rate = RightAnywhereRate()
         self.held_out = HeldOut()
+        self.longest_prompt = 0
         self.groups: list[Group] = []
         self.progress: Progress | None = None
 
@@ -130,9 +137,10 @@ class AdapterModule(OptimisedModule):
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
-        longest = max((len(p.ids) for prompts in self.datamodule.sets.values() for p in prompts), default=0)
+        self.sampler_choice.check(self.backbone, self.adapters)
+        self.longest_prompt = max((len(p.ids) for prompts in self.datamodule.sets.values() for p in prompts), default=0)
         for path in model_paths(self.backbone, self.adapters):
-            check_places(path, longest, self.sampling.max_new_tokens)
+            check_places(path, self.longest_prompt, self.sampling.max_new_tokens)
         if stage == "fit" and self.optimizer.schedule in ("linear", "cosine") and self.trainer.max_steps < 1:
             raise ValueError(f"optimizer.schedule {self.optimizer.schedule} ends at trainer.max_steps: set it above 0")
 
@@ -152,20 +160,31 @@ class AdapterModule(OptimisedModule):
         self.end_ids = tuple(end_tokens(self.policy.backbone, self.tokenizer))
         self.compute.measure(self)
         if not hasattr(self, "sampler"):
-            self.sampler = Engine(self.policy, self.sampling.slots)
+            self.sampler = self.sampler_choice.make(
+                self.policy,
+                self.backbone,
+                self.mixture,
+                self.sampling.slots,
+                self.longest_prompt + self.sampling.max_new_tokens,
+            )
 
     def on_fit_start(self) -> None:
-        self.sampler.sync(self.policy)
+        self.sync_sampler()
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn != "fit":  # in `fit` it has been done
-            self.sampler.sync(self.policy)
+            self.sync_sampler()
 
     def on_test_start(self) -> None:
-        self.sampler.sync(self.policy)
+        self.sync_sampler()
 
     def on_predict_start(self) -> None:
-        self.sampler.sync(self.policy)
+        self.sync_sampler()
+
+    def sync_sampler(self) -> None:
+        """Let the sampler take over the policy's weights."""
+        with naming_last_checkpoint(self.trainer):
+            self.sampler.sync(self.policy)
 
     def settle_dense_rollouts(self) -> None:
         """Decide `dense_rollouts: null` once a run, on rank 0 for all: the two kinds of kernels round differently."""
@@ -208,7 +227,8 @@ class AdapterModule(OptimisedModule):
         Raises:
             ValueError: on all ranks, where one has decoded from logits with NaN or Inf.
         """
-        groups = self.decoder.complete(batch, self.draw(greedy), mixture, samples, progress=self.progress)
+        with naming_last_checkpoint(self.trainer):
+            groups = self.decoder.complete(batch, self.draw(greedy), mixture, samples, progress=self.progress)
         here = nonfinite_rollouts(flatten(groups))
         (bad,) = self.sum_over_ranks([len(here)])
         if bad:

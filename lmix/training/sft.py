@@ -5,6 +5,7 @@ from typing import Literal
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.rollout.packing import pack, token_budget_batches
+from lmix.rollout.samplers import SamplerChoice
 from lmix.rollout.types import Prompt
 from lmix.training.clock import Clock
 from lmix.training.config import OptimizerConfig, SamplingConfig
@@ -28,6 +29,7 @@ class SFTModule(AdapterModule):
         loss: token_mean: the mean over the step's tokens. sequence_sum: each demonstration's sum over its tokens, then
             the mean over demonstrations, so that a token weighs the same however long the others are (the paper's
             authors); its gradient is about as many times larger as a demonstration has tokens.
+        sampler: what draws the held-out completions; null is lmix's engine.
 
     Raises:
         ValueError: `adapters.reference` is given (SFT has none), or a demonstration is longer than the backbone's
@@ -42,8 +44,9 @@ class SFTModule(AdapterModule):
         sampling: SamplingConfig = SamplingConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, warmup_steps=10, schedule="cosine"),
         loss: Literal["token_mean", "sequence_sum"] = "token_mean",
+        sampler: SamplerChoice | None = None,
     ) -> None:
-        super().__init__(backbone, adapters, 0.0, "logits", sampling, optimizer)
+        super().__init__(backbone, adapters, 0.0, "logits", sampling, optimizer, sampler=sampler)
         if adapters.reference is not None:
             raise ValueError(
                 f"adapters.reference must be null for SFT, not {adapters.reference!r}: there is no mixture"

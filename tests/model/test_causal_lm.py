@@ -109,7 +109,7 @@ def test_saved_and_loaded_it_is_the_same(folders, tmp_path, alpha):
     policy, backbone = make_policy("qwen2", folders), BackboneConfig(str(folders["qwen2"]), "none", dtype="float32")
     model = MixedPolicyForCausalLM.from_policy(policy, Mixture.at(alpha), backbone)
     model.save_pretrained(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "policy", "reference"}
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "generation_config.json", "policy", "reference"}
     ids = tokens(2, 7)
     for again in (
         MixedPolicyForCausalLM.from_pretrained(tmp_path),

@@ -271,3 +271,28 @@ def test_mistakes_are_one_line(flags, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_vllm_takes_the_rollouts_memory(capsys):
+    flags = ["plan", "--config=lmix:demo", "--device_gb=10"]
+    assert cli.main(flags) == 0
+    assert "vLLM" not in capsys.readouterr().out
+    assert cli.main([*flags, "--model.sampler=lmix.rollout.VLLM", "--model.sampler.memory=0.3"]) == 0
+    out = capsys.readouterr().out
+    assert "| rollout: vLLM | 3.00 |" in out
+    assert "rollout: keys and values" not in out
+    # two streams, keys and values of two heads of 32 in four layers, float32
+    model = model_shape(planned_config("lmix:tiny-arithmetic"), AdapterConfig())
+    row = (256 + 64) * 2 * 2 * model.layers * model.keys * 4
+    weights = 4 * (model.linear + model.other + 2 * model.lora)
+    assert f"room for {int((3e9 - weights) / row)} full rows at once" in out
+    assert cli.main([*flags, "--model.sampler=lmix.rollout.VLLM", "--model.sampler.sleep=false"]) == 0
+    assert "| vLLM | 4.00 |" in capsys.readouterr().out
+    tiny = ["--model.sampler=lmix.rollout.VLLM", "--model.sampler.memory=0.0001"]
+    assert cli.main([*flags, *tiny]) == 0
+    assert "TOO LITTLE for a row" in capsys.readouterr().out
+    served = ["--model.sampler=lmix.rollout.VLLMServers", "--model.sampler.urls=[http://a]", "--model.sampler.folder=b"]
+    assert cli.main([*flags, *served]) == 0
+    out = capsys.readouterr().out
+    assert "each vLLM server: weights" in out
+    assert "rollout:" not in out

@@ -123,7 +123,7 @@ def test_training_and_the_alpha_rule_run_on_another_sampler(tmp_path):
 def test_evaluation_runs_on_another_sampler():
     config = EvaluationConfig(**common())
     prompts = config.prompts()
-    session = Session(config, prompts, Console(file=io.StringIO()), sampler=Canned())
+    session = Session(config, prompts, Console(file=io.StringIO()), Mixture.at(0.5), sampler=Canned())
     greedy = session.measure("mixed", Mixture.at(0.5))
     assert [row.solved for row in greedy.rows] == [True] * len(prompts)
     several = session.measure("mixed", Mixture.at(0.5), samples=4)

@@ -1,0 +1,29 @@
+"""Which backbones vLLM can hold as lmix does. Without vLLM, so that it is known before anything is started."""
+
+from transformers import PretrainedConfig
+
+from lmix.model.prequantized import quantization_method
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+LATENT = "kv_lora_rank"
+
+
+def check_servable(path: str, config: PretrainedConfig) -> None:
+    """Raise ValueError, in one line, where vLLM can't serve mixed policies of a backbone."""
+    if path.endswith(".gguf"):
+        raise ValueError(f"backbone {path!r} is a .gguf file, which vLLM reads in another way: give its safetensors")
+    if any(getattr(config, name, None) for name in EXPERTS):
+        raise ValueError(
+            f"backbone {path!r} is a mixture of experts: vLLM serves mixed policies of dense models only, so use "
+            "lmix's own engine"
+        )
+    if getattr(config, LATENT, None):
+        raise ValueError(
+            f"backbone {path!r} has multi-head latent attention: vLLM serves mixed policies with ordinary attention "
+            "only, so use lmix's own engine"
+        )
+    if (method := quantization_method(config)) is not None:
+        raise ValueError(
+            f"backbone {path!r} is quantised by {method}: vLLM serves mixed policies of unquantised checkpoints, which "
+            "it may give the values of nf4 (backbone.quantization)"
+        )

@@ -1,0 +1,167 @@
+"""A vLLM beside the trainer, on the same device: in a process of its own, or in this one."""
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmix.errors import first_line
+from lmix.model.mixture import POLICY, Mixture
+from lmix.rollout.sampler import Progress, SamplerLost
+from lmix.rollout.vllm_sampler import Completion, Request
+
+RANK = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What tells a process its rank: vLLM would join the trainer's group."""
+
+
+class LocalVLLM:
+    """vLLM's engine of one device. Its calls raise SamplerLost where its process has ended.
+
+    Args:
+        folder: of `lmix export`; read while it starts.
+        settings: of `vllm.LLM`.
+        device: where it runs: the trainer's.
+        sleeps: free its memory between rollout phases; for GPUs.
+
+    Raises:
+        ValueError: vLLM is not installed, or does not start.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], device: torch.device, sleeps: bool = False) -> None:
+        check_installed()
+        self.sleeps, self.asleep = sleeps, False
+        self._policy: Path | None = None
+        self._numbers = itertools.count()
+        if sleeps:
+            settings = settings | {"enable_sleep_mode": True}
+        with environment(device):
+            try:
+                from vllm import LLM  # pyright: ignore
+
+                self.llm = LLM(model=str(folder), **settings)
+            except Exception as error:
+                raise ValueError(f"vLLM does not start: {start_error(error)}") from error
+
+    def complete(self, requests: Sequence[Request], progress: Progress | None) -> list[Completion]:
+        """See `VLLMClient.complete`."""
+        with lost_where_ended():
+            self._wake()
+            found = self._run(requests, progress)
+            if self.sleeps:
+                self.llm.sleep(level=1)
+                self.asleep = True
+        return found
+
+    def set_mixture(self, mixture: Mixture) -> None:
+        """See `VLLMClient.set_mixture`."""
+        values = list(mixture.weights), mixture.kind, mixture.temperature, mixture.plausibility
+        with lost_where_ended():
+            self._call("lmix_set_mixture", *values)
+
+    def set_policy(self, folder: Path) -> None:
+        """See `VLLMClient.set_policy`. While vLLM sleeps, it is noted for when it wakes."""
+        self._policy = folder
+        if not self.asleep:
+            with lost_where_ended():
+                self._read_policy()
+
+    def _read_policy(self) -> None:
+        if self._policy is not None:
+            self._call("lmix_set_adapter", POLICY, str(self._policy))
+            assert self.llm.reset_prefix_cache(), "vLLM still has requests"
+            self._policy = None
+
+    def _wake(self) -> None:
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+            self._read_policy()
+
+    def _call(self, method: str, *args: Any) -> None:
+        for answer in self.llm.collective_rpc(method, args=args):
+            if "error" in answer:
+                raise ValueError(answer["error"])
+
+    def _run(self, requests: Sequence[Request], progress: Progress | None) -> list[Completion]:
+        from vllm import SamplingParams  # pyright: ignore
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore
+
+        engine, place_of, tokens = self.llm.llm_engine, {}, 0
+        for place, request in enumerate(requests):
+            settings = {"detokenize": "stop" in request.sampling, **request.sampling}
+            extra = {"weights": list(request.weights)}
+            parameters = SamplingParams(**settings, extra_args=extra, output_kind=RequestOutputKind.FINAL_ONLY)
+            number = str(next(self._numbers))
+            place_of[number] = place
+            engine.add_request(number, {"prompt_token_ids": request.prompt_ids}, parameters)
+        found: dict[int, Completion] = {}
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    found[place_of[output.request_id]] = completion_of(output.outputs[0])
+                    tokens += len(output.outputs[0].token_ids)
+                    if progress is not None:
+                        progress(len(found), len(requests), tokens)
+        return [found[place] for place in range(len(requests))]
+
+
+@contextmanager
+def lost_where_ended() -> Iterator[None]:
+    """Raise SamplerLost for what vLLM raises once its process has ended."""
+    from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise SamplerLost(f"vLLM's process has ended ({first_line(error)}); its own output says why") from error
+
+
+def completion_of(output: Any) -> Completion:
+    """From vLLM's own."""
+    ids = list(output.token_ids)
+    log_probs = [of_place[token].logprob for token, of_place in zip(ids, output.logprobs, strict=True)]
+    return Completion(ids, log_probs, output.finish_reason == "stop")
+
+
+def start_error(error: Exception) -> str:
+    """Why vLLM does not start, in one line: of a setting that it refuses, what follows pydantic's own words."""
+    refused = re.search(r"Value error, (.*?)(?: \[type=|$)", str(error), re.MULTILINE)
+    return refused[1] if refused else first_line(error)
+
+
+def check_installed() -> None:
+    """Raise ValueError, in one line, where vLLM is not there."""
+    if find_spec("vllm") is None:
+        raise ValueError("vLLM is not installed: pip install 'lmix[vllm]' in an environment of its own (docs/serve.md)")
+
+
+@contextmanager
+def environment(device: torch.device) -> Iterator[None]:
+    """What vLLM takes from the environment when it starts: one device, no rank of the trainer's, and less to print
+    unless the user says more."""
+    before = dict(os.environ)
+    for name in [name for name in before if name in RANK or name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # this process is one of the trainer's group already
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # a fork would lose the trainer's threads
+    os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+    if device.type == "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(device.index or 0, before.get("CUDA_VISIBLE_DEVICES"))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def visible_device(index: int, visible: str | None) -> str:
+    """How CUDA_VISIBLE_DEVICES names a device of this process, for a process that is to see no other."""
+    return visible.split(",")[index] if visible else str(index)

@@ -1,0 +1,171 @@
+"""vLLM servers somewhere else, by HTTP: OpenAI's completions, and vLLM's own calls for what is served."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.error import HTTPError, URLError
+from urllib.request import Request as HTTPRequest
+from urllib.request import urlopen
+
+from lmix.model.mixture import POLICY, Mixture
+from lmix.rollout.sampler import Progress, SamplerLost
+from lmix.rollout.vllm_sampler import Completion, Request
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server. Its calls raise SamplerLost where it does not answer, and ValueError where it refuses."""
+
+    url: str
+    timeout: float
+
+    def post(self, path: str, content: dict[str, Any] | None = None) -> Any:
+        """JSON of an answer; None where it has no body."""
+        request = HTTPRequest(
+            self.url.rstrip("/") + path, json.dumps(content or {}).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urlopen(request, timeout=self.timeout) as answer:
+                body = answer.read()
+        except HTTPError as error:
+            text = " ".join(error.read().decode(errors="replace").split())[:500]
+            if error.code >= 500:
+                raise SamplerLost(f"server {self.url} fails with status {error.code} on {path}: {text}") from error
+            hint = " (start it with VLLM_SERVER_DEV_MODE=1)" if error.code == 404 else ""
+            raise ValueError(f"server {self.url} refuses {path} with status {error.code}: {text}{hint}") from error
+        except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+            reason = error.reason if isinstance(error, URLError) else error
+            raise SamplerLost(f"server {self.url} does not answer within {self.timeout:g} s: {reason}") from error
+        return json.loads(body) if body else None
+
+    def call(self, method: str, *args: Any) -> dict[str, Any]:
+        """One of `lmix.vllm.worker`'s methods."""
+        answer = self.post("/collective_rpc", {"method": method, "args": list(args)})["results"][0]
+        if "error" in answer:
+            raise ValueError(f"server {self.url} refuses: {answer['error']}")
+        return answer
+
+    def set_policy(self, folder: Path) -> None:
+        self.call("lmix_set_adapter", POLICY, str(folder.absolute()))
+        self.post("/reset_prefix_cache")
+
+    def set_mixture(self, mixture: Mixture) -> None:
+        values = list(mixture.weights), mixture.kind, mixture.temperature, mixture.plausibility
+        self.call("lmix_set_mixture", *values)
+
+    def complete(self, request: Request) -> Completion:
+        content = {
+            "prompt": request.prompt_ids,
+            "return_token_ids": True,
+            "vllm_xargs": {"weights": list(request.weights)},
+            **request.sampling,
+        }
+        (choice,) = self.post("/v1/completions", content)["choices"]
+        return Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"] == "stop")
+
+
+class ServedVLLM:
+    """Several servers that share prompts: the completions of one prompt are drawn by one of them.
+
+    Args:
+        urls: of the servers, such as http://node1:8000.
+        timeout: seconds in which a completion, or a change of weights, must be there.
+        retries: how often a server that does not answer is tried again.
+        retry_seconds: between two tries.
+        connections: requests that are under way at one server.
+    """
+
+    def __init__(
+        self, urls: Sequence[str], timeout: float, retries: int, retry_seconds: float, connections: int
+    ) -> None:
+        self.servers = [Server(url, timeout) for url in urls]
+        self.retries, self.retry_seconds, self.connections = retries, retry_seconds, connections
+        self.policy: Path | None = None
+        self.mixture: Mixture | None = None
+
+    def check(self, streams: int, rank: int) -> None:
+        """See that all servers serve a mixed policy that the trainer's adapters fit into.
+
+        Raises:
+            ValueError: one does not answer, or serves something else.
+        """
+        for server in self.servers:
+            try:
+                state = server.call("lmix_state")
+            except ValueError as error:
+                if "status 500" not in str(error):
+                    raise
+                raise ValueError(
+                    f"server {server.url} serves no mixed policy of lmix: start it on a folder of lmix export"
+                ) from error
+            if len(state["streams"]) != streams:
+                raise ValueError(
+                    f"server {server.url} serves {len(state['streams'])} streams, but the run has {streams}: export "
+                    "the run's adapters"
+                )
+            if state["rank"] < rank:
+                raise ValueError(
+                    f"server {server.url} takes adapters up to rank {state['rank']}, but the run's have {rank}: "
+                    "export the run's adapters"
+                )
+
+    def set_mixture(self, mixture: Mixture) -> None:
+        """See `VLLMClient.set_mixture`."""
+        self.mixture = mixture
+        for server in self.servers:
+            self._retried(server, lambda server=server: server.set_mixture(mixture))
+
+    def set_policy(self, folder: Path) -> None:
+        """See `VLLMClient.set_policy`."""
+        self.policy = folder
+        for server in self.servers:
+            self._retried(server, lambda server=server: server.set_policy(folder))
+
+    def complete(self, requests: Sequence[Request], progress: Progress | None) -> list[Completion]:
+        """See `VLLMClient.complete`."""
+        found: dict[int, Completion] = {}
+        tokens = 0
+
+        def draw(request: Request) -> Completion:
+            server = self.servers[request.group % len(self.servers)]
+            return self._retried(server, lambda: server.complete(request))
+
+        with ThreadPoolExecutor(min(len(requests), self.connections * len(self.servers))) as pool:
+            under_way = {pool.submit(draw, request): place for place, request in enumerate(requests)}
+            try:
+                for future in as_completed(under_way):
+                    found[under_way[future]] = future.result()
+                    tokens += len(found[under_way[future]].ids)
+                    if progress is not None:
+                        progress(len(found), len(requests), tokens)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [found[place] for place in range(len(requests))]
+
+    def _retried(self, server: Server, call: Callable[[], T]) -> T:
+        """The call's result; a server that was lost gets the run's weights again before it is tried again."""
+        for tries_left in range(self.retries, -1, -1):
+            try:
+                if tries_left < self.retries:
+                    self._restore(server)
+                return call()
+            except SamplerLost:
+                if not tries_left:
+                    raise
+                time.sleep(self.retry_seconds)
+        raise AssertionError("unreachable")
+
+    def _restore(self, server: Server) -> None:
+        """Give a server that may have been started anew the run's mixture and policy."""
+        if self.mixture is not None:
+            server.set_mixture(self.mixture)
+        if self.policy is not None:
+            server.set_policy(self.policy)

@@ -1,0 +1,48 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+"""Keys and values for each stream: attention layers of one decoder, once a stream.
+
+Legend: K streams, N tokens of a pass.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.attention import Attention
+
+
+def stack_attention(layers: dict[str, Any], names: Iterable[str], streams: Sequence[str]) -> None:
+    """Give every stream but the first attention layers of its own, and so a part of vLLM's cache.
+
+    Args:
+        layers: vLLM's table of the layers that have a cache; the copies are added to it.
+        names: those of the decoder's layers there.
+        streams: K names.
+
+    Raises:
+        ValueError: a layer that is not ordinary attention.
+    """
+    for name in list(names):
+        first = layers[name]
+        if type(first) is not Attention or first.kv_sharing_target_layer_name is not None:
+            raise ValueError(
+                f"vLLM's layer {name} is a {type(first).__name__}: it serves mixed policies of dense models with "
+                "ordinary attention only, so use lmix's own engine"
+            )
+        every = [first]
+        for stream in streams[1:]:
+            other = copy.copy(first)
+            other.impl = copy.copy(first.impl)
+            other.layer_name = f"{name}.{stream}"
+            layers[other.layer_name] = other
+            every.append(other)
+        first.forward = partial(stacked_attention, every)
+
+
+def stacked_attention(layers: Sequence[Attention], query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+    """Each stream's attention over its own keys: `[K * N, ...]` in K blocks, one a stream."""
+    blocks = [t.unflatten(0, (len(layers), -1)).unbind(0) for t in (query, key, value)]
+    return torch.cat([Attention.forward(layer, *block, **given) for layer, *block in zip(layers, *blocks, strict=True)])

@@ -1,0 +1,97 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+"""The mixture's weights by request: `alpha` or `weights` among a request's extra arguments."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
+
+from lmix.model.mixture import Mixture, RowMixtures, stream_names
+
+OF_INSTANCE: "dict[str, RequestMixtures]" = {}
+"""By vLLM's instance: the model reads the weights of the batch that its runner has made."""
+
+
+class RequestMixtures(LogitsProcessor):
+    """Keeps each request's weights, in the order of the batch's rows, for the model to mix by.
+
+    It changes no logits itself. vLLM tells a logits processor, before each pass, which request is in which row.
+    """
+
+    NAME = "lmix.vllm.requests:RequestMixtures"
+    default: ClassVar[Mixture | None] = None
+    """The exported mixture: what requests are checked against, in the process that takes them."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        OF_INSTANCE[vllm_config.instance_id] = self
+        self.device = device
+        self.weights_of_row: dict[int, tuple[float, ...]] = {}
+        self.is_due = False
+        self._newest: tuple[list[tuple[float, ...]], Tensor] | None = None
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """Raise ValueError for weights that are none; vLLM's server answers with status 400."""
+        if cls.default is not None:
+            requested(sampling_params.extra_args, cls.default)
+        if sampling_params.prompt_logprobs is not None and weights_of(sampling_params.extra_args) is not None:
+            raise ValueError(
+                "log-probabilities of a prompt are those of the served mixture: leave alpha and weights out, and set "
+                "it by lmix_set_alpha"
+            )
+
+    def is_argmax_invariant(self) -> bool:
+        return True
+
+    def apply(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        self.is_due = True
+        process_dict_updates(self.weights_of_row, batch_update, lambda params, *_: weights_of(params.extra_args))
+
+    def rows(self, count: int, default: Mixture) -> Mixture | RowMixtures:
+        """The mixtures of the batch's rows; `default` where no request has weights of its own.
+
+        Only the first call after an update is for the rows that tokens are drawn for. Others, such as for a prompt's
+        log-probabilities, get the default.
+        """
+        is_due, self.is_due = self.is_due, False
+        if not is_due or not self.weights_of_row:
+            return default
+        weights = [self.weights_of_row.get(row, default.weights) for row in range(count)]
+        if self._newest is None or self._newest[0] != weights:
+            self._newest = weights, torch.tensor(weights, dtype=torch.float32, device=self.device)
+        streams = stream_names(len(default.weights))
+        sums = all(replace(default, weights=row).sums_to_one for row in set(weights))
+        tempered = default.temperature, default.plausibility
+        return RowMixtures(default.kind, streams, self._newest[1], sums, *tempered)
+
+
+def weights_of(extra: Mapping[str, Any] | None) -> tuple[float, ...] | None:
+    """A request's weights, checked by `requested` before; None where it names none."""
+    if extra and "alpha" in extra:
+        return 1.0 - float(extra["alpha"]), float(extra["alpha"])
+    return tuple(map(float, extra["weights"])) if extra and "weights" in extra else None
+
+
+def requested(extra: Mapping[str, Any] | None, default: Mixture) -> Mixture:
+    """The mixture that a request asks for. Raises ValueError, in one line, where it can't be had."""
+    if not extra or not {"alpha", "weights"} & set(extra):
+        return default
+    if {"alpha", "weights"} <= set(extra):
+        raise ValueError("alpha and weights are both given: leave one of them out")
+    streams = len(default.weights)
+    numbers = [extra["alpha"]] if "alpha" in extra else extra["weights"]
+    if not isinstance(numbers, list | tuple) or not all(type(n) in (int, float) for n in numbers):
+        raise ValueError(f"alpha must be a number and weights a list of {streams} numbers, not {numbers!r}")
+    if "alpha" in extra:
+        if streams != 2:
+            raise ValueError(f"alpha is for two streams, and this model has {streams}: give weights, one a stream")
+        return default.with_alpha(extra["alpha"])
+    if len(numbers) != streams:
+        raise ValueError(f"weights must be {streams} numbers, one a stream, not {list(numbers)}")
+    return replace(default, weights=tuple(map(float, numbers)))
