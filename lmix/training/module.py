@@ -1,13 +1,11 @@
-"""What all training of the policy adapter shares: the model, the sampler, greedy evaluation and the checkpoint."""
+"""What all training of the policy adapter shares: the model, the sampler and evaluation."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lmix.data.module import RLDataModule
@@ -18,8 +16,7 @@ from lmix.model.backbone import BackboneConfig, dtype_name
 from lmix.model.end_tokens import end_tokens
 from lmix.model.frozen import four_bit_layers
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.mixture import POLICY, Mixture, MixtureKind, mixture_of
-from lmix.model.origin import Origin
+from lmix.model.mixture import Mixture, MixtureKind, mixture_of
 from lmix.model.placement import model_paths
 from lmix.model.sources import check_places
 from lmix.model.tokenizer import load_tokenizer
@@ -32,24 +29,19 @@ from lmix.tasks.task import Task
 from lmix.training.checkpoints import naming_last_checkpoint
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.guards import nonfinite_rollouts
-from lmix.training.held_out import HeldOut
 from lmix.training.metrics import AnswerRate, FormatRate, Rate, RightAnywhereRate, SolveRate
-from lmix.training.optimisation import OptimisedModule
-from lmix.training.state import check_adapter_state, check_origin
+from lmix.training.saved import SavedModule
 from lmix.training.strategies import check_strategy
 from lmix.training.trainer_flags import check_monitors, check_trainer_flags
 
-log = logging.getLogger(__name__)
 
-
-class AdapterModule(OptimisedModule):
+class AdapterModule(SavedModule):
     """A mixed policy under training; subclasses give `training_step`.
 
     `trainer.max_steps` counts their outer steps. Nothing heavy happens before `configure_model`, so mistakes in
     settings and data are found first.
 
     Attributes:
-        mixture: what is sampled, scored and evaluated. Callbacks may put another value there between steps.
         sampler: draws completions from the policy.
         end_ids: the tokens that end a completion.
         longest_prompt: tokens of the longest prompt of all sets, once these are read.
@@ -57,7 +49,6 @@ class AdapterModule(OptimisedModule):
         progress: told of each token that is drawn; set by a callback.
     """
 
-    policy: MixedPolicy
     sampler: Sampler
     end_ids: tuple[int, ...]
 
@@ -72,20 +63,14 @@ class AdapterModule(OptimisedModule):
         weights: Sequence[float] | None = None,
         sampler: SamplerChoice | None = None,
     ) -> None:
-        super().__init__()
-        self.strict_loading = False  # checkpoints hold adapters only; load_state_dict makes the check
-        self.backbone, self.adapters = backbone, adapters
-        self.weights = weights
-        self.mixture = self.initial_mixture = mixture_of(
-            alpha, mixture, weights, adapters.streams, sampling.temperature
-        )
+        first = mixture_of(alpha, mixture, weights, adapters.streams, sampling.temperature)
+        super().__init__(backbone, adapters, first, weights)
         self.sampler_choice = sampler or LmixEngine()
         if not self.sampler_choice.keeps_frozen:
             sampling = replace(sampling, keep_frozen=False)
         self.sampling, self.optimizer = sampling, optimizer
         self.solve_rate, self.answer_rate, self.format_rate = SolveRate(), AnswerRate(), FormatRate()
         self.right_anywhere_rate = RightAnywhereRate()
-        self.held_out = HeldOut()
         self.longest_prompt = 0
         self.groups: list[Group] = []
         self.progress: Progress | None = None
@@ -93,19 +78,6 @@ class AdapterModule(OptimisedModule):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:  # pyright: ignore[reportIncompatibleVariableOverride]
         return load_tokenizer(self.backbone.path)
-
-    @property
-    def model_path(self) -> str:
-        """The policy's model: `backbone.path`, or the whole model that `adapters.policy` names."""
-        return model_paths(self.backbone, self.adapters)[0]
-
-    @property
-    def origin(self) -> Origin | None:
-        """What the folder beside a checkpoint says of its adapter: the mixture that it is the policy of, if it is."""
-        if len(self.mixture.streams) < 2:
-            return None
-        streams = {POLICY: ".", **self.adapters.frozen()}
-        return Origin("mixture", self.model_path, streams, self.mixture.by_name(), {"mixture": self.mixture.kind})
 
     @property
     def datamodule(self) -> RLDataModule:
@@ -265,44 +237,3 @@ class AdapterModule(OptimisedModule):
         for logger in self.trainer.loggers:
             logger.log_metrics({name: float(rate) for name, rate in rates.items()}, step=0)
         self.trainer.callback_metrics.update(rates)
-
-    # the checkpoint
-
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:
-        """The adapters; never the backbone."""
-        return {f"policy.{name}": tensor for name, tensor in self.policy.adapter_state().items()}
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load adapters. Raises ValueError unless names and shapes are exactly those of this model, and all finite."""
-        check_adapter_state(state_dict, self.state_dict())
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lmix"] = {
-            "alpha": self.mixture.alpha,
-            "initial_alpha": self.initial_mixture.alpha,
-            "weights": None if self.weights is None else list(self.weights),
-            "compute": self.compute.totals,
-            "reference_evaluated": self.held_out.reference_done,
-            "backbone": self.model_path,
-            "fingerprint": self.policy.fingerprint,
-            "others": self.policy.other_fingerprints,
-            "scaling": self.policy.adapter_scaling(),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this model; where nothing is trained, take up its alpha."""
-        saved = checkpoint["lmix"]
-        self.held_out.reference_done = saved.get("reference_evaluated", False)  # of before 0.2.0
-        policy = self.policy
-        check_origin(saved, self.model_path, policy.fingerprint, policy.other_fingerprints, policy.adapter_scaling())
-        self.compute.totals |= saved.get("compute", {})
-        if self.trainer.state.fn != "fit":
-            self.restore_alpha(saved)
-
-    def restore_alpha(self, saved: dict[str, Any]) -> None:
-        """Take up the alpha of a checkpoint, unless the settings name another one than they did then."""
-        both_move = self.weights is None and saved["weights"] is None
-        if both_move and self.initial_mixture.alpha == saved["initial_alpha"]:
-            self.mixture = self.mixture.with_alpha(saved["alpha"])
-            log.info("alpha %g, as in the checkpoint", saved["alpha"])

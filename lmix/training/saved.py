@@ -1,0 +1,91 @@
+"""What a checkpoint holds of a mixed policy's training beside Lightning's own state, and how a run goes on from it."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lmix.model.adapters import AdapterConfig
+from lmix.model.backbone import BackboneConfig
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import POLICY, Mixture
+from lmix.model.origin import Origin
+from lmix.model.placement import model_paths
+from lmix.training.held_out import HeldOut
+from lmix.training.optimisation import OptimisedModule
+from lmix.training.state import check_adapter_state, check_origin
+
+log = logging.getLogger(__name__)
+
+
+class SavedModule(OptimisedModule):
+    """A mixed policy whose checkpoints hold its adapters and never a backbone.
+
+    Attributes:
+        policy: made by `configure_model`.
+        mixture: what is sampled, scored and evaluated. Callbacks may put another value there between steps.
+    """
+
+    policy: MixedPolicy
+
+    def __init__(
+        self, backbone: BackboneConfig, adapters: AdapterConfig, mixture: Mixture, weights: Sequence[float] | None
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold adapters only; load_state_dict makes the check
+        self.backbone, self.adapters, self.weights = backbone, adapters, weights
+        self.mixture = self.initial_mixture = mixture
+        self.held_out = HeldOut()
+
+    @property
+    def model_path(self) -> str:
+        """The policy's model: `backbone.path`, or the whole model that `adapters.policy` names."""
+        return model_paths(self.backbone, self.adapters)[0]
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the folder beside a checkpoint says of its adapter: the mixture that it is the policy of, if it is."""
+        if len(self.mixture.streams) < 2:
+            return None
+        streams = {POLICY: ".", **self.adapters.frozen()}
+        return Origin("mixture", self.model_path, streams, self.mixture.by_name(), {"mixture": self.mixture.kind})
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:
+        """The adapters; never the backbone."""
+        return {f"policy.{name}": tensor for name, tensor in self.policy.adapter_state().items()}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load adapters. Raises ValueError unless names and shapes are exactly those of this model, and all finite."""
+        check_adapter_state(state_dict, self.state_dict())
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lmix"] = {
+            "alpha": self.mixture.alpha,
+            "initial_alpha": self.initial_mixture.alpha,
+            "weights": None if self.weights is None else list(self.weights),
+            "compute": self.compute.totals,
+            "reference_evaluated": self.held_out.reference_done,
+            "backbone": self.model_path,
+            "fingerprint": self.policy.fingerprint,
+            "others": self.policy.other_fingerprints,
+            "scaling": self.policy.adapter_scaling(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this model; where nothing is trained, take up its alpha."""
+        saved = checkpoint["lmix"]
+        self.held_out.reference_done = saved.get("reference_evaluated", False)  # of before 0.2.0
+        policy = self.policy
+        check_origin(saved, self.model_path, policy.fingerprint, policy.other_fingerprints, policy.adapter_scaling())
+        self.compute.totals |= saved.get("compute", {})
+        if self.trainer.state.fn != "fit":
+            self.restore_alpha(saved)
+
+    def restore_alpha(self, saved: dict[str, Any]) -> None:
+        """Take up the alpha of a checkpoint, unless the settings name another one than they did then."""
+        both_move = self.weights is None and saved["weights"] is None
+        if both_move and self.initial_mixture.alpha == saved["initial_alpha"]:
+            self.mixture = self.mixture.with_alpha(saved["alpha"])
+            log.info("alpha %g, as in the checkpoint", saved["alpha"])
