@@ -55,6 +55,8 @@ def plan(
     model = model_shape(planned_config(own.backbone.path), module.adapters)
     run = run_shape(module, data, devices, sharded, prompt_tokens, live)
     run = settle_dense(module, model, run, device_gb * GB)
+    if module.sampling.slots == "auto":
+        run = replace(run, slots=max(run.samples, largest(model, run, device_gb * GB)[0]))
     parts = memory(model, run)
     slots, tokens = largest(model, run, device_gb * GB)
     rollouts = rollout_seconds(model, run, tflops * 1e12, bandwidth * GB)
@@ -111,7 +113,7 @@ def run_shape(
         streams=sum(stream in counted for stream in own.adapters),
         prompts=data.prompts_per_step,
         samples=sampling.samples_per_prompt,
-        slots=sampling.slots,
+        slots=sampling.samples_per_prompt if sampling.slots == "auto" else sampling.slots,
         prompt_tokens=prompt_tokens,
         tokens=sampling.max_new_tokens,
         keep_frozen=sampling.keep_frozen,
@@ -122,6 +124,7 @@ def run_shape(
         live=live,
         devices=devices,
         sharded=sharded,
+        compiled=sampling.compile,
         others=tuple(frozen),
     )
 

@@ -123,6 +123,8 @@ class RunShape:
     """Part of the groups that are live: dead ones get no pass."""
     devices: int = 1
     sharded: bool = False
+    compiled: bool = False
+    """Keys and values, and a dequantised copy, stay between rollout phases (`sampling.compile`)."""
     others: tuple[FrozenModel, ...] = ()
     """Further models; whole on each device."""
 

@@ -27,9 +27,12 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, width = logits.shape
     top = logits.amax(dim=-1, keepdim=True)
-    weights = logits.new_empty(rows, width + -width % _BLOCK)
-    torch.sub(logits, top, out=weights[:, :width]).exp_()
-    weights[:, width:] = 0.0
+    if torch.compiler.is_compiling():  # it fuses these, and takes no strided `out`
+        weights = torch.nn.functional.pad((logits - top).exp(), (0, -width % _BLOCK))
+    else:
+        weights = logits.new_empty(rows, width + -width % _BLOCK)
+        torch.sub(logits, top, out=weights[:, :width]).exp_()
+        weights[:, width:] = 0.0
     blocks = weights.view(rows, -1, _BLOCK)
     block_sums = blocks.sum(dim=-1).double()
     block_cdf = block_sums.cumsum(dim=-1)

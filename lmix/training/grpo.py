@@ -21,7 +21,8 @@ from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.demonstrations import demonstration, limit_demonstrations
 from lmix.training.module import AdapterModule
 from lmix.training.objectives import GRPO, Objective
-from lmix.training.update import Update, UpdateStats
+from lmix.training.update import Update
+from lmix.training.update_stats import UpdateStats
 
 
 class GRPOModule(AdapterModule):

@@ -16,7 +16,7 @@ from lmix.evaluation.rows import completion_rows
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig, dtype_name
 from lmix.model.end_tokens import end_tokens
-from lmix.model.frozen import four_bit_layers
+from lmix.model.frozen import four_bit_layers, free_memory
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture, MixtureKind, mixture_of
 from lmix.model.placement import model_paths
@@ -32,6 +32,7 @@ from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.guards import nonfinite_rollouts
 from lmix.training.metrics import AnswerRate, FormatRate, Rate, SolveRate
 from lmix.training.optimisation import OptimisedModule
+from lmix.training.slots import automatic_slots
 from lmix.training.state import check_adapter_state, check_origin
 from lmix.training.strategies import check_strategy
 from lmix.training.trainer_flags import check_monitors, check_trainer_flags
@@ -117,6 +118,11 @@ class AdapterModule(OptimisedModule):
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
+        if self.sampling.compile and self.sharded:
+            raise ValueError(
+                "sampling.compile true needs a backbone that is whole on each device: set it to false, or "
+                "trainer.strategy to ddp"
+            )
         longest = max((len(p.ids) for prompts in self.datamodule.sets.values() for p in prompts), default=0)
         for path in model_paths(self.backbone, self.adapters):
             check_places(path, longest, self.sampling.max_new_tokens)
@@ -138,7 +144,7 @@ class AdapterModule(OptimisedModule):
         self.settle_dense_rollouts()
         self.end_ids = tuple(end_tokens(self.policy.backbone, self.tokenizer))
         if not hasattr(self, "sampler"):
-            self.sampler = Engine(self.policy, self.sampling.slots)
+            self.sampler = Engine(self.policy, self.settle_slots(), compiled=self.sampling.compile)
 
     def on_fit_start(self) -> None:
         self.sampler.sync(self.policy)
@@ -161,6 +167,20 @@ class AdapterModule(OptimisedModule):
         if self.ranks > 1:
             dense = self.policy.dense_rollouts = bool(self.trainer.strategy.broadcast(dense))
         rank_zero_info(f"backbone.dense_rollouts: null is {str(dense).lower()} for all of this run, by the free memory")
+
+    def settle_slots(self) -> int:
+        """Decide `sampling.slots: auto` once a run, on rank 0 for all: other slots round otherwise."""
+        if self.sampling.slots != "auto":
+            return self.sampling.slots
+        data = self.datamodule
+        longest = max((len(p.ids) for prompts in data.sets.values() for p in prompts), default=1)
+        rows = -(-data.prompts_per_step // self.ranks) * self.sampling.samples_per_prompt
+        free = free_memory(self.root_device)
+        slots = automatic_slots(self.policy, self.mixture, self.sampling, longest, rows, free)
+        if self.ranks > 1:
+            slots = int(self.trainer.strategy.broadcast(slots))
+        rank_zero_info(f"sampling.slots: auto is {slots} for all of this run, by the free memory")
+        return slots
 
     def draw(self, greedy: bool = False) -> Draw:
         """How the next step's tokens are chosen."""
