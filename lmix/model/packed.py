@@ -1,13 +1,14 @@
 """Products with weights that were laid out for oneDNN beforehand, for a rollout phase on a CPU.
 
-A layer's weight and its streams' LoRA factors B are one matrix, `[W | s_1 B_1 | ... | s_K B_K]`, and layers that read
-the same input are one product: few rows then cost few calls, and no pass over the output for the low-rank part.
+Layers that read the same input are one product, and so are the LoRA factors A of all streams: a row keeps those of its
+own stream, the others are masked. So a token costs few calls.
 
 Legend: N rows, D_in and D_out features, K streams of the model, R the sum of their ranks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -72,7 +73,10 @@ def groups(module: nn.Module) -> list[list[Any]]:
 
 
 class PackedProduct:
-    """One product of one or several linear layers that read the same input, LoRA included.
+    """One product of one or several linear layers that read the same input, and their LoRA products.
+
+    The base's output is rounded before the low-rank part is added, as in the pass that is trained, so that the
+    sampler's log-probabilities are the trainer's.
 
     Args:
         layers: nn.Linear, 4-bit layers, or peft's LoRA layers around them.
@@ -80,59 +84,64 @@ class PackedProduct:
     """
 
     def __init__(self, layers: Sequence[Any], streams: Sequence[str]) -> None:
-        weights, biases, a, b, self.columns = [], [], [], [], {}
-        self.ends: list[int] = []
-        for layer in layers:
-            base = layer.base_layer if is_adapted(layer) else layer
-            weight = dequantize(base) if is_4bit(base) else base.weight
-            weights.append(weight)
-            biases.append(weight.new_zeros(len(weight)) if base.bias is None else base.bias)
-            self.ends.append(len(weight) + (self.ends[-1] if self.ends else 0))
+        bases = [layer.base_layer if is_adapted(layer) else layer for layer in layers]
+        weights = [dequantize(base) if is_4bit(base) else base.weight for base in bases]
+        biases = [w.new_zeros(len(w)) if b.bias is None else b.bias for b, w in zip(bases, weights, strict=True)]
         self.dtype = weights[0].dtype
-        for stream in streams:
-            first = sum(len(each) for each in a)
-            for number, layer in enumerate(layers):
-                if not (is_adapted(layer) and stream in layer.lora_A):
-                    continue
-                factor = layer.lora_B[stream].weight * layer.scaling[stream]
-                above = self.ends[number] - len(factor)
-                a.append(layer.lora_A[stream].weight.to(self.dtype))
-                b.append(nn.functional.pad(factor, (0, 0, above, self.ends[-1] - self.ends[number])).to(self.dtype))
-            self.columns[stream] = (first, sum(len(each) for each in a))
-        bias = any((layer.base_layer if is_adapted(layer) else layer).bias is not None for layer in layers)
-        self.bias = torch.cat(biases) if bias else None
-        whole = torch.cat([torch.cat(weights), *b], dim=1)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(whole, ROWS)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights), ROWS)
+        self.bias = None if all(base.bias is None for base in bases) else torch.cat(biases)
+        self.outputs = slices_of([len(weight) for weight in weights])
+        adapted = [layer for layer in layers if is_adapted(layer)]
+        factors = [(layer, stream) for layer in adapted for stream in streams if stream in layer.lora_A]
+        a = [layer.lora_A[stream].weight.to(self.dtype) for layer, stream in factors]
         self.a = torch.cat(a) if a else None
+        self.columns = [(s, layer.scaling[s], c) for (layer, s), c in zip(factors, slices_of(map(len, a)), strict=True)]
+        """Of each A: its stream, its scaling, and its columns of the product with all of them."""
+        scalings = {scaling for _, scaling, _ in self.columns}
+        self.scaling = scalings.pop() if len(scalings) == 1 else 1.0
+        self.b: list[tuple[slice, slice, Tensor]] = []
+        """Of each adapted layer: its outputs, its columns, and B of all streams, `[R, D_out]`."""
+        for layer, outputs in zip(layers, self.outputs, strict=True):
+            own = [s for s in streams if is_adapted(layer) and s in layer.lora_A]
+            if own:
+                b = torch.cat([layer.lora_B[s].weight for s in own], dim=1).to(self.dtype)
+                begin = self.b[-1][1].stop if self.b else 0
+                self.b.append((outputs, slice(begin, begin + b.shape[1]), b.t()))
         self._last: tuple[Any, tuple[str, ...], Tensor] | None = None
         self._masks: dict[tuple[int, tuple[str, ...]], Tensor] = {}
 
     def __call__(self, x: Tensor, streams: tuple[str, ...], number: int) -> Tensor:
         """Layer `number`'s output for `[N, ..., D_in]`, whose rows are equal blocks of these streams."""
         if self._last is None or self._last[0] is not x or self._last[1] != streams:
-            self._last = x, streams, self._product(x.reshape(-1, x.shape[-1]), streams)
+            self._last = x, streams, self._product(x.reshape(-1, x.shape[-1]).to(self.dtype), streams)
         out = self._last[2]
-        if number == len(self.ends) - 1:
+        if number == len(self.outputs) - 1:
             self._last = None
-        begin = self.ends[number - 1] if number else 0
-        return out[:, begin : self.ends[number]].view(*x.shape[:-1], -1)
+        return out[:, self.outputs[number]].view(*x.shape[:-1], -1).to(x.dtype)
 
     def _product(self, rows: Tensor, streams: tuple[str, ...]) -> Tensor:
-        rows = rows.to(self.dtype)
+        out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
         if self.a is not None:
             inner = nn.functional.linear(rows, self.a).mul_(self._mask(len(rows), streams))
-            rows = torch.cat([rows, inner], dim=1)
-        return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+            for outputs, columns, b in self.b:
+                out[:, outputs].addmm_(inner[:, columns], b, alpha=self.scaling)
+        return out
 
     def _mask(self, rows: int, streams: tuple[str, ...]) -> Tensor:
-        """1 where a row's stream has the column of A, `[N, R]`."""
+        """1 (or what scalings differ by) where a row's stream has the column of A, and 0 elsewhere: `[N, R]`."""
         key = rows, streams
         if key not in self._masks:
             assert self.a is not None
-            mask = torch.zeros(rows, len(self.a), dtype=self.dtype)
-            size = rows // len(streams)
-            for k, stream in enumerate(streams):
-                first, end = self.columns[stream]
-                mask[k * size : (k + 1) * size, first:end] = 1.0
+            mask = self.a.new_zeros(rows, len(self.a))
+            blocks = dict(zip(streams, slices_of([rows // len(streams)] * len(streams)), strict=True))
+            for stream, scaling, columns in self.columns:
+                if stream in blocks:
+                    mask[blocks[stream], columns] = scaling / self.scaling
             self._masks[key] = mask
         return self._masks[key]
+
+
+def slices_of(lengths: Iterable[int]) -> list[slice]:
+    """Adjacent slices of these lengths."""
+    ends = list(accumulate(lengths))
+    return [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
