@@ -23,9 +23,8 @@ def test_a_quick_run_on_a_cpu_measures_checks_and_names_what_it_skipped(tmp_path
     report = json.loads((tmp_path / "report.json").read_text())
     checks = report["checks"]
     ran = {name for name, found in checks.items() if found["outcome"] == "ok"}
-    assert ran == {"rates", "nf4_gradients", "eager_and_compiled", "demo", "step tiny", "transformers_generate"}
+    assert ran == {"rates", "nf4_gradients", "demo", "step tiny", "transformers_generate"}
     assert checks["rates"]["tflops"] > 0
-    assert checks["eager_and_compiled"]["float32"]["rows_equal"] == 16
     assert 0 < checks["step tiny"]["eager_rollout_of_limit"] < 1
     assert checks["vllm"]["reason"] == "needs a CUDA device"
     assert "| fsdp2 | skipped |" in done.stdout

@@ -37,8 +37,7 @@ def freeze_backbone(model: PreTrainedModel) -> None:
 def frozen_forward(layer: Any, x: Tensor) -> Tensor:
     """A frozen linear layer, 4-bit or not: `[..., in_features]` -> `[..., out_features]`."""
     if layer.packed is not None:
-        product, number = layer.packed
-        return product(x, (), number)
+        return layer.packed(x, ())
     if not is_4bit(layer):
         return linear(x, layer.weight, layer.bias)
     if layer.dense is None and (torch.is_grad_enabled() or x.device.type != "cpu"):

@@ -81,8 +81,7 @@ def stacked_lora_forward(layer: Any, router: StreamRouter, x: Tensor, *args, **k
     streams = router.streams
     assert len(streams) == 1 or not torch.is_grad_enabled(), "only the policy may have gradients, in a pass of its own"
     if layer.packed is not None:
-        product, number = layer.packed
-        return product(x, streams, number)
+        return layer.packed(x, streams)
     rows = x.reshape(-1, x.shape[-1])
     out = layer.base_layer(rows)
     if len(streams) == 1:

@@ -7,7 +7,7 @@ from lmix.model import packed as module
 from lmix.model.adapters import AdapterConfig, lora_layers
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.packed import can_pack, groups, packed_bytes
+from lmix.model.packed import can_pack, packable, packed_bytes
 from tests.conftest import ALL, close, make_policy, randomise_adapters, tokens
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
@@ -45,20 +45,18 @@ def test_an_update_between_phases_is_seen(folders):
     assert close(after[0], hidden(policy, BOTH, False)[0])
 
 
-def test_layers_with_one_input_are_one_product(folders):
+def test_each_linear_layer_is_packed_once(folders):
     policy = make_policy("qwen2", folders)
-    found = [len(group) for group in groups(policy.models[0].module)]
-    assert sorted(found) == sorted([3, 1, 2, 1] * 3 + [1])  # q k v, o, gate up, down in three layers; the head
+    assert len(packable(policy.models[0].module)) == 3 * 7 + 1  # three layers, and the head
     assert packed_bytes(policy.models[0].module, 4) == 4 * sum(
         m.weight.numel() for m in policy.modules() if type(m) is torch.nn.Linear and hasattr(m, "dense")
     )
 
 
-def test_layers_of_which_some_have_a_lora_are_products_of_their_own(folders):
+def test_layers_of_which_some_have_a_lora(folders):
     adapters = AdapterConfig(reference=None, rank=3, target_modules=["q_proj", "v_proj", "up_proj"])
     backbone = BackboneConfig(str(folders["qwen2"]), "none", dtype="float32")
     policy = randomise_adapters(MixedPolicy.from_pretrained(backbone, adapters))
-    assert all(len(group) == 1 for group in groups(policy.models[0].module))
     policy._packs = True
     with policy.rollouts():
         fast = policy.hidden(tokens(2, 5), BOTH)

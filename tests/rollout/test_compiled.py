@@ -72,7 +72,7 @@ def test_a_compiled_step_draws_what_the_eager_one_does_in_few_graphs(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     policy = make_policy(name, folders)
     eager, compiled = Engine(policy, 16), Engine(policy, 16, compiled=True)
-    for step, alpha in enumerate((0.3, 0.6)):
+    for step, alpha in enumerate((0.3, 0.6)[: 1 if backend == "eager" else 2]):
         expected, found = (draw(engine, mixture.with_alpha(alpha), step) for engine in (eager, compiled))
         assert [r.completion_ids for r in found] == [r.completion_ids for r in expected]
         for a, b in zip(found, expected, strict=True):
@@ -81,6 +81,8 @@ def test_a_compiled_step_draws_what_the_eager_one_does_in_few_graphs(
     assert max(len(r.completion_ids) for r in expected) > 64 - 14, "several extents"
     assert not counters["graph_break"]
     assert 1 <= compilations["unique_graphs"] <= 4
+    if backend == "eager":
+        return
     # another kind of draw, and the first again: nothing of the first is compiled once more
     draw(compiled, mixture, greedy=True)
     after = compilations["unique_graphs"]
