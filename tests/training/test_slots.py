@@ -34,7 +34,7 @@ RUN = RunShape(
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])
 @pytest.mark.parametrize("mixture", [MIXED, PROBS])
 def test_one_group_more_would_not_fit(name, mixture, folders):
-    policy, free = make_policy(name, folders), 6e6
+    policy, free = make_policy(name, folders), 4e7
     slots = automatic_slots(policy, mixture, SAMPLING, 30, 256, free)
     assert slots % 4 == 0
     assert 4 < slots < 256
@@ -61,9 +61,9 @@ def test_never_less_than_a_group_nor_more_than_a_step(folders):
 
 def test_what_stays_during_the_update_leaves_room_for_it_and_one_stream_needs_less(folders):
     policy = make_policy("qwen2", folders)
-    plain = automatic_slots(policy, MIXED, SAMPLING, 30, 4000, 2e7)
-    assert automatic_slots(policy, MIXED, replace(SAMPLING, compile=True), 30, 4000, 2e7) < 0.6 * plain
-    assert automatic_slots(policy, Mixture.at(0.0), SAMPLING, 30, 4000, 2e7) > plain
+    plain = automatic_slots(policy, MIXED, SAMPLING, 30, 4000, 2e8)
+    assert automatic_slots(policy, MIXED, replace(SAMPLING, compile=True), 30, 4000, 2e8) < 0.6 * plain
+    assert automatic_slots(policy, Mixture.at(0.0), SAMPLING, 30, 4000, 2e8) > plain
 
 
 def test_zero_slots_are_refused():
