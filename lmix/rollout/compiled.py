@@ -1,5 +1,7 @@
 """The decode step by `torch.compile`, and on a GPU as CUDA graphs."""
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +18,22 @@ COMPILATIONS = 64
 """More are an error: torch.compile's own limit, 8, is less than training, evaluation and the alpha rule need."""
 LENGTHS = 256
 """Rows of a kept step hold a multiple of so many tokens, so that a somewhat longer prompt needs no new buffers."""
+
+
+def check_can_compile(device: torch.device, sharded: bool) -> None:
+    """Raise ValueError where the decode step can't be compiled.
+
+    Args:
+        sharded: whether each rank has a part of the backbone only.
+    """
+    if sharded:
+        raise ValueError(
+            "sampling.compile true needs a backbone that is whole on each device: set it to false, or trainer.strategy "
+            "to ddp"
+        )
+    compilers = os.environ.get("CXX", "g++"), "clang++", "c++"
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ValueError("sampling.compile true needs a C++ compiler on a CPU: install g++, or set it to false")
 
 
 class CompiledStep:

@@ -22,6 +22,7 @@ from lmix.model.mixture import Mixture, MixtureKind, mixture_of
 from lmix.model.placement import model_paths
 from lmix.model.sources import check_places
 from lmix.model.tokenizer import load_tokenizer
+from lmix.rollout.compiled import check_can_compile
 from lmix.rollout.engine import Engine
 from lmix.rollout.limits import limits_of
 from lmix.rollout.sampler import Progress, Sampler
@@ -118,11 +119,8 @@ class AdapterModule(OptimisedModule):
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
-        if self.sampling.compile and self.sharded:
-            raise ValueError(
-                "sampling.compile true needs a backbone that is whole on each device: set it to false, or "
-                "trainer.strategy to ddp"
-            )
+        if self.sampling.compile:
+            check_can_compile(self.root_device, self.sharded)
         longest = max((len(p.ids) for prompts in self.datamodule.sets.values() for p in prompts), default=0)
         for path in model_paths(self.backbone, self.adapters):
             check_places(path, longest, self.sampling.max_new_tokens)

@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from lmix.model.mixture import Mixture
-from lmix.rollout.compiled import CompiledStep, KeptSteps
+from lmix.rollout.compiled import CompiledStep, KeptSteps, check_can_compile
 from lmix.rollout.engine import Engine
 from lmix.rollout.limits import Limits
 from lmix.rollout.scheduler import Scheduler
@@ -121,6 +121,15 @@ def test_a_longer_prompt_or_another_kind_of_draw_gets_new_buffers_and_a_shorter_
     assert longer.length > first.length
     greedy, _ = kept.get(MIXED, Limits(20, ENDS), True, 8, 40, True, 4)
     assert greedy is not longer
+
+
+def test_what_can_t_be_compiled_is_refused_in_one_line(monkeypatch):
+    check_can_compile(torch.device("cuda"), sharded=False)
+    with pytest.raises(ValueError, match=r"sampling\.compile true needs a backbone that is whole.*strategy to ddp"):
+        check_can_compile(torch.device("cpu"), sharded=True)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match=r"sampling\.compile true needs a C\+\+ compiler on a CPU: install g\+\+"):
+        check_can_compile(torch.device("cpu"), sharded=False)
 
 
 def test_halves_leave_few_sizes_and_lose_no_row():
