@@ -42,9 +42,10 @@ def packed(model: nn.Module, streams: Sequence[str], wanted: bool) -> Iterator[N
         wanted: leave everything as it is where false.
     """
     layers = packable(model) if wanted else []
+    masks: dict[Any, Tensor] = {}
     try:
         for layer in layers:
-            layer.packed = PackedProduct(layer, streams)
+            layer.packed = PackedProduct(layer, streams, masks)
         yield
     finally:
         for layer in layers:
@@ -69,9 +70,10 @@ class PackedProduct:
     Args:
         layer: nn.Linear, a 4-bit layer, or peft's LoRA layer around one.
         streams: of the model.
+        masks: made by layers of the same ranks and scalings, for all of them.
     """
 
-    def __init__(self, layer: Any, streams: Sequence[str]) -> None:
+    def __init__(self, layer: Any, streams: Sequence[str], masks: dict[Any, Tensor]) -> None:
         base = layer.base_layer if is_adapted(layer) else layer
         weight = dequantize(base) if is_4bit(base) else base.weight
         self.dtype, self.bias = weight.dtype, base.bias
@@ -86,7 +88,7 @@ class PackedProduct:
         scalings = [layer.scaling[s] for s in self.streams]
         self.scaling = scalings[0] if len(set(scalings)) == 1 else 1.0
         self.kept = [scaling / self.scaling for scaling in scalings]
-        self._masks: dict[tuple[int, tuple[str, ...]], Tensor] = {}
+        self._masks, self._kind = masks, tuple(zip(self.streams, map(len, a), self.kept, strict=True))
 
     def __call__(self, x: Tensor, streams: tuple[str, ...]) -> Tensor:
         """`[N, ..., D_in]`, whose rows are equal blocks of these streams, -> `[N, ..., D_out]`."""
@@ -99,7 +101,7 @@ class PackedProduct:
 
     def _mask(self, rows: int, streams: tuple[str, ...]) -> Tensor:
         """1 (or what scalings differ by) where a row's stream has the column of A, and 0 elsewhere: `[N, R]`."""
-        key = rows, streams
+        key = rows, streams, self._kind
         if key not in self._masks:
             mask = self.a.new_zeros(rows, len(self.a))
             blocks = dict(zip(streams, slices_of([rows // len(streams)] * len(streams)), strict=True))
