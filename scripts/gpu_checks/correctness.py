@@ -47,7 +47,7 @@ def fit(setting: Setting, extra: list[str]) -> Result:
         line += [f"--trainer.accelerator={setting.device.type}", "--trainer.devices=1", f"--data.eval_size={prompts}"]
         line += [f"--data.prompts_per_step={prompts}", "--trainer.num_sanity_val_steps=0"]
         start = time.monotonic()
-        run(line, folder, 120)
+        run(line, folder, 300)
         return {"steps": steps, "seconds": time.monotonic() - start}
 
 
