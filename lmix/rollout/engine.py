@@ -62,9 +62,8 @@ class Engine:
     ) -> list[Group]:
         """See `Sampler.generate`."""
         groups = [Group(prompt, [Rollout(prompt, g) for g in range(samples)], draw) for prompt in prompts]
-        with self.policy.rollouts(
-            self.kept is not None
-        ):  # also without a prompt: ranks that share a backbone gather it together
+        # also without a prompt: ranks that share a backbone gather it together
+        with self.policy.rollouts(self.kept is not None):
             if groups and samples and limits.max_new_tokens > 0:
                 self._draw(groups, limits, draw, mixture, samples, keep_frozen, progress)
             while self._in_step(False):  # others still draw, from a backbone of which a part lies here
