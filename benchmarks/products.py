@@ -16,8 +16,8 @@ from lmix.model.backbone import compute_dtype
 from lmix.model.packed import ROWS
 from lmix.model.sources import load_config
 
-COLD = 2**27
-"""Bytes of weights that take turns, so that they come from memory as in a model."""
+COLD, MOST = 2**27, 64
+"""Bytes of weights that take turns, so that they come from memory as in a model; and how many at most."""
 
 
 class Products:
@@ -42,7 +42,7 @@ class Products:
 
     def row(self, rows: int, width: int, outputs: int) -> dict[str, float | str]:
         """GFLOP/s of one shape."""
-        copies = max(1, COLD // (width * outputs * self.dtype.itemsize))
+        copies = max(1, min(MOST, COLD // (width * outputs * self.dtype.itemsize)))
         weights = [self.random(outputs, width) for _ in range(copies)]
         x = self.random(rows, width)
         packed = [torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) for weight in weights]
