@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.limit import limit
 from benchmarks.protocol import Worker
-from benchmarks.report import TABLES, Figures, one_line, ratios, report, summary, table_ratios
+from benchmarks.report import BY_ROWS, TABLES, Figures, one_line, ratios, report, summary, table_ratios
 from benchmarks.work import Work
 
 CONTENDERS = ("ours", "naive", "trl", "trl_kl")
@@ -107,9 +107,9 @@ def compare(names: list[str], work: Work, warmup: int, repeats: int) -> dict[str
 
 def table(name: str, work: Work, repeats: int) -> Any:
     """One of the further tables, by lmix alone."""
-    if name == "growth":
-        with Worker("growth", work) as worker:
-            return worker.ask("growth")["rows"]
+    if name in BY_ROWS:
+        with Worker(name, work) as worker:
+            return worker.ask(name)["rows"]
     with Worker("ours", work) as worker:
         laps = [worker.ask(name) for _ in range(repeats + 1)][1:]  # the first is a warm-up
     return {key: statistics.median([lap[key] for lap in laps]) for key in laps[0]}

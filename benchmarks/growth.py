@@ -3,11 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from benchmarks.memory import memory, reset_memory
 from benchmarks.ours import Ours
 from benchmarks.work import Work
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import compute_dtype
+from lmix.model.packed import can_pack
 from lmix.model.sources import load_config
 from lmix.planning import estimates
 from lmix.planning.shape import RunShape, model_shape
@@ -63,10 +66,11 @@ def planned_gb(work: Work, vocabulary: int) -> float:
     config = load_config(work.model)
     config.vocab_size, config.pad_token_id = vocabulary, None
     model = model_shape(config, AdapterConfig(rank=work.rank))
+    dtype = compute_dtype(work.dtype, work.device)
     run = RunShape(
         nf4=work.quantization == "nf4",
         double_quantization=True,
-        width=compute_dtype(work.dtype, work.device).itemsize,
+        width=dtype.itemsize,
         dense_rollouts=work.quantization == "nf4",
         checkpointing=False,
         streams=2,
@@ -77,6 +81,7 @@ def planned_gb(work: Work, vocabulary: int) -> float:
         tokens=work.tokens,
         keep_frozen=True,
         pass_tokens=work.pass_tokens,
+        packed=can_pack(dtype, torch.device(work.device)),
     )
     # the reference has an adapter of the policy's size
     return estimates.peak(estimates.memory(replace(model, frozen_lora=model.lora), run)) / 1e9

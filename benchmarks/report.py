@@ -7,7 +7,9 @@ from typing import Any
 from benchmarks.work import Work
 
 Figures = dict[str, float]
-TABLES = ("natural", "alpha", "growth")
+TABLES = ("natural", "alpha", "growth", "products")
+BY_ROWS = ("growth", "products")
+"""Tables of several rows, each a contender of its own."""
 PHASES = ("rollout", "score", "update")
 
 

@@ -3,6 +3,7 @@
 ours, naive     see their files
 trl, trl_kl     TRL without a KL, and at beta 0.01
 growth          lmix at several sizes
+products        the rates of a decode step's products
 """
 
 import json
@@ -14,10 +15,11 @@ import torch
 from benchmarks.growth import Growth
 from benchmarks.naive import Naive
 from benchmarks.ours import Ours
+from benchmarks.products import Products
 from benchmarks.protocol import serve
 from benchmarks.work import Work
 
-CONTENDERS = {"ours": Ours, "naive": Naive, "growth": Growth}
+CONTENDERS = {"ours": Ours, "naive": Naive, "growth": Growth, "products": Products}
 TRL_BETAS = {"trl": 0.0, "trl_kl": 0.01}
 
 

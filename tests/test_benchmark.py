@@ -13,9 +13,11 @@ from benchmarks.__main__ import parser
 from benchmarks.growth import Growth, planned_gb
 from benchmarks.limit import limit
 from benchmarks.ours import Ours
+from benchmarks.products import Products
 from benchmarks.protocol import Worker
 from benchmarks.report import ratios, report, summary, table_ratios
 from benchmarks.work import Work
+from lmix.model.sources import load_config
 from lmix.rollout.types import flatten
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +77,14 @@ def test_further_tables_are_measured():
     assert found["alpha_of_rollouts"] == tables["alpha"]["alpha_seconds"] / tables["alpha"]["rollout_seconds"] > 0
     assert found["natural_of_forced"] > 0
     assert "\nnatural:\n" in report(tables | {"figures": {"ours": {}}})
+
+
+def test_products_are_timed_at_the_work_s_shapes():
+    table = Products(Work(**SMALL, threads=1)).products()["rows"]
+    config = load_config("lmix:tiny-arithmetic")
+    sizes = config.hidden_size, config.intermediate_size, config.vocab_size
+    assert [row["product"] for row in table][1::2] == [f"8 x {sizes[0]} x {sizes[1]}", f"4 x {sizes[0]} x {sizes[2]}"]
+    assert all(row[kind] > 0 for row in table for kind in ("plain", "other_side", "packed", "large"))
 
 
 @pytest.mark.slow

@@ -48,9 +48,23 @@ def dtype_name(name: str, device: torch.device | str) -> Literal["float32", "bfl
     if torch.device(device).type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
+        fast = has_bf16_units()
     return "bfloat16" if fast else "float32"
+
+
+def has_bf16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware."""
+    return _has_any("avx512_bf16", "amx_bf16", "bf16")
+
+
+def has_avx512() -> bool:
+    """Whether this CPU has AVX-512."""
+    return _has_any("avx512_f")
+
+
+def _has_any(*units: str) -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(unit) for unit in units)
 
 
 def compute_dtype(name: str, device: torch.device | str) -> torch.dtype:

@@ -1,6 +1,8 @@
 """Products with a frozen backbone: its layers' forward pass, and a dequantised copy of 4-bit weights for rollouts."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,13 +29,15 @@ def freeze_backbone(model: PreTrainedModel) -> None:
             # after one inference pass this kernel repacks the weights, and then silently gives no gradient
             module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
         if type(module) is nn.Linear or is_4bit(module):  # other kinds have products of their own
-            module.dense = None  # pyright: ignore[reportArgumentType]
+            module.dense = module.packed = None  # pyright: ignore[reportArgumentType]
             module.forward = partial(frozen_forward, module)  # pyright: ignore[reportAttributeAccessIssue]
     model.eval()
 
 
 def frozen_forward(layer: Any, x: Tensor) -> Tensor:
     """A frozen linear layer, 4-bit or not: `[..., in_features]` -> `[..., out_features]`."""
+    if layer.packed is not None:
+        return layer.packed(x, ())
     if not is_4bit(layer):
         return linear(x, layer.weight, layer.bias)
     if layer.dense is None and (torch.is_grad_enabled() or x.device.type != "cpu"):
@@ -43,16 +47,18 @@ def frozen_forward(layer: Any, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def dequantized(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Let 4-bit layers compute from a dequantised copy inside this context, without gradient. Values are the same on a
-    CPU; on a GPU they round as a dense product does and not as bitsandbytes' own kernels."""
+def dequantized(model: nn.Module, wanted: bool, keep: bool = False) -> Iterator[None]:
+    """Let 4-bit layers compute from a dequantised copy inside this context, without gradient; where it is to be kept,
+    from then on. Values are the same on a CPU; on a GPU they round as a dense product does and not as bitsandbytes' own
+    kernels."""
     layers = four_bit_layers(model)
     try:
         for layer in layers if wanted else []:
-            layer.dense = dequantize(layer)
+            if layer.dense is None:
+                layer.dense = dequantize(layer)
         yield
     finally:
-        for layer in layers:
+        for layer in layers if not keep else []:
             layer.dense = None
 
 
@@ -62,15 +68,27 @@ def four_bit_layers(model: nn.Module) -> list[Any]:
 
 def dense_copy_fits(model: nn.Module, device: torch.device) -> bool:
     """Whether a dequantised copy of a model's 4-bit layers takes less than half of a device's free memory."""
-    size = sum(
-        layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in four_bit_layers(model)
-    )
-    return copy_fits(size, free_memory(device))
+    return copy_fits(dense_bytes(model), free_memory(device))
+
+
+def dense_bytes(model: nn.Module) -> int:
+    """Bytes of a dequantised copy of a model's 4-bit layers."""
+    layers = four_bit_layers(model)
+    return sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
 
 
 def copy_fits(size: float, free: float) -> bool:
     """What `dense_rollouts: null` decides by, in bytes."""
     return size < free / 2
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Return freed memory to the system between phases: glibc keeps gigabytes of it otherwise, which the next phase, of
+    tensors of other sizes, can't use."""
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def free_memory(device: torch.device) -> int:

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from lmix.functional import Divergence
 from lmix.model.adapters import AdapterConfig, adapter_scaling, save_adapter
 from lmix.model.backbone import BackboneConfig, load_backbone
-from lmix.model.frozen import dense_copy_fits, dequantized
+from lmix.model.frozen import copy_fits, dense_copy_fits, dequantized, four_bit_layers, free_memory, give_back_memory
 from lmix.model.head import MixingHead
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, RowMixtures
 from lmix.model.origin import Origin
+from lmix.model.packed import can_pack, packed, packed_bytes
 from lmix.model.placement import check_placed, place_streams
 from lmix.model.prefix import Prefix
 from lmix.model.sharding import gathered, shard_layers
@@ -66,6 +67,7 @@ class MixedPolicy(nn.Module):
             each.head.vocabulary = min(m.head.vocabulary for m in self.models)
         self.head = MixingHead({name: each.head for each in self.models for name in each.streams})
         self._sharded: list[FSDPModule] = []
+        self._packs: bool | None = None
         self.gathers_rollouts = True
         """Whether ranks that share a backbone gather it while they draw; otherwise each pass there needs all ranks."""
 
@@ -109,17 +111,25 @@ class MixedPolicy(nn.Module):
         return {name: other.fingerprint for other in self.models[1:] for name in other.streams}
 
     @contextmanager
-    def rollouts(self) -> Iterator[None]:
-        """A rollout phase: what is the same at every token is computed once. Nothing may be trained inside."""
+    def rollouts(self, keep: bool = False) -> Iterator[None]:
+        """A rollout phase: what is the same at every token is computed once. Nothing may be trained inside.
+
+        Args:
+            keep: leave dequantised copies where they are for the next phase, as recorded graphs need them.
+        """
+        dense = not self.draws_in_step and self.settle_dense_rollouts()
+        packs = not keep and self.settle_packing()  # torch.compile can't take packed weights
         with (
             torch.no_grad(),
             gathered(self._sharded if self.gathers_rollouts else []),
             ExitStack() as kept,
-            dequantized(self, not self.draws_in_step and self.settle_dense_rollouts()),
+            dequantized(self, dense and not packs, keep),
         ):
             for model in self.models:
                 kept.enter_context(model.router.keep_factors())
+                kept.enter_context(packed(model.module, model.streams, packs))
             yield
+        give_back_memory(self.device)
 
     def settle_dense_rollouts(self, device: torch.device | None = None) -> bool:
         """Decide `dense_rollouts: null` by the memory that a device (by default the model's) has free now, for all
@@ -127,6 +137,15 @@ class MixedPolicy(nn.Module):
         if self.dense_rollouts is None:
             self.dense_rollouts = dense_copy_fits(self, device or self.device)
         return self.dense_rollouts
+
+    def settle_packing(self) -> bool:
+        """Decide whether weights are packed, by the memory that is free now, for all rollouts to come."""
+        if self._packs is None:
+            able = not self._sharded and all(can_pack(model.dtype, model.device) for model in self.models)
+            whole = self.dense_rollouts or not four_bit_layers(self)
+            size = sum(packed_bytes(model.module, model.dtype.itemsize) for model in self.models)
+            self._packs = bool(able and whole and copy_fits(size, free_memory(self.device)))
+        return self._packs
 
     @property
     def draws_in_step(self) -> bool:

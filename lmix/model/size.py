@@ -39,3 +39,35 @@ def weight_bytes(
         return linear * width / shards + other * width
     scales = 1 / 64 + 4 / (64 * 256) if double_quantization else 4 / 64
     return linear * (0.5 / shards + scales) + other * width  # the scales are no parameters: every rank has them all
+
+
+def cache_bytes(tokens: int, layers: int, keys: int, width: int) -> float:
+    """Bytes of one row's keys and values in one stream.
+
+    Args:
+        tokens: of the row.
+        layers: of the decoder.
+        keys: width of all key heads of a layer; values have the same.
+        width: bytes of a number in the dtype.
+    """
+    return 2.0 * tokens * layers * keys * width
+
+
+def prefill_bytes(tokens: int, layers: int, keys: int, width: int, inner: int) -> float:
+    """Bytes of so many prompt tokens while they are read: keys and values of all layers, and one MLP's tensors.
+
+    Args:
+        inner: width between the two halves of an MLP; the others as in `cache_bytes`.
+    """
+    return cache_bytes(tokens, layers, keys, width) + 3.0 * tokens * inner * width
+
+
+def logits_bytes(vocabulary: int, width: int, streams: int) -> float:
+    """Bytes of the logits of one row that is drawn from, in the dtype and in float32 where that is another, and of the
+    sampler's weights.
+
+    Args:
+        streams: those that have logits of their own beside the mixture's; 0 where hidden states are mixed.
+    """
+    logit = (width if width < 4 else 0) + 4.0
+    return vocabulary * (logit * max(1, 2 * streams) + 4.0)

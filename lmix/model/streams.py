@@ -61,6 +61,7 @@ class StreamRouter:
 
     def attach(self, layer: nn.Module) -> None:
         """Give a peft LoRA layer the stacked forward pass."""
+        layer.packed = None  # pyright: ignore[reportArgumentType]
         layer.forward = partial(stacked_lora_forward, layer, self)
 
 
@@ -79,6 +80,8 @@ def stacked_lora_forward(layer: Any, router: StreamRouter, x: Tensor, *args, **k
     """
     streams = router.streams
     assert len(streams) == 1 or not torch.is_grad_enabled(), "only the policy may have gradients, in a pass of its own"
+    if layer.packed is not None:
+        return layer.packed(x, streams)
     rows = x.reshape(-1, x.shape[-1])
     out = layer.base_layer(rows)
     if len(streams) == 1:

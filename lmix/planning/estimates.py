@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from lmix.model.flops import drawn_flops, trained_flops
 from lmix.model.head import CHUNK_LOGITS
-from lmix.model.size import weight_bytes
+from lmix.model.size import cache_bytes, logits_bytes, prefill_bytes, weight_bytes
 from lmix.planning.shape import FrozenModel, ModelShape, RunShape
 from lmix.planning.vllm import vllm_weights, with_vllm
 from lmix.rollout.engine import PREFILL_TOKENS
@@ -53,11 +53,12 @@ def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
         "backbone": backbone_bytes(model, run),
         "adapters": 4.0 * (model.lora + model.frozen_lora),
         "gradient and optimiser": 12.0 * model.lora,
-        "rollout: keys and values": 2.0 * streams * run.decoded * row * model.layers * model.keys * width,
-        "rollout: prefill": prefilled * width * (2.0 * model.layers * model.keys + 3.0 * model.inner),
-        "rollout: logits": run.decoded * model.vocabulary * (logit * (2 * streams if run.mixes_logits else 1) + 4.0),
+        "rollout: keys and values": streams * run.decoded * cache_bytes(row, model.layers, model.keys, width),
+        "rollout: prefill": prefill_bytes(prefilled, model.layers, model.keys, width, model.inner),
+        "rollout: logits": run.decoded * logits_bytes(model.vocabulary, width, streams if run.mixes_logits else 0),
         "rollout: hidden states of frozen streams": float(run.active * run.tokens * run.kept * model.hidden * width),
-        "rollout: dequantised copy": float(model.linear * width) if run.nf4 and run.dense_rollouts else 0.0,
+        "rollout: dequantised copy": float(model.linear * width) if run.copies else 0.0,
+        "rollout: packed weights": float((model.linear + model.head) * width) if run.packed else 0.0,
         "rollout: gathered shards": gathered,
         "update: activations": passed * activation_bytes(model, run),
         "update: prompts' keys and values": passed * prefix_bytes(model, run),
@@ -73,12 +74,17 @@ def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
         for name in ADDED if other.streams else ():
             parts[name] += theirs[name]
         parts["rollout: hidden states of frozen streams"] += run.active * kept_bytes(other, run)
+    if run.compiled:  # recorded graphs need them where they are
+        for name in ("keys and values", "dequantised copy"):
+            parts[f"{name}, kept"] = parts.pop(f"rollout: {name}")
     return with_vllm(parts, run.vllm) if run.vllm is not None else parts
 
 
 def alone(other: FrozenModel, run: RunShape) -> RunShape:
     """The run as one of a frozen model's streams only, which hold no shards."""
-    return replace(run, nf4=other.nf4, streams=other.streams, keep_frozen=False, kl=False, sharded=False, others=())
+    return replace(
+        run, nf4=other.nf4, streams=other.streams, keep_frozen=False, kl=False, sharded=False, compiled=False, others=()
+    )
 
 
 def kept_bytes(other: FrozenModel, run: RunShape) -> float:

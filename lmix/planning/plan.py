@@ -116,6 +116,8 @@ def needs(
     model = model_shape(planned_config(own.backbone.path), module.adapters)
     run = settle_dense(module, model, run_shape(module, data, devices, sharded, prompt_tokens, live), device)
     run = replace(run, vllm=vllm_shape(module.sampler_choice, module.adapters.streams, device.device_gb * GB))
+    if module.sampling.slots == "auto":
+        run = replace(run, slots=max(run.samples, largest(model, run, device.device_gb * GB)[0]))
     inner = module.objective.inner_updates if isinstance(module, GRPOModule) else 1
     return Needs(model, run, device, inner)
 
@@ -189,7 +191,7 @@ def run_shape(
         prompts=data.prompts_per_step,
         samples=sampling.samples_per_prompt if draws else 1,
         draws=draws,
-        slots=sampling.slots,
+        slots=sampling.samples_per_prompt if sampling.slots == "auto" else sampling.slots,
         prompt_tokens=prompt_tokens,
         tokens=sampling.max_new_tokens,
         keep_frozen=sampling.keep_frozen,
@@ -201,6 +203,7 @@ def run_shape(
         live=live,
         devices=devices,
         sharded=sharded,
+        compiled=sampling.compile,
         others=tuple(frozen),
     )
 

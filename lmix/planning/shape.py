@@ -139,6 +139,10 @@ class RunShape:
     """Part of the groups that are live: dead ones get no pass."""
     devices: int = 1
     sharded: bool = False
+    packed: bool = False
+    """A copy of the weights is laid out for a CPU's products during rollouts (`lmix.model.packed`)."""
+    compiled: bool = False
+    """Keys and values, and a dequantised copy, stay between rollout phases (`sampling.compile`)."""
     others: tuple[FrozenModel, ...] = ()
     """Further models; whole on each device."""
     vllm: VLLMShape | None = None
@@ -153,6 +157,11 @@ class RunShape:
     def kept(self) -> int:
         """Frozen streams of the policy's model whose hidden states are kept from the rollouts."""
         return max(0, self.streams - 1) if self.keep_frozen else 0
+
+    @property
+    def copies(self) -> bool:
+        """Whether rollouts have a dequantised copy of a 4-bit backbone; packed weights are one already."""
+        return self.nf4 and self.dense_rollouts and not self.packed
 
     @property
     def most_tokens(self) -> int:

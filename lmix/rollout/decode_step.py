@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from lmix.functional import without_tokens
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.mixture import POLICY, Mixture, RowMixtures, row_mixtures
+from lmix.model.mixture import POLICY, Mixture, RowMixtures
 from lmix.rollout.kv_cache import StreamCache
 from lmix.rollout.limits import Limits
 from lmix.rollout.packing import pad_right
@@ -22,6 +22,10 @@ from lmix.rollout.sampling import greedy, inverse_cdf
 
 EXTENT = 64
 """Attention reads the cache in multiples of so many places: passes then have few shapes, to be compiled or recorded."""
+BUFFERS = ("keys", "samples", "positions", "newest", "counts", "tokens", "log_probs", "states", "stops")
+"""What each slot has a row of, beside keys and values and kept hidden states."""
+Row = tuple[list[int], Tensor, dict[str, Tensor]]
+"""A completion: token ids, log-probabilities `[C]`, hidden states `[C, H]` of each kept stream."""
 
 
 class DecodeStep:
@@ -29,7 +33,7 @@ class DecodeStep:
 
     Args:
         policy: what is sampled from.
-        mixture: its mixture; a list has one for each of a prompt's samples.
+        mixture: its mixture, or one for each of a prompt's samples.
         limits: where completions end.
         greedy: take the most probable token.
         slots: S.
@@ -40,7 +44,7 @@ class DecodeStep:
     def __init__(
         self,
         policy: MixedPolicy,
-        mixture: Mixture | Sequence[Mixture],
+        mixture: Mixture | RowMixtures,
         limits: Limits,
         greedy: bool,
         slots: int,
@@ -49,12 +53,11 @@ class DecodeStep:
     ) -> None:
         self.policy, self.greedy, self.max_new_tokens = policy, greedy, limits.max_new_tokens
         self.device = policy.device
-        self.mixture: Mixture | RowMixtures
-        self.mixture = mixture if isinstance(mixture, Mixture) else row_mixtures(mixture, self.device)
+        self.mixture = mixture
         self.streams = self.mixture.streams
         self.parts = policy.parts(self.streams)
         self.caches = [StreamCache(part.model.config, len(part.streams), slots, length) for part in self.parts]
-        self.length = length
+        self.slots, self.length = slots, length
         self.end_ids = self._buffer(len(limits.end_ids))
         self.end_ids.copy_(torch.tensor(limits.end_ids, dtype=torch.long))
         # of each slot: the key of its random numbers, which sample it is, the position and id of its newest token, ...
@@ -65,11 +68,26 @@ class DecodeStep:
         self.log_probs = torch.zeros(slots, self.max_new_tokens, device=self.device)
         self.kept = [name for name in self.streams if keep_frozen and name != POLICY]
         self.frozen: dict[str, Tensor] = {}
+        self._whole_frozen: dict[str, Tensor] = {}
         self.min_new_tokens = limits.min_new_tokens
         self.stop = None if limits.stop is None else limits.stop.to(self.device)
         # where there are stop strings: what each slot's text ends with, and which of its tokens complete one
         self.states = None if self.stop is None else self._buffer(slots)
         self.stops = None if self.stop is None else self._buffer(slots, self.max_new_tokens).bool()
+        # addresses stay when slots are dropped, and from one rollout phase to the next
+        self._whole = {name: buffer for name in BUFFERS if (buffer := getattr(self, name)) is not None}
+
+    def restart(self, mixture: Mixture | RowMixtures) -> None:
+        """Begin another rollout phase in the same buffers.
+
+        Args:
+            mixture: like the one before in all but its weights.
+        """
+        if isinstance(self.mixture, RowMixtures) and isinstance(mixture, RowMixtures):
+            self.mixture.weights_BK.copy_(mixture.weights_BK)
+        else:
+            self.mixture = mixture
+        self._resize(len(self._whole["keys"]))
 
     def _buffer(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.long, device=self.device)
@@ -107,17 +125,22 @@ class DecodeStep:
             self.states[at] = 0
         return self._choose([last_PH[of_prompt] for last_PH in last_K], at)
 
-    def decode(self, visible: int) -> Tensor:
+    def extent(self, visible: int) -> int:
+        """Places that a pass reads where the longest row that anybody reads has `visible` tokens: a multiple of
+        `EXTENT`."""
+        return min(-(-visible // EXTENT) * EXTENT, self.length)
+
+    def decode(self, extent: int) -> Tensor:
         """Feed every slot's newest token, and draw the next. Slots that nobody reads compute along.
 
+        This is what is compiled and recorded: it reads and writes buffers that stay, and asks the device nothing.
+
         Args:
-            visible: tokens of the longest row that anybody reads. The pass has the shape of the next multiple of
-                `EXTENT`.
+            extent: see `extent`.
 
         Returns:
             The tokens `[S]`.
         """
-        extent = min(-(-visible // EXTENT) * EXTENT, self.length)
         # rows that nobody reads may be past the end: they write the last place again and again
         positions = self.positions.clamp(max=extent - 1)
         pairs = zip(self.caches, self.parts, strict=True)
@@ -152,7 +175,7 @@ class DecodeStep:
             if name in self.kept:
                 if name not in self.frozen:
                     shape = len(self.counts), self.max_new_tokens, hidden_SH.shape[-1]
-                    self.frozen[name] = hidden_SH.new_zeros(shape)
+                    self.frozen[name] = self._whole_frozen[name] = hidden_SH.new_zeros(shape)
                 kept = self.frozen[name]
                 kept[at, places] = torch.where(writes[:, None], hidden_SH, kept[at, places])
         self.newest[at] = tokens
@@ -170,18 +193,33 @@ class DecodeStep:
             ends |= self.stops.gather(1, places)
         return places.masked_fill(~ends, self.max_new_tokens).amin(dim=1).tolist()
 
-    def read(self, slot: int, count: int) -> tuple[list[int], Tensor, dict[str, Tensor] | None]:
-        """A slot's first `count` tokens: ids, log-probabilities `[count]`, `[count, H]` of each kept stream."""
-        frozen = {name: kept[slot, :count].to("cpu", copy=True) for name, kept in self.frozen.items()} or None
-        return self.tokens[slot, :count].tolist(), self.log_probs[slot, :count].to("cpu", copy=True), frozen
+    def read(self, rows: Sequence[tuple[int, int]]) -> list[Row]:
+        """Completions of these (slot, tokens) pairs, copied to the host together."""
+        if not rows:
+            return []
+        at, longest = torch.tensor([slot for slot, _ in rows], device=self.device), max(count for _, count in rows)
+        tokens = self.tokens[at, :longest].tolist()
+        log_probs = self.log_probs[at, :longest].cpu()
+        frozen = {name: kept[at, :longest].cpu() for name, kept in self.frozen.items()}
+        # each row's own, so that none keeps the others' memory
+        return [
+            (tokens[i][:count], log_probs[i, :count].clone(), {n: h[i, :count].clone() for n, h in frozen.items()})
+            for i, (_, count) in enumerate(rows)
+        ]
 
     def shrink(self, slots: Sequence[int]) -> None:
-        """Go on with these slots only."""
+        """Go on with these slots only, in place."""
         at = torch.tensor(slots, device=self.device)
         for cache in self.caches:
             cache.keep(at)
-        for name in ("keys", "samples", "positions", "newest", "counts", "tokens", "log_probs", "states", "stops"):
-            if (buffer := getattr(self, name)) is not None:
-                setattr(self, name, buffer[at])
-        for name in self.frozen:
-            self.frozen[name] = self.frozen[name][at]
+        for whole in (*self._whole.values(), *self._whole_frozen.values()):
+            whole[: len(slots)] = whole[at]
+        self._resize(len(slots))
+
+    def _resize(self, slots: int) -> None:
+        self.slots = slots
+        for cache in self.caches:
+            cache.resize(slots)
+        for name, whole in self._whole.items():
+            setattr(self, name, whole[:slots])
+        self.frozen = {name: whole[:slots] for name, whole in self._whole_frozen.items()}

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lmix.model.mixed_policy import MixedPolicy
-from lmix.model.mixture import POLICY, Mixture
+from lmix.model.mixture import POLICY, Mixture, row_mixtures
+from lmix.rollout.compiled import KeptSteps
 from lmix.rollout.decode_step import DecodeStep
 from lmix.rollout.limits import Limits
 from lmix.rollout.randomness import row_keys
@@ -27,6 +28,8 @@ class Engine:
         prefill_tokens: padded prompt tokens of one prefill.
         check_every: tokens between looks at which rows have ended. 1 costs a GPU a synchronisation each token; tokens
             drawn past the end are thrown away, and change nothing.
+        compiled: run the decode step by `torch.compile`, and on a GPU as CUDA graphs. Its buffers then stay from one
+            call to the next where both are of one kind.
         on_tokens: called with each pass's tokens, one a slot, to show a completion while it is drawn.
     """
 
@@ -36,10 +39,12 @@ class Engine:
         slots: int = 64,
         prefill_tokens: int = PREFILL_TOKENS,
         check_every: int | None = None,
+        compiled: bool = False,
         on_tokens: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.policy, self.slots, self.prefill_tokens = policy, slots, prefill_tokens
         self.check_every, self.on_tokens = check_every, on_tokens
+        self.kept = KeptSteps(policy) if compiled else None
 
     def sync(self, policy: MixedPolicy) -> None:
         """Nothing to do: the engine samples from the very weights that are trained."""
@@ -57,7 +62,8 @@ class Engine:
     ) -> list[Group]:
         """See `Sampler.generate`."""
         groups = [Group(prompt, [Rollout(prompt, g) for g in range(samples)], draw) for prompt in prompts]
-        with self.policy.rollouts():  # also without a prompt: ranks that share a backbone gather it together
+        # also without a prompt: ranks that share a backbone gather it together
+        with self.policy.rollouts(self.kept is not None):
             if groups and samples and limits.max_new_tokens > 0:
                 self._draw(groups, limits, draw, mixture, samples, keep_frozen, progress)
             while self._in_step(False):  # others still draw, from a backbone of which a part lies here
@@ -78,10 +84,17 @@ class Engine:
         device, rollouts = self.policy.device, flatten(groups)
         check_every = self.check_every or (8 if device.type == "cuda" else 1)
         lengths = [len(group.prompt.ids) for group in groups]
-        scheduler = Scheduler(lengths, samples, self.slots, limits.max_new_tokens, self.prefill_tokens)
+        scheduler = Scheduler(
+            lengths, samples, self.slots, limits.max_new_tokens, self.prefill_tokens, halves=self.kept is not None
+        )
         length = max(lengths) + limits.max_new_tokens
         slots = len(scheduler.row_of)
-        step = DecodeStep(self.policy, mixture, limits, draw.greedy, slots, length, keep_frozen)
+        if self.kept is not None:
+            step, decode = self.kept.get(mixture, limits, draw.greedy, slots, length, keep_frozen, samples)
+        else:
+            of_rows = mixture if isinstance(mixture, Mixture) else row_mixtures(mixture, device)
+            step = DecodeStep(self.policy, of_rows, limits, draw.greedy, slots, length, keep_frozen)
+            decode = step.decode
         keys = row_keys(
             draw.seed,
             draw.step,
@@ -103,13 +116,14 @@ class Engine:
                 if not scheduler.can_draw:
                     break
                 self._in_step(True)
-                self._show(step.decode(scheduler.visible))
+                self._show(decode(step.extent(scheduler.visible)))
                 scheduler.count_token()
             # a prefill's token and those of the steps after it; earlier ones have been looked at
-            for row in scheduler.retire(step.first_ends(check_every + 1)):
+            finished = scheduler.retire(step.first_ends(check_every + 1))
+            for row, read in zip(finished, step.read([(row.slot, row.count) for row in finished]), strict=True):
                 rollout = rollouts[row.row]
-                rollout.completion_ids, rollout.log_probs, rollout.frozen_hidden = step.read(row.slot, row.count)
-                rollout.ended = row.ended
+                rollout.completion_ids, rollout.log_probs, frozen = read
+                rollout.frozen_hidden, rollout.ended = frozen or None, row.ended
             if progress:
                 progress(scheduler.ended, scheduler.rows, scheduler.tokens_drawn)
             if (live := scheduler.shrink()) is not None:

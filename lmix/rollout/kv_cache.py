@@ -13,7 +13,7 @@ class StreamCache:
     """Keys and values of S slots in each of K streams, stacked as the streams' rows are (stream 0's slots first).
 
     A row's tokens lie at places 0, 1, 2, ... without a gap, so the place of a token is its position, and what a row may
-    attend to follows from its length alone. It stands in for transformers' `Cache` in passes of one token a row.
+    attend to follows from its length alone. Its tensors keep their addresses, also when slots are dropped.
 
     Args:
         config: the backbone's configuration (its window, its layer types).
@@ -22,14 +22,12 @@ class StreamCache:
         length: tokens that a row can hold.
     """
 
-    is_compileable = False
-
     def __init__(self, config: PretrainedConfig, streams: int, slots: int, length: int) -> None:
         self.config = config
         self.streams, self.slots, self.length = streams, slots, length
         self.layers: list[tuple[Tensor, Tensor]] = []
-        self._rows = self._places = torch.empty(0)
-        self._visible = 0
+        """Keys and values of each layer: the first rows of `_whole`, which stay where they are."""
+        self._whole: list[tuple[Tensor, Tensor]] = []
 
     def insert(self, prefill: DynamicCache, sources: Tensor, slots: Tensor) -> None:
         """Copy prompts' keys and values into slots: prompt `sources[i]` of every stream goes to slot `slots[i]`."""
@@ -41,17 +39,25 @@ class StreamCache:
             values: Tensor = layer.values  # pyright: ignore
             if i == len(self.layers):
                 shape = (self.streams * self.slots, keys.shape[1], self.length)
-                self.layers.append((keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3])))
+                pair = (keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3]))
+                self._whole.append(pair)
+                self.layers.append(pair)
             self.layers[i][0][target, :, : keys.shape[2]] = keys[source]
             self.layers[i][1][target, :, : values.shape[2]] = values[source]
 
     def keep(self, slots: Tensor) -> None:
-        """Drop all slots but these: rows that have ended leave the batch."""
+        """Drop all slots but these, in place: rows that have ended leave the batch."""
         rows = self._stacked(slots, self.slots)
-        for i, (keys, values) in enumerate(self.layers):  # one by one, so that each old tensor is freed at once
-            self.layers[i] = (keys[rows], values[rows])
-            del keys, values
-        self.slots = len(slots)
+        for pair in self.layers:
+            for cache in pair:
+                cache[: len(rows)] = cache[rows]
+        self.resize(len(slots))
+
+    def resize(self, slots: int) -> None:
+        """Go on with the first slots of the storage."""
+        self.slots = slots
+        rows = self.streams * slots
+        self.layers = [(keys[:rows], values[:rows]) for keys, values in self._whole]
 
     def step_arguments(self, positions: Tensor, visible: int, dtype: torch.dtype) -> dict[str, Any]:
         """What the decoder needs for a pass of one token a row.
@@ -62,16 +68,14 @@ class StreamCache:
                 be read back from a GPU.
             dtype: of additive masks.
         """
-        self._visible = visible
-        self._places = positions.repeat(self.streams)
-        self._rows = torch.arange(len(self._places), device=positions.device)
-        queries = self._places[:, None, None]
+        places = positions.repeat(self.streams)
+        queries = places[:, None, None]
         keys = torch.arange(visible, device=positions.device)[None, None]
         masks = attention_masks(self.config, keys <= queries, queries, keys, dtype)
         return {
-            "position_ids": self._places[:, None],
+            "position_ids": places[:, None],
             "attention_mask": masks,
-            "past_key_values": self,
+            "past_key_values": CacheStep(self.layers, places, visible),
             "use_cache": True,
         }
 
@@ -79,14 +83,28 @@ class StreamCache:
         """Indices of one stream's rows -> those of all streams."""
         return torch.cat([indices + k * rows for k in range(self.streams)])
 
-    # what transformers calls
+
+class CacheStep:
+    """The cache in a pass of one token a row; stands in for transformers' `Cache`.
+
+    Args:
+        layers: keys and values of each.
+        places: `[K * S]`, where each row's token goes.
+        visible: places that the pass reads.
+    """
+
+    is_compileable = False
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], places: Tensor, visible: int) -> None:
+        self.layers, self.places, self.visible = layers, places, visible
+        self.rows = torch.arange(len(places), device=places.device)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one token's keys and values a row, and return all that the pass can see."""
-        for cache, new in zip(self.layers[layer], (keys, values), strict=True):
-            cache[self._rows, :, self._places] = new[:, :, 0].to(cache.dtype)
         all_keys, all_values = self.layers[layer]
-        return all_keys[:, :, : self._visible], all_values[:, :, : self._visible]
+        all_keys[self.rows, :, self.places] = keys[:, :, 0].to(all_keys.dtype)
+        all_values[self.rows, :, self.places] = values[:, :, 0].to(all_values.dtype)
+        return all_keys[:, :, : self.visible], all_values[:, :, : self.visible]
 
     def get_seq_length(self, layer: int = 0) -> int:
-        return self._visible - 1
+        return self.visible - 1

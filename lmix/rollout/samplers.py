@@ -34,7 +34,15 @@ class SamplerChoice(ABC):
         """Raise ValueError, in one line, where it can't draw from such a policy. Nothing is loaded yet."""
 
     @abstractmethod
-    def make(self, policy: MixedPolicy, backbone: BackboneConfig, mixture: Mixture, slots: int, places: int) -> Sampler:
+    def make(
+        self,
+        policy: MixedPolicy,
+        backbone: BackboneConfig,
+        mixture: Mixture,
+        slots: int,
+        places: int,
+        compiled: bool = False,
+    ) -> Sampler:
         """The sampler.
 
         Args:
@@ -43,6 +51,7 @@ class SamplerChoice(ABC):
             mixture: what will be drawn from at first.
             slots: rows that are decoded at once.
             places: tokens of the longest prompt and its completion.
+            compiled: by `torch.compile`; of lmix's engine alone.
         """
 
     def settings(self) -> dict[str, Any]:
@@ -55,8 +64,16 @@ class LmixEngine(SamplerChoice):
 
     keeps_frozen = True
 
-    def make(self, policy: MixedPolicy, backbone: BackboneConfig, mixture: Mixture, slots: int, places: int) -> Sampler:
-        return Engine(policy, slots)
+    def make(
+        self,
+        policy: MixedPolicy,
+        backbone: BackboneConfig,
+        mixture: Mixture,
+        slots: int,
+        places: int,
+        compiled: bool = False,
+    ) -> Sampler:
+        return Engine(policy, slots, compiled=compiled)
 
 
 class VLLM(SamplerChoice):
@@ -80,7 +97,15 @@ class VLLM(SamplerChoice):
         check_installed()
         check_streams(backbone, adapters)
 
-    def make(self, policy: MixedPolicy, backbone: BackboneConfig, mixture: Mixture, slots: int, places: int) -> Sampler:
+    def make(
+        self,
+        policy: MixedPolicy,
+        backbone: BackboneConfig,
+        mixture: Mixture,
+        slots: int,
+        places: int,
+        compiled: bool = False,
+    ) -> Sampler:
         on_gpu = policy.device.type == "cuda"
         settings: dict[str, Any] = {
             "dtype": dtype_name(backbone.dtype, policy.device),
@@ -132,7 +157,15 @@ class VLLMServers(SamplerChoice):
     def check(self, backbone: BackboneConfig, adapters: AdapterConfig) -> None:
         check_streams(backbone, adapters)
 
-    def make(self, policy: MixedPolicy, backbone: BackboneConfig, mixture: Mixture, slots: int, places: int) -> Sampler:
+    def make(
+        self,
+        policy: MixedPolicy,
+        backbone: BackboneConfig,
+        mixture: Mixture,
+        slots: int,
+        places: int,
+        compiled: bool = False,
+    ) -> Sampler:
         servers = ServedVLLM(self.urls, self.timeout, self.retries, self.retry_seconds, slots)
         servers.check(len(policy.stream_names), largest_rank(policy))
         servers.set_mixture(mixture)

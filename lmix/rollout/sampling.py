@@ -15,8 +15,8 @@ def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
 def inverse_cdf(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draw from softmax(logits): the first token whose cumulative probability exceeds the row's uniform number.
 
-    Exponentials are taken once; sums of blocks of columns are searched first, so that no cumulative sum over the whole
-    vocabulary is made. Sums over blocks and inside the block are float64. A token of probability zero is never drawn.
+    Sums of blocks of columns are searched first, so that no cumulative sum over the whole vocabulary is made. Sums over
+    blocks and inside the block are float64. A token of probability zero is never drawn.
 
     Args:
         logits: `[B, V]`, float32.
@@ -25,22 +25,21 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Tokens `[B]` int64, and their log-probabilities `[B]` float32.
     """
-    rows, width = logits.shape
-    top = logits.amax(dim=-1, keepdim=True)
-    weights = logits.new_empty(rows, width + -width % _BLOCK)
-    torch.sub(logits, top, out=weights[:, :width]).exp_()
-    weights[:, width:] = 0.0
-    blocks = weights.view(rows, -1, _BLOCK)
-    block_sums = blocks.sum(dim=-1).double()
+    width = logits.shape[1]
+    whole = width // _BLOCK
+    probs = logits.softmax(dim=-1)
+    sums = [probs[:, : whole * _BLOCK].unflatten(1, (whole, _BLOCK)).sum(dim=-1)]
+    if width % _BLOCK:
+        sums.append(probs[:, whole * _BLOCK :].sum(dim=-1, keepdim=True))
+    block_sums = torch.cat(sums, dim=1).double()
     block_cdf = block_sums.cumsum(dim=-1)
-    total = block_cdf[:, -1]
-    target = uniform * total
+    target = uniform * block_cdf[:, -1]
     block = (block_cdf > target[:, None]).int().argmax(dim=-1)
-    inside = blocks[torch.arange(rows, device=logits.device), block].double().cumsum(dim=-1)
+    columns = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=logits.device)
+    inside = probs.gather(1, columns.clamp(max=width - 1)).masked_fill(columns >= width, 0.0).double().cumsum(dim=-1)
     before = (block_cdf - block_sums).gather(1, block[:, None]).squeeze(1)
     # a block's float32 sum and its float64 one differ by rounding: stay below the latter
     rest = torch.minimum((target - before).clamp(min=0.0), inside[:, -1] * (1.0 - 1e-12))
     column = (inside > rest[:, None]).int().argmax(dim=-1)
     tokens = block * _BLOCK + column
-    log_probs = (logits.gather(1, tokens[:, None]) - top).squeeze(1) - total.log().float()
-    return tokens, log_probs
+    return tokens, probs.gather(1, tokens[:, None]).squeeze(1).log()

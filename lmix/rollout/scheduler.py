@@ -8,6 +8,9 @@ from lmix.rollout.packing import token_budget_batches
 WORTH_SHRINKING = 0.8
 """Live rows must be at most this part of the slots before the batch is made smaller."""
 
+LEAST_HALF = 4
+"""Slots that the batch is never halved below: torch.compile treats a size of 1 as a case of its own."""
+
 
 def slots_taken(slots: int, samples: int, rows: int) -> int:
     """Rows that are decoded at once: whole groups, at least one, and no more than there are."""
@@ -34,13 +37,20 @@ class Scheduler:
         slots: rows that are decoded at once.
         max_new_tokens: tokens of a completion at most.
         prefill_tokens: padded prompt tokens of one prefill.
+        halves: make the batch smaller by halves only, so that there are few sizes of it.
     """
 
     def __init__(
-        self, prompt_lengths: Sequence[int], samples: int, slots: int, max_new_tokens: int, prefill_tokens: int
+        self,
+        prompt_lengths: Sequence[int],
+        samples: int,
+        slots: int,
+        max_new_tokens: int,
+        prefill_tokens: int,
+        halves: bool = False,
     ) -> None:
         self.prompt_lengths, self.samples = prompt_lengths, samples
-        self.limit, self.prefill_tokens = max_new_tokens, prefill_tokens
+        self.limit, self.prefill_tokens, self.halves = max_new_tokens, prefill_tokens, halves
         self.waiting = list(range(len(prompt_lengths)))
         self.rows = len(prompt_lengths) * samples
         self.row_of: list[int | None] = [None] * slots_taken(slots, samples, self.rows)
@@ -112,8 +122,18 @@ class Scheduler:
     def shrink(self) -> list[int] | None:
         """The slots to go on with, where no group waits and enough slots are free; None otherwise."""
         live = [slot for slot, row in enumerate(self.row_of) if row is not None]
-        if self.waiting or not live or len(live) > WORTH_SHRINKING * len(self.row_of):
+        size = len(self.row_of)
+        if self.waiting or not live:
             return None
-        self.row_of = [self.row_of[slot] for slot in live]
-        self.drawn = [self.drawn[slot] for slot in live]
-        return live
+        if self.halves:
+            while size // 2 >= max(len(live), LEAST_HALF):
+                size //= 2
+        else:
+            size = len(live)
+        if size > WORTH_SHRINKING * len(self.row_of):
+            return None
+        free = [slot for slot, row in enumerate(self.row_of) if row is None]
+        kept = sorted(live + free[: size - len(live)])
+        self.row_of = [self.row_of[slot] for slot in kept]
+        self.drawn = [self.drawn[slot] for slot in kept]
+        return kept

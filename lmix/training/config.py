@@ -15,8 +15,13 @@ class SamplingConfig:
     """G, the completions of one prompt."""
     max_new_tokens: int = 512
     """A completion that has not ended by then is cut, and earns nothing."""
-    slots: int = 64
-    """Rows that are decoded at once; more need more memory for keys and values."""
+    slots: int | Literal["auto"] = 64
+    """Rows that are decoded at once; more need more memory for keys and values. auto: as many as the memory that rank 0
+    has free before the first step holds, decided once a run."""
+    compile: bool = False
+    """Run the decode step by torch.compile, and on a GPU as CUDA graphs: faster where launching kernels takes longer
+    than running them. The first steps compile; keys and values, and dequantised copies of a 4-bit backbone, then stay
+    in memory during the update. A CPU needs a C++ compiler for it. Tokens change by rounding only."""
     keep_frozen: bool = True
     """Keep the frozen streams' hidden states from decoding, so that the update needs no pass of theirs."""
     resample_dead: int = 0
@@ -37,7 +42,8 @@ class SamplingConfig:
     """Warn where a step's train/sampler_gap_k3, an estimate of KL(sampler || trainer) a token, is above this."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "sampling", "samples_per_prompt", "max_new_tokens", "slots")
+        counts = ("samples_per_prompt", "max_new_tokens", *(() if self.slots == "auto" else ("slots",)))
+        _at_least_one(self, "sampling", *counts)
         check_limits("sampling.", self.max_new_tokens, self.stop, self.min_new_tokens)
         if self.resample_dead < 0:
             raise ValueError(f"sampling.resample_dead must be at least 0, not {self.resample_dead}")

@@ -24,7 +24,8 @@ from lmix.training.demonstrations import demonstration, limit_demonstrations
 from lmix.training.guards import warn_of_gap
 from lmix.training.module import AdapterModule
 from lmix.training.objectives import GRPO, Objective
-from lmix.training.update import Update, UpdateStats
+from lmix.training.update import Update
+from lmix.training.update_stats import UpdateStats
 
 
 class GRPOModule(AdapterModule):

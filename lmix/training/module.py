@@ -14,12 +14,13 @@ from lmix.evaluation.rows import completion_rows
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig, dtype_name
 from lmix.model.end_tokens import end_tokens
-from lmix.model.frozen import four_bit_layers
+from lmix.model.frozen import four_bit_layers, free_memory
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture, MixtureKind, mixture_of
 from lmix.model.placement import model_paths
 from lmix.model.sources import check_places
 from lmix.model.tokenizer import load_tokenizer
+from lmix.rollout.compiled import check_can_compile
 from lmix.rollout.limits import limits_of
 from lmix.rollout.sampler import Progress, Sampler
 from lmix.rollout.samplers import LmixEngine, SamplerChoice
@@ -31,6 +32,7 @@ from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.guards import nonfinite_rollouts
 from lmix.training.metrics import AnswerRate, FormatRate, Rate, RightAnywhereRate, SolveRate
 from lmix.training.saved import SavedModule
+from lmix.training.slots import automatic_slots
 from lmix.training.strategies import check_strategy
 from lmix.training.trainer_flags import check_monitors, check_trainer_flags
 
@@ -109,7 +111,11 @@ class AdapterModule(SavedModule):
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
+        if self.sampling.compile and not isinstance(self.sampler_choice, LmixEngine):
+            raise ValueError("sampling.compile is of lmix's own engine: leave it out beside model.sampler")
         self.sampler_choice.check(self.backbone, self.adapters)
+        if self.sampling.compile:
+            check_can_compile(self.root_device, self.sharded)
         self.longest_prompt = max((len(p.ids) for prompts in self.datamodule.sets.values() for p in prompts), default=0)
         for path in model_paths(self.backbone, self.adapters):
             check_places(path, self.longest_prompt, self.sampling.max_new_tokens)
@@ -136,8 +142,9 @@ class AdapterModule(SavedModule):
                 self.policy,
                 self.backbone,
                 self.mixture,
-                self.sampling.slots,
+                self.settle_slots(),
                 self.longest_prompt + self.sampling.max_new_tokens,
+                self.sampling.compile,
             )
 
     def on_fit_start(self) -> None:
@@ -166,6 +173,19 @@ class AdapterModule(SavedModule):
         if self.ranks > 1:
             dense = self.policy.dense_rollouts = bool(self.trainer.strategy.broadcast(dense))
         rank_zero_info(f"backbone.dense_rollouts: null is {str(dense).lower()} for all of this run, by the free memory")
+
+    def settle_slots(self) -> int:
+        """Decide `sampling.slots: auto` once a run, on rank 0 for all: other slots round otherwise."""
+        if self.sampling.slots != "auto":
+            return self.sampling.slots
+        data = self.datamodule
+        rows = -(-data.prompts_per_step // self.ranks) * self.sampling.samples_per_prompt
+        free = free_memory(self.root_device)
+        slots = automatic_slots(self.policy, self.mixture, self.sampling, self.longest_prompt, rows, free)
+        if self.ranks > 1:
+            slots = int(self.trainer.strategy.broadcast(slots))
+        rank_zero_info(f"sampling.slots: auto is {slots} for all of this run, by the free memory")
+        return slots
 
     def draw(self, greedy: bool = False) -> Draw:
         """How the next step's tokens are chosen."""

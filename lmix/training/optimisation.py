@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
+from lmix.model.frozen import give_back_memory
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.rollout.types import Rollout
 from lmix.training.compute import Compute
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class OptimisedModule(RankedModule):
-    """A module that steps by hand: `backward_and_check` for each micro-batch, then `step_optimizer`."""
+    """A module that steps by hand: `backward_and_note` a micro-batch, then `name_nonfinite` and `step_optimizer`."""
 
     policy: MixedPolicy
     optimizer: OptimizerConfig
@@ -35,6 +36,8 @@ class OptimisedModule(RankedModule):
         self.compute = Compute()
         self.nonfinite: list[NonFinite] = []
         """Rollouts of the step under way that gave NaN or Inf, on this rank."""
+        self._noted: list[tuple[Tensor, Sequence[Rollout]]] = []
+        """Of each micro-batch since the last look: whether each loss and the gradient are finite, on the device."""
         self._refused_step = 0
 
     def configure_optimizers(self) -> Any:
@@ -62,22 +65,34 @@ class OptimisedModule(RankedModule):
         scheduler: Any = self.lr_schedulers()
         return scheduler.get_last_lr()[0]
 
-    def backward_and_check(self, losses_b: Tensor, rollouts_b: Sequence[Rollout]) -> None:
-        """Add the gradient of a micro-batch's losses, `[b]`, and note which of its rollouts make it NaN or Inf.
-
-        A row whose loss is not finite is named; where only the gradient is, all rows are, as it is their sum.
-        """
+    def backward_and_note(self, losses_b: Tensor, rollouts_b: Sequence[Rollout]) -> None:
+        """Add the gradient of a micro-batch's losses, `[b]`, and note on the device whether they are finite:
+        `name_nonfinite` looks at it, once for all of a step's micro-batches."""
         if not losses_b.requires_grad:  # at alpha 1 the policy has no part in the mixture
             return
         self.backward_here(losses_b.sum())
-        bad = [r for r, loss in zip(rollouts_b, losses_b.tolist(), strict=True) if not math.isfinite(loss)]
-        if bad:
-            self.nonfinite += [NonFinite(rollout, "loss") for rollout in bad]
-            return
         gradients = [p.grad for p in self.policy.policy_parameters() if p.grad is not None]
-        if not self.nonfinite and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            cause = "gradient" if len(rollouts_b) == 1 else f"gradient of one of {len(rollouts_b)} rollouts"
-            self.nonfinite += [NonFinite(rollout, cause) for rollout in rollouts_b]
+        finite = torch.cat([losses_b.detach(), torch.nn.utils.get_total_norm(gradients).to(losses_b)[None]]).isfinite()
+        self._noted.append((finite, rollouts_b))
+
+    def name_nonfinite(self) -> None:
+        """Add the rollouts that made a loss or the gradient NaN or Inf to `nonfinite`.
+
+        A row whose loss is not finite is named; where only the gradient is, all rows of the first such micro-batch are,
+        as it is their sum.
+        """
+        noted, self._noted = self._noted, []
+        if not noted:
+            return
+        finite = iter(torch.cat([each for each, _ in noted]).tolist())
+        for _, rollouts_b in noted:
+            bad = [rollout for rollout in rollouts_b if not next(finite)]
+            gradient_is_finite = next(finite)
+            if bad:
+                self.nonfinite += [NonFinite(rollout, "loss") for rollout in bad]
+            elif not self.nonfinite and not gradient_is_finite:
+                cause = "gradient" if len(rollouts_b) == 1 else f"gradient of one of {len(rollouts_b)} rollouts"
+                self.nonfinite += [NonFinite(rollout, cause) for rollout in rollouts_b]
 
     def step_optimizer(self, last: bool = True) -> float:
         """Add up the ranks' gradients, clip, step, and clear; returns the gradient's norm before clipping.
@@ -108,6 +123,7 @@ class OptimisedModule(RankedModule):
         optimizer.zero_grad()
         if last:
             scheduler.step()
+            give_back_memory(self.root_device)
         return float(norm)
 
     def _refuse_update(self) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import torch
+
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
 from lmix.rollout.packing import pack, token_budget_batches
@@ -66,17 +68,18 @@ class SFTModule(AdapterModule):
         tokens = sum(len(d.completion_ids) for d in demonstrations)
         all_tokens, all_demonstrations = self.sum_over_ranks([tokens, len(batch)])
         count = all_tokens if self.loss == "token_mean" else all_demonstrations
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         passes = token_budget_batches([len(d) for d in demonstrations], self.micro_batch_tokens)
         idle = self.idle_passes(len(passes))
         for rows in passes:
             packed = pack([demonstrations[i] for i in rows], self.device)
             losses = -packed.unflatten(score(self.policy, self.mixture, packed)).sum(dim=1) / count
-            self.backward_and_check(losses, [demonstrations[i] for i in rows])
-            total += float(losses.detach().sum())
+            self.backward_and_note(losses, [demonstrations[i] for i in rows])
+            total += losses.detach().sum()
         for _ in range(idle):
             packed = pack([idle_rollout(self.policy, self.mixture, keep_frozen=False)], self.device)
             self.backward_here(0.0 * score(self.policy, self.mixture, packed).sum())
+        self.name_nonfinite()
         self.compute.train(demonstrations, False, 2.0 + bool(self.policy.models[0].checkpointed))
         norm = self.step_optimizer()
         seconds = clock.lap()
@@ -85,7 +88,7 @@ class SFTModule(AdapterModule):
                 "train/completion_length": (tokens, len(batch)),
                 "perf/update_seconds": (seconds, 1),
             },
-            sums={"train/loss": total, "perf/train_tokens_per_second": tokens / seconds},
+            sums={"train/loss": float(total), "perf/train_tokens_per_second": tokens / seconds},
             # the step is the x axis
             same={"step": self.global_step, "train/grad_norm": norm, **self.compute.collect(self)},
         )

@@ -4,13 +4,12 @@ Legend: P prompts, G completions of a prompt, B = P * G rollouts, b rows of a mi
 longest completion.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lmix.functional import k3_kl, sampler_weights
+from lmix.functional import sampler_weights
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import POLICY, REFERENCE, Mixture
 from lmix.rollout.packing import Packed, counted_mask, micro_batches, pack
@@ -19,40 +18,7 @@ from lmix.training.config import SamplingConfig
 from lmix.training.objectives import Objective, Scored, StepTotals
 from lmix.training.optimisation import OptimisedModule
 from lmix.training.scoring import idle_rollout, score, score_stream, score_with_entropy
-
-
-@dataclass
-class UpdateStats:
-    """What happened in the passes of one optimiser step, or of several, on one rank."""
-
-    sums: dict[str, float]
-    """Over the counted tokens that got a pass: what the objective logs, by its name, and the gap between the sampler's
-    log-probabilities and the old ones (`sampler_logprob_gap`: absolute values; `sampler_gap_k3`: k3 estimates of
-    KL(sampler || trainer)). The same names on every rank, whatever it scores."""
-    loss: float = 0.0
-    tokens: float = 0.0
-    """Counted tokens that got a pass."""
-    largest_gap: float = 0.0
-
-    def add(self, scored: Scored, sampled_bC: Tensor, logged: Mapping[str, Tensor]) -> None:
-        """Take a micro-batch in."""
-        drawn_bC = scored.mask if scored.demonstration is None else scored.mask & ~scored.demonstration[:, None]
-        gap_bC = (scored.old - sampled_bC).abs().masked_fill(~drawn_bC, 0.0)
-        # in float64: a difference of rounding's size would be lost in exp(d) - d - 1
-        k3_bC = k3_kl(sampled_bC.double(), scored.old.double()).masked_fill(~drawn_bC, 0.0)
-        for name, values_bC in {**logged, "sampler_logprob_gap": gap_bC, "sampler_gap_k3": k3_bC}.items():
-            if name not in self.sums:
-                raise ValueError(f"the objective's terms log {name!r}, which its `logged` does not name: add it there")
-            self.sums[name] += float(values_bC.sum())
-        self.tokens += float(scored.mask.sum())
-        self.largest_gap = max(self.largest_gap, float(gap_bC.max()))
-
-    @classmethod
-    def over_steps(cls, steps: Sequence["UpdateStats"]) -> "UpdateStats":
-        """Those of several optimiser steps: sums over all tokens, and the mean loss."""
-        sums = {name: sum(step.sums[name] for step in steps) for name in steps[0].sums}
-        loss = sum(step.loss for step in steps) / len(steps)
-        return cls(sums, loss, sum(step.tokens for step in steps), max(step.largest_gap for step in steps))
+from lmix.training.update_stats import StatsTally, UpdateStats
 
 
 class Update:
@@ -127,8 +93,7 @@ class Update:
         Returns:
             What happened, on this rank.
         """
-        names = (*self.objective.logged, "sampler_logprob_gap", "sampler_gap_k3")
-        stats = UpdateStats(dict.fromkeys(names, 0.0))
+        tally = StatsTally(self.objective.logged)
         for number, rows in enumerate(self.passes):
             rollouts_b = [self.rollouts_B[i] for i in rows]
             packed = pack(rollouts_b, self.module.device, self.share_prompts)
@@ -140,13 +105,13 @@ class Update:
             if entropy_bC is not None:
                 terms_bC = terms_bC + self.objective.entropy_bonus * entropy_bC.masked_fill(~scored.mask, 0.0)
             losses_b = -(terms_bC * self.weights_B[rows].to(terms_bC)[:, None]).sum(dim=1)
-            self.module.backward_and_check(losses_b, rollouts_b)
-            stats.loss += float(losses_b.detach().sum())
-            stats.add(scored, sampled_bC, logged)
+            self.module.backward_and_note(losses_b, rollouts_b)
+            tally.add(losses_b.detach(), scored, sampled_bC, logged)
         for _ in range(self.idle_passes):
             self._idle_pass()
         self.updates += 1
-        return stats
+        self.module.name_nonfinite()
+        return tally.read()
 
     def _score(self, number: int, packed: Packed, rows: Sequence[int]) -> tuple[Scored, Tensor | None]:
         """Log-probabilities of micro-batch `number`, and entropies where the objective wants them."""

@@ -207,3 +207,5 @@ def test_without_vllm_the_error_is_one_line(monkeypatch, capsys, tmp_path):
     flags = ["--config=lmix:demo", f"--trainer.logger.init_args.save_dir={tmp_path}"]
     assert cli.main(["fit", *flags, "--model.sampler=lmix.rollout.VLLM"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("lmix: error: vLLM is not installed: pip install")
+    assert cli.main(["fit", *flags, "--model.sampler=lmix.rollout.VLLM", "--model.sampling.compile=true"]) == 1
+    assert "sampling.compile is of lmix's own engine" in capsys.readouterr().err

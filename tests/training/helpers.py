@@ -22,7 +22,8 @@ from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.grpo import GRPOModule
 from lmix.training.objectives import GRPO
-from lmix.training.update import Update, UpdateStats
+from lmix.training.update import Update
+from lmix.training.update_stats import UpdateStats
 
 SFT = "lmix:tiny-arithmetic-sft"
 

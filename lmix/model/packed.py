@@ -1,0 +1,118 @@
+"""Products with weights that were laid out for oneDNN beforehand, for a rollout phase on a CPU.
+
+Legend: N rows, D_in and D_out features, K streams of the model, R the sum of their ranks.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmix.model.adapters import is_adapted
+from lmix.model.backbone import has_avx512, has_bf16_units
+from lmix.model.nf4 import dequantize, is_4bit
+
+ROWS = 64
+"""Rows that the weights are laid out for; others take them as well."""
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether packed weights are faster, by a table and not by a timing, which would make tokens depend on the moment:
+    in bfloat16 on a CPU that has units for it, in float32 on one with AVX-512 (measured: docs/performance.md)."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return has_bf16_units() if dtype == torch.bfloat16 else dtype == torch.float32 and has_avx512()
+
+
+def packed_bytes(model: nn.Module, width: int) -> int:
+    """Bytes of a model's packed weights at so many bytes a number."""
+    return sum(layer.in_features * layer.out_features * width for layer in packable(model))
+
+
+@contextmanager
+def packed(model: nn.Module, streams: Sequence[str], wanted: bool) -> Iterator[None]:
+    """Let linear layers compute by packed products inside this context. No adapter may change, nothing has a gradient.
+
+    Args:
+        model: with its adapters.
+        streams: that live on it.
+        wanted: leave everything as it is where false.
+    """
+    layers = packable(model) if wanted else []
+    masks: dict[Any, Tensor] = {}
+    try:
+        for layer in layers:
+            layer.packed = PackedProduct(layer, streams, masks)
+        yield
+    finally:
+        for layer in layers:
+            layer.packed = None
+
+
+def packable(module: nn.Module) -> list[Any]:
+    """The frozen linear layers below a module, with the LoRA around them where they have one."""
+    found = []
+    for child in module.children():
+        found += [child] if hasattr(child, "packed") else packable(child)
+    return found
+
+
+class PackedProduct:
+    """A linear layer's product, and those of its streams' LoRA in one call each.
+
+    The factors A of all streams are one product, of which a row keeps its own stream's columns. The base's output is
+    rounded before the low-rank part is added, as in the pass that is trained, so that the sampler's log-probabilities
+    are the trainer's.
+
+    Args:
+        layer: nn.Linear, a 4-bit layer, or peft's LoRA layer around one.
+        streams: of the model.
+        masks: made by layers of the same ranks and scalings, for all of them.
+    """
+
+    def __init__(self, layer: Any, streams: Sequence[str], masks: dict[Any, Tensor]) -> None:
+        base = layer.base_layer if is_adapted(layer) else layer
+        weight = dequantize(base) if is_4bit(base) else base.weight
+        self.dtype, self.bias = weight.dtype, base.bias
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self.streams = [s for s in streams if is_adapted(layer) and s in layer.lora_A]
+        if not self.streams:
+            return
+        a = [layer.lora_A[s].weight for s in self.streams]
+        self.a = torch.cat(a).to(self.dtype)
+        self.b = torch.cat([layer.lora_B[s].weight for s in self.streams], dim=1).to(self.dtype).t()
+        self.columns = slices_of([len(each) for each in a])
+        scalings = [layer.scaling[s] for s in self.streams]
+        self.scaling = scalings[0] if len(set(scalings)) == 1 else 1.0
+        self.kept = [scaling / self.scaling for scaling in scalings]
+        self._masks, self._kind = masks, tuple(zip(self.streams, map(len, a), self.kept, strict=True))
+
+    def __call__(self, x: Tensor, streams: tuple[str, ...]) -> Tensor:
+        """`[N, ..., D_in]`, whose rows are equal blocks of these streams, -> `[N, ..., D_out]`."""
+        rows = x.reshape(-1, x.shape[-1]).to(self.dtype)
+        out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+        if self.streams:
+            inner = nn.functional.linear(rows, self.a).mul_(self._mask(len(rows), streams))
+            out.addmm_(inner, self.b, alpha=self.scaling)
+        return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+    def _mask(self, rows: int, streams: tuple[str, ...]) -> Tensor:
+        """1 (or what scalings differ by) where a row's stream has the column of A, and 0 elsewhere: `[N, R]`."""
+        key = rows, streams, self._kind
+        if key not in self._masks:
+            mask = self.a.new_zeros(rows, len(self.a))
+            blocks = dict(zip(streams, slices_of([rows // len(streams)] * len(streams)), strict=True))
+            for stream, columns, kept in zip(self.streams, self.columns, self.kept, strict=True):
+                if stream in blocks:
+                    mask[blocks[stream], columns] = kept
+            self._masks[key] = mask
+        return self._masks[key]
+
+
+def slices_of(lengths: Sequence[int]) -> list[slice]:
+    """Adjacent slices of these lengths."""
+    ends = list(accumulate(lengths))
+    return [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]

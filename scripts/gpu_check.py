@@ -1,0 +1,142 @@
+"""Check and time lmix on a GPU, in under nine minutes and without a network; what it could not run, it says.
+
+    python scripts/gpu_check.py --json report.json             # on the GPU of this machine
+    python scripts/gpu_check.py --device=cpu --quick           # does the script run? (CI; under a minute)
+
+Send the JSON with an issue: it holds versions, the device, every check with its outcome, and tokens a second beside
+the memory and matmul rates of the same run. The exit status is 1 where a check failed.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_checks import correctness, others, speed
+from gpu_checks.setting import Failed, Result, Setting, Skipped
+
+from lmix.files import write_lines
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl", "vllm", "lmix")
+SMALL, LARGE = "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, and no check that takes minutes")
+    parser.add_argument("--minutes", type=float, default=9.0, help="checks that would end later are left out")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device=cuda: torch sees no CUDA device (give --device=cpu)")
+    if arguments.device == "cpu" and not arguments.quick:
+        parser.error("--device=cpu needs --quick: models of 1.5 and 7 billion weights are for a GPU")
+    setting = Setting(torch.device(arguments.device), arguments.quick, arguments.minutes)
+    report: dict[str, Any] = {"machine": machine(setting), "checks": {}}
+    for name, check in checks(setting, report["checks"]).items():
+        report["checks"][name] = outcome(check)
+        print(f"{name}: {one_line(report['checks'][name])}", flush=True)
+    report["seconds"] = 60 * setting.minutes - setting.seconds_left
+    print(readable(report))
+    if arguments.json:
+        write_lines(arguments.json, [json.dumps(report, indent=2) + "\n"])
+    return int(any(found["outcome"] in ("failed", "error") for found in report["checks"].values()))
+
+
+def checks(setting: Setting, found: dict[str, Result]) -> dict[str, Callable[[], Result]]:
+    """What is run, in this order, by name."""
+    small = "tiny" if setting.quick else SMALL
+
+    def timed(name: str, seconds: float) -> Callable[[], Result]:
+        def run() -> Result:
+            setting.needs_seconds(seconds)
+            if found["rates"]["outcome"] != "ok":
+                raise Skipped("the device's rates were not measured")
+            return speed.step_speed(name, setting, found["rates"], compiled=not setting.quick)
+
+        return run
+
+    def large() -> Result:
+        setting.not_quick()
+        return timed(LARGE, 150)()
+
+    def other(check: Callable[[str, Setting], Result], seconds: float) -> Callable[[], Result]:
+        def run() -> Result:
+            setting.needs_seconds(0 if setting.quick else seconds)
+            return check(small, setting)
+
+        return run
+
+    return {
+        "rates": lambda: speed.rates(setting),
+        "nf4_gradients": lambda: correctness.nf4_gradients(setting),
+        "eager_and_compiled": lambda: correctness.engines(setting),
+        "demo": lambda: correctness.demo(setting),
+        "fsdp2": lambda: correctness.sharded(setting),
+        "marked_tests": lambda: correctness.marked_tests(setting),
+        f"step {small}": timed(small, 0 if setting.quick else 90),
+        "transformers_generate": other(others.transformers_generate, 30),
+        "step large": large,
+        "trl": other(others.trl_step, 120),
+        "vllm": other(others.vllm_rollouts, 120),
+    }
+
+
+def outcome(check: Callable[[], Result]) -> Result:
+    """What became of a check: `ok` with its figures, `skipped`, `failed`, or `error`, each with its reason."""
+    start = time.monotonic()
+    try:
+        found = {"outcome": "ok", **check()}
+    except Skipped as reason:
+        return {"outcome": "skipped", "reason": str(reason)}
+    except Failed as reason:
+        found = {"outcome": "failed", "reason": str(reason)}
+    except Exception as error:  # one check that breaks must not hide what the others found
+        found = {"outcome": "error", "reason": f"{type(error).__name__}: {str(error).strip()[:600]}"}
+    return found | {"check_seconds": time.monotonic() - start}
+
+
+def machine(setting: Setting) -> Result:
+    """Device and versions."""
+    found: Result = {"python": platform.python_version(), "system": platform.platform(), "device": str(setting.device)}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    if setting.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"gpu": properties.name, "memory_gb": properties.total_memory / 1e9, "cuda": torch.version.cuda}
+        found |= {"capability": f"{properties.major}.{properties.minor}"}
+    return found
+
+
+def readable(report: dict[str, Any]) -> str:
+    """The report as a table in markdown."""
+    about = ", ".join(f"{name} {value}" for name, value in report["machine"].items() if value is not None)
+    rows = [f"| {name} | {found['outcome']} | {one_line(found)} |" for name, found in report["checks"].items()]
+    counts: dict[str, int] = {}
+    for found in report["checks"].values():
+        counts[found["outcome"]] = counts.get(found["outcome"], 0) + 1
+    summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    table = ["| check | outcome | figures, or the reason |", "| --- | --- | --- |", *rows]
+    return "\n".join(["", about, "", *table, "", f"{summary}; {report['seconds']:.0f} s"])
+
+
+def one_line(found: Result) -> str:
+    """A check's figures, or why there are none."""
+    if "reason" in found:
+        return f"{found['outcome']}: " + " ".join(str(found["reason"]).split()).replace("|", "/")
+    cells = {name: value for name, value in found.items() if name != "outcome"}
+    return ", ".join(f"{name} {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in cells.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

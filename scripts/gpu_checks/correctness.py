@@ -1,0 +1,116 @@
+"""Whether lmix computes on this device what it computes elsewhere."""
+
+import tempfile
+import time
+
+import torch
+
+from gpu_checks.setting import ROOT, Failed, Result, Setting, Skipped, run
+from lmix.functional import token_log_probs
+from lmix.model.adapters import AdapterConfig
+from lmix.model.backbone import BackboneConfig
+from lmix.model.frozen import dequantized
+from lmix.model.mixed_policy import MixedPolicy
+from lmix.model.mixture import Mixture
+from lmix.rollout.engine import Engine
+from lmix.rollout.limits import Limits
+from lmix.rollout.types import Draw, Prompt, Rollout, flatten
+from lmix.tasks.arithmetic import ArithmeticTask
+
+SANDBOX = "lmix:tiny-arithmetic"
+
+
+def marked_tests(setting: Setting) -> Result:
+    """The tests marked `gpu`."""
+    setting.needs_cuda()
+    if not (ROOT / "tests").is_dir():
+        raise Skipped("tests are not installed: run it from a checkout")
+    done = run(["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"], ROOT, 180)
+    return {"result": done.stdout.strip().splitlines()[-1]}
+
+
+def demo(setting: Setting) -> Result:
+    """A few steps of the demo."""
+    return fit(setting, [])
+
+
+def sharded(setting: Setting) -> Result:
+    """The same under FSDP2, on one device."""
+    setting.needs_cuda()
+    return fit(setting, ["--config", str(ROOT / "lmix/configs/strategies/fsdp2.yaml")])
+
+
+def fit(setting: Setting, extra: list[str]) -> Result:
+    steps, prompts = (1, 2) if setting.quick else (3, 16)
+    with tempfile.TemporaryDirectory() as folder:
+        line = ["-m", "lmix", "fit", "--config", "lmix:demo", *extra, f"--trainer.max_steps={steps}"]
+        line += [f"--trainer.accelerator={setting.device.type}", "--trainer.devices=1", f"--data.eval_size={prompts}"]
+        line += [f"--data.prompts_per_step={prompts}", "--trainer.num_sanity_val_steps=0"]
+        start = time.monotonic()
+        run(line, folder, 300)
+        return {"steps": steps, "seconds": time.monotonic() - start}
+
+
+def nf4_gradients(setting: Setting) -> Result:
+    """The policy's gradient through bitsandbytes' 4-bit layers, against that through a dequantised copy."""
+    policy = sandbox(setting, "nf4", "float32")
+    ids = torch.arange(5, 37, device=setting.device).view(2, 16)
+
+    def gradient() -> torch.Tensor:
+        loss = token_log_probs(policy(ids, Mixture.at(0.5))[:, :-1], ids[:, 1:]).sum()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, policy.policy_parameters())])
+
+    four_bit = gradient()
+    with dequantized(policy, True):
+        dense = gradient()
+    difference = float((four_bit - dense).norm() / dense.norm())
+    if not difference < 1e-2:
+        raise Failed(f"gradients differ by {difference:.2g} of their norm")
+    return {"difference_of_norm": difference}
+
+
+def engines(setting: Setting) -> Result:
+    """Tokens and log-probabilities of the compiled decode step (on a GPU, of its graphs) against eager ones."""
+    if setting.device.type == "cpu":
+        raise Skipped("takes a minute of compiling on a CPU: tests/rollout/test_compiled.py does it there")
+    found: Result = {}
+    for dtype, tolerance in (("float32", 1e-3), ("bfloat16", 0.2)):
+        policy = sandbox(setting, "none", dtype)
+        eager = drawn(Engine(policy, 16), 3)
+        compiled = drawn(Engine(policy, 16, compiled=True), 3)  # the third phase is replayed from recorded graphs
+        same = [length_in_common(a, b) for a, b in zip(eager, compiled, strict=True)]
+        gap = max(
+            float((a.log_probs[:n] - b.log_probs[:n]).abs().max())
+            for a, b, n in zip(eager, compiled, same, strict=True)
+            if n
+        )
+        rows = sum(n == len(a.completion_ids) for a, n in zip(eager, same, strict=True))
+        found[dtype] = {"rows": len(eager), "rows_equal": rows, "largest_log_prob_gap": gap}
+        if not gap < tolerance or (dtype == "float32" and rows < 0.95 * len(eager)):
+            raise Failed(f"{dtype}: {found[dtype]}")
+    return found
+
+
+def sandbox(setting: Setting, quantization: str, dtype: str) -> MixedPolicy:
+    """The embedded model, its policy moved off the base."""
+    backbone = BackboneConfig(SANDBOX, quantization, dtype=dtype)  # pyright: ignore[reportArgumentType]
+    policy = MixedPolicy.from_pretrained(backbone, AdapterConfig(reference=f"{SANDBOX}-sft"), setting.device)
+    torch.manual_seed(0)
+    for parameter in policy.policy_parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return policy
+
+
+def drawn(engine: Engine, phases: int) -> list[Rollout]:
+    """Completions of the last of some rollout phases."""
+    problems = ArithmeticTask(train_size=4).problems("train")
+    prompts = [Prompt(problem, [5 + i, 6, 7, 8]) for i, problem in enumerate(problems)]
+    for step in range(phases):
+        groups = engine.generate(prompts, Limits(24, ()), Draw(seed=0, step=step), Mixture.at(0.5), 4)
+    return flatten(groups)  # pyright: ignore[reportPossiblyUnbound]
+
+
+def length_in_common(a: Rollout, b: Rollout) -> int:
+    """Tokens before the first difference."""
+    pairs = zip(a.completion_ids, b.completion_ids, strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a.completion_ids), len(b.completion_ids)))

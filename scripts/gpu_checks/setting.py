@@ -1,0 +1,79 @@
+"""What every check is given, and how it says that it did not run."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+Result = dict[str, Any]
+
+
+class Skipped(Exception):
+    """A check that does not run here; its text says why."""
+
+
+class Failed(Exception):
+    """A check that found something wrong."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how thoroughly to check."""
+
+    device: torch.device
+    quick: bool
+    minutes: float
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What speeds are measured in."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    @property
+    def seconds_left(self) -> float:
+        return 60 * self.minutes - (time.monotonic() - self.start)
+
+    def needs_cuda(self) -> None:
+        if self.device.type != "cuda":
+            raise Skipped("needs a CUDA device")
+
+    def not_quick(self) -> None:
+        if self.quick:
+            raise Skipped("left out by --quick")
+
+    def needs_seconds(self, seconds: float) -> None:
+        if self.seconds_left < seconds:
+            raise Skipped(f"takes about {seconds:.0f} s, and {self.seconds_left:.0f} s of --minutes are left")
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds_of(self, work: Any) -> float:
+        """Seconds that a call takes, with what it leaves running on the device."""
+        self.synchronize()
+        start = time.perf_counter()
+        work()
+        self.synchronize()
+        return time.perf_counter() - start
+
+
+def run(line: list[str], folder: str | Path, seconds: float) -> subprocess.CompletedProcess:
+    """Run Python with these arguments, without a network. Raises Failed with the end of what it printed."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
+    try:
+        done = subprocess.run(
+            [sys.executable, *line], cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"did not end within {seconds:.0f} s") from None
+    if done.returncode:
+        raise Failed(f"exit status {done.returncode}: ...{(done.stdout + done.stderr).strip()[-600:]}")
+    return done

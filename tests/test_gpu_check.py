@@ -1,0 +1,74 @@
+"""scripts/gpu_check.py runs where there is no GPU, says what it left out, and notices what is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_check
+import torch
+from gpu_checks import correctness
+from gpu_checks.setting import Failed, Setting, Skipped
+
+from lmix.rollout.types import Prompt, Rollout
+from lmix.tasks import Problem
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_quick_run_on_a_cpu_measures_checks_and_names_what_it_skipped(tmp_path):
+    line = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--device=cpu", "--quick", "--json=report.json"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    checks = report["checks"]
+    ran = {name for name, found in checks.items() if found["outcome"] == "ok"}
+    assert ran == {"rates", "nf4_gradients", "demo", "step tiny", "transformers_generate"}
+    assert checks["rates"]["tflops"] > 0
+    assert 0 < checks["step tiny"]["eager_rollout_of_limit"] < 1
+    assert checks["vllm"]["reason"] == "needs a CUDA device"
+    assert "| fsdp2 | skipped |" in done.stdout
+    assert report["machine"]["torch"] == torch.__version__
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def test_outcomes_say_why():
+    def fails():
+        raise Failed("gradients differ by 0.5")
+
+    def skips():
+        raise Skipped("no device")
+
+    def breaks():
+        raise ZeroDivisionError("by zero")
+
+    assert gpu_check.outcome(fails)["reason"] == "gradients differ by 0.5"
+    assert gpu_check.outcome(skips) == {"outcome": "skipped", "reason": "no device"}
+    assert gpu_check.outcome(breaks)["reason"] == "ZeroDivisionError: by zero"
+    assert gpu_check.outcome(lambda: {"speed": 1.0})["speed"] == 1.0
+
+
+def test_a_gradient_that_is_wrong_fails(monkeypatch):
+    from contextlib import contextmanager
+
+    @contextmanager
+    def doubled(policy, wanted):
+        for parameter in policy.policy_parameters():
+            parameter.data.mul_(2.0)
+        yield
+
+    monkeypatch.setattr(correctness, "dequantized", doubled)
+    setting = Setting(torch.device("cpu"), quick=True, minutes=1)
+    assert gpu_check.outcome(lambda: correctness.nf4_gradients(setting))["outcome"] == "failed"
+
+
+def test_tokens_before_the_first_difference_are_compared():
+    a, b = (Rollout(Prompt(Problem(0, "", ""), [0]), 0, ids, torch.zeros(len(ids))) for ids in ([1, 2, 3], [1, 2, 4]))
+    assert correctness.length_in_common(a, b) == 2
+    assert correctness.length_in_common(a, a) == 3
