@@ -31,7 +31,7 @@ LOOKS = {  # Okabe and Ito's palette, with a grey; the others' are Tol's
     "grpo": Look("#000000", "X"),
     "kl_grpo": Look("#009E73", "s"),
     "sft": Look("#999999", "p"),
-    "sft_continued": Look("#777777", "d"),
+    "sft_continued": Look("#777777", "1"),
     "fixed": Look("#0072B2", "o"),
     "fixed_probs": Look("#56B4E9", "D"),
     "fixed_base_anchor": Look("#E69F00", "v"),

@@ -105,7 +105,8 @@ def setting_section(runs: Sequence[Run], out: Path) -> list[str]:
 
 def has_compute(run: Run) -> bool:
     """Whether a run has logged its compute at every evaluation; runs of before 0.2.0 have not."""
-    return {step for step, _ in run.scalars[SOLVE_RATE]} <= {0} | {step for step, _ in run.scalars.get(FLOPS, [])}
+    counted = {step for step, _ in run.scalars.get(FLOPS, [])}
+    return bool(counted) and {step for step, _ in run.scalars[SOLVE_RATE]} <= {0} | counted
 
 
 def evidence_section(policies: Sequence[Measured], out: Path, slug: str) -> list[str]:

@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def naming_last_checkpoint(trainer: L.Trainer) -> Iterator[None]:
+def naming_last_checkpoint(module: L.LightningModule) -> Iterator[None]:
     """Say of a sampler that is lost where the run can be resumed from. Raises SamplerLost."""
     try:
         yield
     except SamplerLost as error:
-        saved = [path for callback in trainer.checkpoint_callbacks for path in getattr(callback, "saved", [])]
+        saved = [path for callback in module.trainer.checkpoint_callbacks for path in getattr(callback, "saved", [])]
         after = f"resume by --ckpt_path={saved[-1]}" if saved else "no checkpoint was saved yet, so start the run again"
         raise SamplerLost(f"{error}; {after}") from error
 

@@ -125,7 +125,7 @@ class GRPOModule(AdapterModule):
 
     def sample(self, batch: Sequence[Prompt]) -> list[Group]:
         """Draw G completions of each prompt from the mixed policy."""
-        with naming_last_checkpoint(self.trainer):
+        with naming_last_checkpoint(self):
             groups = self.decoder.complete(
                 batch,
                 self.draw(),

@@ -162,7 +162,7 @@ class AdapterModule(SavedModule):
 
     def sync_sampler(self) -> None:
         """Let the sampler take over the policy's weights."""
-        with naming_last_checkpoint(self.trainer):
+        with naming_last_checkpoint(self):
             self.sampler.sync(self.policy)
 
     def settle_dense_rollouts(self) -> None:
@@ -219,7 +219,7 @@ class AdapterModule(SavedModule):
         Raises:
             ValueError: on all ranks, where one has decoded from logits with NaN or Inf.
         """
-        with naming_last_checkpoint(self.trainer):
+        with naming_last_checkpoint(self):
             groups = self.decoder.complete(batch, self.draw(greedy), mixture, samples, progress=self.progress)
         here = nonfinite_rollouts(flatten(groups))
         (bad,) = self.sum_over_ranks([len(here)])

@@ -112,7 +112,7 @@ def test_solve_rates_against_compute(make_run, tmp_path):
     spent = {step: 2e15 * step for step in range(1, 11)}
     runs = [make_run(f"run{seed}", solving(0.25, 0.5) | {"compute/flops": spent}, config(seed)) for seed in (0, 1)]
     (axis,) = accuracy_against_compute([read_run(run) for run in runs]).axes
-    assert axis.lines[0].get_xydata().tolist() == [[0.0, 0.25], [20.0, 0.5]]
+    assert axis.lines[0].get_xydata() == pytest.approx(np.array([[0.0, 0.25], [20.0, 0.5]]))
     text = write_report([*runs, make_run("older", solving(0.25, 0.5), config(2))], tmp_path / "out").read_text()
     assert "compute-arithmetic-tiny-arithmetic.png" in text
 

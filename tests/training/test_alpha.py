@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 import torch
 
-from lmix.functional import accuracy_weighted_alpha, net_gain_alpha
+from lmix.functional import accuracy_weighted_alpha, alpha_of_counts, forgetting_and_gain
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import Mixture
 from lmix.rollout.types import Draw
@@ -38,7 +38,7 @@ def test_alpha_follows_the_validation_problems_between_steps(tmp_path):
         groups = m.decoder.complete(source.sets["validation"], Draw(greedy=True), Mixture.at(alpha))
         m.decoder.judge(groups)
         correct.append(torch.tensor([group.rollouts[0].solved for group in groups]))
-    expected = net_gain_alpha(*correct, offset=16.0, scale=33.0)
+    expected = alpha_of_counts(*forgetting_and_gain(*correct), 6, offset=16.0, scale=33.0)
     assert metrics["alpha/next"] == pytest.approx(expected.alpha)
     score = (100 / 6 * expected.net_gain - 16.0) / 33.0  # 6 problems
     assert metrics["alpha/next"] == pytest.approx(1 / (1 + math.exp(-score)))

@@ -104,7 +104,8 @@ def test_evaluation_of_logits_that_are_not_finite_stops(tmp_path, monkeypatch):
     logits = m.policy.mixed_logits
     monkeypatch.setattr(m.policy, "mixed_logits", lambda *a: logits(*a) * float("nan"))
     with pytest.raises(
-        ValueError, match=r"^the logits of completion token 0 as it was drawn are not finite, in greedy"
+        ValueError,
+        match=r"^the logits of completion token 0 as it was drawn are not finite, in an evaluation after step 0",
     ):
         trainer(tmp_path, 1).validate(m, data(), verbose=False)
 
