@@ -54,17 +54,8 @@ def dtype_name(name: str, device: torch.device | str) -> Literal["float32", "bfl
 
 def has_bf16_units() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware."""
-    return _has_any("avx512_bf16", "amx_bf16", "bf16")
-
-
-def has_avx512() -> bool:
-    """Whether this CPU has AVX-512."""
-    return _has_any("avx512_f")
-
-
-def _has_any(*units: str) -> bool:
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(unit) for unit in units)
+    return any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def compute_dtype(name: str, device: torch.device | str) -> torch.dtype:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lmix.model.adapters import is_adapted
-from lmix.model.backbone import has_avx512, has_bf16_units
+from lmix.model.backbone import has_bf16_units
 from lmix.model.nf4 import dequantize, is_4bit
 
 ROWS = 64
@@ -20,11 +20,11 @@ ROWS = 64
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether packed weights are faster, by a table and not by a timing, which would make tokens depend on the moment:
-    in bfloat16 on a CPU that has units for it, in float32 on one with AVX-512 (measured: docs/performance.md)."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return has_bf16_units() if dtype == torch.bfloat16 else dtype == torch.float32 and has_avx512()
+    """Whether to pack weights, by a table and not by a timing, which would make tokens depend on the moment: in
+    bfloat16 on a CPU that has units for it. They are faster in float32 too (docs/performance.md), but round by the
+    number of rows there, so that ranks would not train as one process does."""
+    packs = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return packs and dtype == torch.bfloat16 and has_bf16_units()
 
 
 def packed_bytes(model: nn.Module, width: int) -> int:

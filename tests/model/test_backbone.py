@@ -47,7 +47,8 @@ def test_the_copy_is_decided_once_whatever_is_free_later(folders, monkeypatch, f
     for free in (first, 0, 2**40):
         monkeypatch.setattr("lmix.model.frozen.free_memory", lambda device, free=free: free)
         with policy.rollouts():
-            assert (layers[0].dense is not None) == kept
+            # where the CPU has the products for it, the copy is packed
+            assert (layers[0].dense is not None or layers[0].packed is not None) == kept
 
 
 def test_layers_that_lmix_quantises_are_those_that_transformers_does(folders):

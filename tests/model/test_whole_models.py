@@ -63,9 +63,9 @@ def test_a_whole_model_has_a_quantisation_of_its_own(merged):
         policy = load(merged, frozen_quantization=name)
         assert not any(is_4bit(module) for module in policy.models[0].model.modules())
         assert any(is_4bit(module) for module in policy.models[1].model.modules()) == four_bit
-        with policy.rollouts():  # a dequantised copy of all models, or of none
+        with policy.rollouts():  # a copy of all models, dequantised or packed
             assert policy.dense_rollouts is not None
-            assert all(getattr(m, "dense", None) is not None for m in policy.modules() if is_4bit(m))
+            assert all(m.dense is not None or m.packed is not None for m in policy.modules() if is_4bit(m))
 
 
 @torch.no_grad()

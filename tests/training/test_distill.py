@@ -49,8 +49,11 @@ class Holder:
     def sum_over_ranks(self, values):
         return list(values)
 
-    def backward_and_check(self, losses_b, rollouts_b):
+    def backward_and_note(self, losses_b, rollouts_b):
         losses_b.sum().backward()
+
+    def name_nonfinite(self):
+        pass
 
 
 def update(policy, made, teacher, objective) -> DistillationUpdate:
