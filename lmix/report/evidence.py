@@ -47,6 +47,11 @@ class Measured:
         """Those that every seed has."""
         return sorted(set.intersection(*(set(by_id) for by_id in self.rows.values())))
 
+    def scores(self) -> list[str]:
+        """The scores that its completions say; those of before 0.2.0 do not say which are right anywhere."""
+        rows = [row for problems in self.rows.values() for drawn in problems.values() for row in drawn]
+        return [name for name, field in SCORES.items() if all(getattr(row, field) is not None for row in rows)]
+
     def flags(self, score: str, seeds: Sequence[int], problems: Sequence[int]) -> list[list[list[float]]]:
         """0 or 1 of each completion `[S, N, k]`."""
         field = SCORES[score]

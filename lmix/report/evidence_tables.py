@@ -34,8 +34,9 @@ def policy_rows(policies: Sequence[Measured]) -> list[Row]:
             "problems": len(policy.problems),
             "samples": policy.samples,
         }
+        told = policy.scores()
         for score in SCORES:
-            row |= _estimate(score, pooled(policy, score))
+            row |= _estimate(score, pooled(policy, score) if score in told else None)
         rows.append(row)
     return rows
 
@@ -128,6 +129,8 @@ def completions(samples: int) -> str:
 
 
 def percent(row: Row, name: str) -> str:
+    if row[f"{name}_mean"] is None:
+        return "not stored"
     rate, low, high = (100 * row[f"{name}_{part}"] for part in ("mean", "low", "high"))
     return f"{rate:.1f} ({low:.1f} to {high:.1f})"
 
@@ -141,5 +144,5 @@ def seen(detectable: float | None) -> str:
     return "nothing" if detectable is None else f"{100 * detectable:.1f}"
 
 
-def _estimate(name: str, estimate: Estimate) -> dict[str, Any]:
-    return {f"{name}_{part}": getattr(estimate, part) for part in ("mean", "low", "high")}
+def _estimate(name: str, estimate: Estimate | None) -> dict[str, Any]:
+    return {f"{name}_{part}": getattr(estimate, part, None) for part in ("mean", "low", "high")}

@@ -19,7 +19,14 @@ from tests.report.conftest import config, solving
 N, K = 12, 2
 
 
-def store(folder: Path, solved: np.ndarray, step: int = 10, who: str = "mixed", sampled: bool = True) -> None:
+def store(
+    folder: Path,
+    solved: np.ndarray,
+    step: int = 10,
+    who: str = "mixed",
+    sampled: bool = True,
+    anywhere: bool | None = True,
+) -> None:
     """Write an evaluation's completions `[N, K]`; all wrong ones are right outside of the template."""
     (folder / "completions").mkdir(exist_ok=True)
     with (folder / "completions" / "val.jsonl").open("a") as file:
@@ -40,7 +47,7 @@ def store(folder: Path, solved: np.ndarray, step: int = 10, who: str = "mixed", 
                     "tokens": 3,
                     "seed": 0 if sampled else None,
                     "draw_step": step,
-                    "right_anywhere": True,
+                    "right_anywhere": anywhere,
                     "who": who,
                 }
                 file.write(json.dumps(row) + "\n")
@@ -106,6 +113,15 @@ def test_the_report_has_rates_differences_and_claims(study, tmp_path):
     assert "### Differences of methods" in text
     assert "| Logit averaging solves more than KL-GRPO | fixed, α=0.5 less kl_grpo, solved | 3 |" in text
     assert (path.parent / "claims-arithmetic-tiny-arithmetic.csv").is_file()
+
+
+def test_rows_that_do_not_say_what_is_right_anywhere_have_no_rate(make_run, tmp_path):
+    folder = make_run("old", solving(0.25, 0.5), config(0))
+    store(folder, np.array([[1], [0], [1]]), sampled=False, anywhere=None)
+    [policy] = measured([read_run(folder)])
+    assert policy.scores() == ["solved", "format"]
+    text = write_report([folder], tmp_path / "out").read_text()
+    assert "| not stored |" in text
 
 
 def test_solve_rates_against_compute(make_run, tmp_path):
