@@ -3,7 +3,6 @@
 `python scripts/deploy_sandbox.py` runs all and writes the rows; what is there is not run again.
 """
 
-import csv
 import json
 import shlex
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 from lmix.evaluation.statistics import wilson_interval
 from lmix.report.runs import EVENTS, read_scalars
+from lmix.report.write import write_csv
 
 MIXED, OTHERS, DECODED = 0.5, (0.2, 0.8), "[0,0.2,0.5,0.8,1]"
 BASE, SFT = "lmix:tiny-arithmetic", "lmix:tiny-arithmetic-sft"
@@ -147,15 +147,16 @@ def write_tables(out: Path, rows: Path) -> None:
     """One row an evaluation, one a cell of the sweeps; prints the means over seeds."""
     rows.mkdir(parents=True, exist_ok=True)
     evaluations = [evaluation_row(path) for path in sorted(out.glob("eval/*/evaluation.json"))]
-    write_csv(rows / "evaluations.csv", evaluations)
     cells = []
     for path in sorted(out.glob("sweep/*/sweep.json")):
-        found = json.loads(path.read_text())
+        sweep = json.loads(path.read_text())
         seed = path.parent.name.rpartition("-s")[2]
-        for cell in found["rows"]:
-            cells.append({"trained": found["trained_alpha"], "seed": seed, "decoded": cell["alpha"]} | counts(cell))
-    write_csv(rows / "sweeps.csv", cells)
-    write_csv(rows / "curves.csv", [row for folder in sorted(out.glob("distilled-s*/")) for row in curve(folder)])
+        for cell in sweep["rows"]:
+            cells.append({"trained": sweep["trained_alpha"], "seed": seed, "decoded": cell["alpha"]} | counts(cell))
+    curves = [row for folder in sorted(out.glob("distilled-s*/")) for row in curve(folder)]
+    for name, found in (("evaluations", evaluations), ("sweeps", cells), ("curves", curves)):
+        if found:
+            write_csv(found, rows, name)
     by_name = {name: [row for row in evaluations if row["name"] == name] for name in {r["name"] for r in evaluations}}
     for name, own in sorted(by_name.items()):
         n, solved, form = (sum(row[key] for row in own) for key in ("n", "solved", "format"))
@@ -202,14 +203,6 @@ def evaluation_row(path: Path) -> dict[str, Any]:
 
 def counts(rates: dict[str, Any]) -> dict[str, Any]:
     return {name: rates[name] for name in ("n", "format", "solved")}
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ import yaml  # noqa: E402
 
 from lmix.evaluation.config import EvaluationConfig  # noqa: E402
 from lmix.evaluation.output import new_console  # noqa: E402
+from lmix.evaluation.rows import count_anywhere, count_format, count_solved  # noqa: E402
 from lmix.evaluation.session import Session  # noqa: E402
-from lmix.evaluation.statistics import mean_interval  # noqa: E402
+from lmix.evaluation.statistics import wilson_interval  # noqa: E402
 from lmix.model.adapters import AdapterConfig  # noqa: E402
 from lmix.model.backbone import BackboneConfig, best_device  # noqa: E402
 from lmix.model.mixed_policy import MixedPolicy  # noqa: E402
@@ -76,9 +77,9 @@ def measure(
         "name": name,
         "settings": settings or {},
         "problems": len(rows),
-        "format": sum(row.format_correct for row in rows),
-        "solved": sum(row.solved for row in rows),
-        "anywhere": sum(bool(row.right_anywhere) for row in rows),
+        "format": count_format(rows),
+        "solved": count_solved(rows),
+        "anywhere": count_anywhere(rows),
         "ended": sum(row.ended for row in rows),
         "tokens": sum(row.tokens for row in rows) / len(rows),
         "seconds": round(time.perf_counter() - start, 1),
@@ -91,7 +92,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
     def cells(row: dict[str, Any]) -> list[str]:
         n = row["problems"]
-        low, high = mean_interval([1.0] * row["anywhere"] + [0.0] * (n - row["anywhere"]))
+        low, high = wilson_interval(row["anywhere"], n)
         settings = ", ".join(f"{name}={value}" for name, value in row["settings"].get("config", {}).items())
         anywhere = f"{100 * row['anywhere'] / n:.0f} ({100 * low:.0f} to {100 * high:.0f})"
         shares = [f"{100 * row[field] / n:.0f}" for field in ("format", "solved", "ended")]

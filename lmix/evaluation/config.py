@@ -121,10 +121,7 @@ class EvaluationConfig:
             "backbone": asdict(self.backbone),
             "adapters": asdict(self.adapters),
             "sampler": self.sampler_choice.settings(),
-            "contents": {
-                name: stream_checksum(name, path)
-                for name, path in {"policy": self.adapters.policy, **self.adapters.frozen()}.items()
-            },
+            "contents": {name: stream_checksum(name, path) for name, path in self.adapters.paths().items()},
             "versions": versions(),
             "prompts": checksum(json.dumps(asked).encode()),
         }

@@ -113,8 +113,9 @@ def trained_alpha(policy: str | None) -> float | None:
     if policy is None or is_model("adapters.policy", policy):
         return None
     origin = read_origin(Path(resolve(policy)).expanduser())
-    is_pair = origin is not None and origin.way == "mixture" and set(origin.weights) == {POLICY, REFERENCE}
-    return origin.weights[REFERENCE] if origin is not None and is_pair else None
+    if origin is None or origin.way != "mixture" or set(origin.weights) != {POLICY, REFERENCE}:
+        return None
+    return origin.weights[REFERENCE]
 
 
 def write(folder: Path, done: dict[Cell, list[EvaluationRow]], content: dict[str, Any]) -> None:

@@ -50,5 +50,5 @@ def origin_of(choice: MixedPolicyChoice, mixture: Mixture, base: str) -> Origin:
         alone = read_origin(Path(resolve(adapters.policy)).expanduser())
         if alone is not None and alone.way != "mixture":
             return alone
-    streams = {POLICY: adapters.policy, **adapters.frozen()}
+    streams = adapters.paths()
     return Origin("mixture", base, streams, mixture.by_name(), {"mixture": mixture.kind})

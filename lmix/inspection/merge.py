@@ -66,7 +66,7 @@ def merge(
         raise ValueError(f"dtype {dtype} is of a full checkpoint: set full to true, or leave it out")
     chosen = 0.0 if reference is None else 0.5 if alpha is None else alpha
     mixture = mixture_of(chosen, "logits", weights, adapters.streams)
-    streams = {"policy": adapters.policy, **adapters.frozen()}
+    streams = adapters.paths()
     for stream, path in streams.items():
         if path is not None and is_model(field_of(stream), path):
             field = field_of(stream).removeprefix("adapters.")

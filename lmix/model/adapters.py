@@ -68,6 +68,10 @@ class AdapterConfig:
         experts = {f"expert_{k}": path for k, path in enumerate(self.experts, start=1)}
         return {REFERENCE: self.reference, **{name: None if path == "base" else path for name, path in experts.items()}}
 
+    def paths(self) -> dict[str, str | None]:
+        """All streams by name, each with its path, or None for the backbone itself."""
+        return {POLICY: self.policy, **self.frozen()}
+
     @property
     def streams(self) -> int:
         """How many streams there are: the policy and the frozen ones."""

@@ -109,13 +109,10 @@ def merge_adapters(
         )
     merged, left, whole = {}, 0.0, 0.0
     for name, layer in stacked.items():
-        kept = layer.a.shape[0] if rank is None else min(rank, layer.a.shape[0])
-        if kept == layer.a.shape[0]:
-            merged[name] = layer
-            whole += _squared_norm(layer)
-            continue
-        b, a, rest = low_rank_product(layer.b, layer.a, kept)
-        merged[name], left, whole = LowRank(b, a), left + rest, whole + rest + _squared_norm(LowRank(b, a))
+        if rank is not None and rank < layer.a.shape[0]:
+            b, a, rest = low_rank_product(layer.b, layer.a, rank)
+            layer, left, whole = LowRank(b, a), left + rest, whole + rest
+        merged[name], whole = layer, whole + _squared_norm(layer)
     return Merged(merged, _config(config, rank or full), math.sqrt(left / whole) if whole else 0.0)
 
 

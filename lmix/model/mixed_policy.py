@@ -56,7 +56,7 @@ class MixedPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.dense_rollouts = dense_rollouts
-        starts = {POLICY: adapters.policy, **adapters.frozen()}
+        starts = adapters.paths()
         self.stream_names = tuple(starts)
         elsewhere = {name for other in others for name in other.streams}
         own = {name: path for name, path in starts.items() if name not in elsewhere}
@@ -227,6 +227,11 @@ class MixedPolicy(nn.Module):
         """Whether prompts can be read once for several completions. Checkpointed layers keep no keys and values; of a
         sharded backbone all ranks must make the same passes."""
         return not (self.models[0].checkpointed or self._sharded)
+
+    @property
+    def update_passes(self) -> int:
+        """Passes through the policy's layers in a forward and a backward pass: one more where they are recomputed."""
+        return 2 + bool(self.models[0].checkpointed)
 
     # the adapters
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lmix.model.adapters import is_adapted
 from lmix.model.backbone import has_bf16_units
 from lmix.model.nf4 import dequantize, is_4bit
+from lmix.model.streams import block_slices
 
 ROWS = 64
 """Rows that the weights are laid out for; others take them as well."""
@@ -104,7 +105,7 @@ class PackedProduct:
         key = rows, streams, self._kind
         if key not in self._masks:
             mask = self.a.new_zeros(rows, len(self.a))
-            blocks = dict(zip(streams, slices_of([rows // len(streams)] * len(streams)), strict=True))
+            blocks = dict(zip(streams, block_slices(rows, len(streams)), strict=True))
             for stream, columns, kept in zip(self.streams, self.columns, self.kept, strict=True):
                 if stream in blocks:
                     mask[blocks[stream], columns] = kept

@@ -36,7 +36,7 @@ def place_streams(backbone: BackboneConfig, adapters: AdapterConfig) -> list[Pla
         ValueError: a folder with both an adapter and a model.
     """
     placed: dict[str, Placed] = {}
-    for stream, path in {POLICY: adapters.policy, **adapters.frozen()}.items():
+    for stream, path in adapters.paths().items():
         whole = path is not None and is_model(field_of(stream), path)
         where = path if whole and path is not None else backbone.path
         held = replace(backbone, path=where)
@@ -150,6 +150,6 @@ def check_room(placed: Sequence[Placed], device: torch.device) -> None:
 
 def held_bytes(backbone: BackboneConfig, device: torch.device | str) -> float:
     """A model's weights as they will lie on a device, from its configuration alone."""
-    linear, other = count_weights(load_config(backbone.path))
+    linear, other, _ = count_weights(load_config(backbone.path))
     width = compute_dtype(backbone.dtype, device).itemsize
     return weight_bytes(linear, other, width, backbone.quantization == "nf4", backbone.double_quantization)

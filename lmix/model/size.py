@@ -1,25 +1,40 @@
 """How large a model's weights are, from its configuration alone."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lmix.model.backbone import skeleton
 
 
-def count_weights(config: PretrainedConfig) -> tuple[int, int]:
-    """Numbers of weights: of the decoder's linear layers, which are quantised, and all others."""
-    model = skeleton(config)
+class WeightCounts(NamedTuple):
+    """Numbers of a model's weights."""
+
+    linear: int
+    """Of the decoder's linear layers, which are quantised."""
+    other: int
+    """All others."""
+    head: int
+    """Of the head, tied or not."""
+
+
+def count_weights(model: PretrainedConfig | PreTrainedModel) -> WeightCounts:
+    """Count the weights of a model, or of the one that a configuration describes."""
+    model = skeleton(model) if isinstance(model, PretrainedConfig) else model
     head: Any = model.get_output_embeddings()
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
-    return linear, sum(p.numel() for p in model.parameters()) - linear
+    return WeightCounts(linear, sum(p.numel() for p in model.parameters()) - linear, head.weight.numel())
 
 
-def head_weights(config: PretrainedConfig) -> int:
-    """Weights of the head, tied or not."""
-    head: Any = skeleton(config).get_output_embeddings()
-    return head.weight.numel()
+def head_size(config: PretrainedConfig) -> int:
+    """Width of one head of attention."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def key_width(config: PretrainedConfig) -> int:
+    """Width of all key heads of a layer; values have the same."""
+    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_size(config)
 
 
 def weight_bytes(
@@ -62,6 +77,11 @@ def prefill_bytes(tokens: int, layers: int, keys: int, width: int, inner: int) -
     return cache_bytes(tokens, layers, keys, width) + 3.0 * tokens * inner * width
 
 
+def logit_bytes(width: int) -> float:
+    """Bytes of one logit: in the dtype, and in float32 where that is another."""
+    return (width if width < 4 else 0) + 4.0
+
+
 def logits_bytes(vocabulary: int, width: int, streams: int) -> float:
     """Bytes of the logits of one row that is drawn from, in the dtype and in float32 where that is another, and of the
     sampler's weights.
@@ -69,5 +89,4 @@ def logits_bytes(vocabulary: int, width: int, streams: int) -> float:
     Args:
         streams: those that have logits of their own beside the mixture's; 0 where hidden states are mixed.
     """
-    logit = (width if width < 4 else 0) + 4.0
-    return vocabulary * (logit * max(1, 2 * streams) + 4.0)
+    return vocabulary * (logit_bytes(width) * max(1, 2 * streams) + 4.0)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from lmix.model.flops import drawn_flops, trained_flops
 from lmix.model.head import CHUNK_LOGITS
-from lmix.model.size import cache_bytes, logits_bytes, prefill_bytes, weight_bytes
+from lmix.model.size import cache_bytes, logit_bytes, logits_bytes, prefill_bytes, weight_bytes
 from lmix.planning.shape import FrozenModel, ModelShape, RunShape
 from lmix.planning.vllm import vllm_weights, with_vllm
 from lmix.rollout.engine import PREFILL_TOKENS
@@ -47,8 +47,7 @@ def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
     passed = min(max(run.pass_tokens, row), run.most_tokens)  # a longer row stands alone
     prefilled = streams * min(PREFILL_TOKENS, run.decoded * run.prompt_tokens)
     gathered = model.linear * (0.5 if run.nf4 else width) if run.sharded else 0.0
-    # in the dtype, and in float32 where that is another
-    logit = (width if width < 4 else 0) + 4.0
+    logit = logit_bytes(width)
     parts = {
         "backbone": backbone_bytes(model, run),
         "adapters": 4.0 * (model.lora + model.frozen_lora),
@@ -159,25 +158,26 @@ def update_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
     forwards = max(0, run.streams - 1 - run.kept) + (1 if run.kl else 0)
     predicted, heads = rows * run.tokens, 2.0 + (1 if run.kl else 0)
     spent = trained_flops(model.linear, model.lora, model.head, tokens, predicted, passes + forwards, heads)
-    for other in run.others:
-        again = (0 if run.keep_frozen else other.streams) + (1 if other.kl else 0)
-        heads = min(other.streams, 1) + (1 if other.kl else 0)
-        spent += trained_flops(other.shape.linear, 0, other.shape.head, tokens, predicted, again, heads)
-    return spent / flops
+    return (spent + sum(forward_flops(other, run, other.kl) for other in run.others)) / flops
 
 
 def old_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
     """Time of the old log-probabilities that are taken beforehand: those of all mini-batches but the first, by a
     forward pass of every stream that is not kept."""
-    share = 1.0 - 1.0 / run.mini_batches
     rows, tokens = scored_tokens(run)
     streams = max(0, run.streams - run.kept)
-    body = 2.0 * tokens * streams * (model.linear + model.lora)
-    head = 2.0 * rows * run.tokens * model.head
-    for other in run.others:
-        body += 2.0 * tokens * (0 if run.keep_frozen else other.streams) * other.shape.linear
-        head += 2.0 * rows * run.tokens * other.shape.head * min(other.streams, 1)
-    return share * (body + head) / flops
+    spent = trained_flops(model.linear, 0, model.head, tokens, rows * run.tokens, streams, 1)
+    spent += 2.0 * tokens * streams * model.lora
+    spent += sum(forward_flops(other, run) for other in run.others)
+    return (1.0 - 1.0 / run.mini_batches) * spent / flops
+
+
+def forward_flops(other: FrozenModel, run: RunShape, kl: bool = False) -> float:
+    """Of the passes of an update's rows through a frozen model: of streams that are not kept from the rollouts, of its
+    head, and once more for a KL."""
+    rows, tokens = scored_tokens(run)
+    passes, heads = (0 if run.keep_frozen else other.streams) + kl, min(other.streams, 1) + kl
+    return trained_flops(other.shape.linear, 0, other.shape.head, tokens, rows * run.tokens, passes, heads)
 
 
 def scored_tokens(run: RunShape) -> tuple[float, float]:

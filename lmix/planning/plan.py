@@ -1,6 +1,7 @@
 """`python -m lmix plan`: the flags of `fit`, and what its run will need."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from lmix.data.module import RLDataModule
 from lmix.model.adapters import AdapterConfig
@@ -54,9 +55,8 @@ class Needs:
     model: ModelShape
     run: RunShape
     device: Device
-    inner_updates: int
 
-    @property
+    @cached_property
     def parts(self) -> dict[str, float]:
         """Bytes, by what they are for."""
         return memory(self.model, self.run)
@@ -72,7 +72,7 @@ class Needs:
     def update_seconds(self) -> float:
         """Of a step: all of its passes over the completions."""
         flops = self.device.tflops * 1e12
-        every = self.inner_updates * update_seconds(self.model, self.run, flops)
+        every = self.run.inner_updates * update_seconds(self.model, self.run, flops)
         return every + old_seconds(self.model, self.run, flops)
 
     @property
@@ -118,8 +118,7 @@ def needs(
     run = replace(run, vllm=vllm_shape(module.sampler_choice, module.adapters.streams, device.device_gb * GB))
     if module.sampling.slots == "auto":
         run = replace(run, slots=max(run.samples, largest(model, run, device.device_gb * GB)[0]))
-    inner = module.objective.inner_updates if isinstance(module, GRPOModule) else 1
-    return Needs(model, run, device, inner)
+    return Needs(model, run, device)
 
 
 def describe(module: AdapterModule, needed: Needs) -> str:
@@ -164,9 +163,10 @@ def run_shape(
     """The sizes of a configured run. Demonstrations of SFT are taken to be as long as completions may be."""
     if isinstance(module, GRPOModule):
         objective = module.objective
-        pass_tokens, kl, parts = objective.micro_batch_tokens, objective.needs_reference, objective.mini_batches
+        pass_tokens, kl = objective.micro_batch_tokens, objective.needs_reference
+        inner_updates, mini_batches = objective.inner_updates, objective.mini_batches
     elif isinstance(module, SFTModule):
-        pass_tokens, kl, parts = module.micro_batch_tokens, False, 1
+        pass_tokens, kl, inner_updates, mini_batches = module.micro_batch_tokens, False, 1, 1
     else:
         raise ValueError(f"plan is for GRPOModule and SFTModule, not {type(module).__name__}")
     backbone, sampling, draws = module.backbone, module.sampling, isinstance(module, GRPOModule)
@@ -196,7 +196,8 @@ def run_shape(
         tokens=sampling.max_new_tokens,
         keep_frozen=sampling.keep_frozen,
         pass_tokens=pass_tokens,
-        mini_batches=parts,
+        inner_updates=inner_updates,
+        mini_batches=mini_batches,
         evaluated=-(-max(data.eval_size, 2 * data.validation_size) // devices),
         mixes_logits=module.mixture.kind == "probs",
         kl=kl and REFERENCE in own.adapters,

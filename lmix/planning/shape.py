@@ -1,7 +1,6 @@
 """Sizes of a model and of a run that memory and time follow from."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -11,7 +10,7 @@ from lmix.model.adapters import AdapterConfig, read_adapter
 from lmix.model.backbone import skeleton
 from lmix.model.mixture import POLICY
 from lmix.model.placement import field_of, is_model
-from lmix.model.size import count_weights
+from lmix.model.size import count_weights, head_size, key_width
 from lmix.rollout.packing import WORTH_SHARING
 from lmix.rollout.scheduler import slots_taken
 
@@ -48,10 +47,8 @@ def model_shape(config: PretrainedConfig, adapters: AdapterConfig) -> ModelShape
         ValueError: target_modules that the model does not have, or an adapter that can't be read.
     """
     model = skeleton(config)
-    head: Any = model.get_output_embeddings()
-    linear, other = count_weights(config)
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    paths = {name: path for name, path in {POLICY: adapters.policy, **adapters.frozen()}.items() if path}
+    linear, other, head = count_weights(model)  # before adapters are added to it
+    paths = {name: path for name, path in adapters.paths().items() if path}
     folders = {name: path for name, path in paths.items() if not is_model(field_of(name), path)}
     if POLICY in folders:
         lora = _weights_of(folders.pop(POLICY))
@@ -62,14 +59,14 @@ def model_shape(config: PretrainedConfig, adapters: AdapterConfig) -> ModelShape
     return ModelShape(
         linear,
         other,
-        head.weight.numel(),
+        head,
         lora,
         sum(map(_weights_of, folders.values())),
         config.num_hidden_layers,
         config.hidden_size,
         config.intermediate_size,
-        config.num_attention_heads * head_size,
-        (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_size,
+        config.num_attention_heads * head_size(config),
+        key_width(config),
         config.vocab_size,
     )
 
@@ -127,6 +124,8 @@ class RunShape:
     """Padded tokens of one pass of the update."""
     draws: bool = True
     """Rows are completions that the step draws; false: demonstrations (SFT)."""
+    inner_updates: int = 1
+    """Passes over the rows with a gradient."""
     mini_batches: int = 1
     """Optimiser steps of a pass over the rows."""
     evaluated: int = 0

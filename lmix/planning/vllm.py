@@ -1,6 +1,6 @@
 """What vLLM needs where it draws a run's completions. Its compiled code and graphs are not counted."""
 
-from lmix.model.size import weight_bytes
+from lmix.model.size import cache_bytes, weight_bytes
 from lmix.planning.shape import ModelShape, RunShape, VLLMShape
 from lmix.rollout.samplers import VLLM, SamplerChoice, VLLMServers
 
@@ -30,7 +30,7 @@ def vllm_weights(model: ModelShape, run: RunShape, vllm: VLLMShape) -> float:
 
 def cached_token(model: ModelShape, run: RunShape, vllm: VLLMShape) -> float:
     """Bytes of keys and values that one token has in vLLM's cache."""
-    return 2.0 * vllm.streams * model.layers * model.keys * run.width
+    return vllm.streams * cache_bytes(1, model.layers, model.keys, run.width)
 
 
 def vllm_line(model: ModelShape, run: RunShape, vllm: VLLMShape) -> str:

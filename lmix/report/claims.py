@@ -41,7 +41,7 @@ def check_claims(policies: Sequence[Measured]) -> list[tuple[Claim, Difference]]
     """Each claim with every pair of methods that it is about, of those that were run."""
     found = []
     for claim in CLAIMS:
-        told = [p for p in policies if claim.score in p.scores()]
+        told = [p for p in policies if claim.score in p.scores]
         better = [p for p in told if family(p.method) == claim.better and p.who == claim.who]
         than = [p for p in told if family(p.method) == claim.than and p.who == "mixed"]
         pairs = [difference(a, b, claim.score) for a in better for b in than]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
@@ -42,11 +42,12 @@ class Measured:
         row = next(iter(next(iter(self.rows.values())).values()))
         return 0 if row[0].seed is None else len(row)
 
-    @property
+    @cached_property
     def problems(self) -> list[int]:
         """Those that every seed has."""
         return sorted(set.intersection(*(set(by_id) for by_id in self.rows.values())))
 
+    @cached_property
     def scores(self) -> list[str]:
         """The scores that its completions say; those of before 0.2.0 do not say which are right anywhere."""
         rows = [row for problems in self.rows.values() for drawn in problems.values() for row in drawn]
@@ -88,7 +89,6 @@ def measured(runs: Sequence[Run]) -> list[Measured]:
     return found
 
 
-@lru_cache(maxsize=64)
 def read_held_out(folder: Path) -> tuple[CompletionRow, ...]:
     """The stored completions of a run's evaluations; none where it stored none.
 

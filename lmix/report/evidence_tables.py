@@ -34,9 +34,8 @@ def policy_rows(policies: Sequence[Measured]) -> list[Row]:
             "problems": len(policy.problems),
             "samples": policy.samples,
         }
-        told = policy.scores()
         for score in SCORES:
-            row |= _estimate(score, pooled(policy, score) if score in told else None)
+            row |= _estimate(score, pooled(policy, score) if score in policy.scores else None)
         rows.append(row)
     return rows
 

@@ -10,7 +10,7 @@ from lmix.model.mixture import POLICY, Mixture, row_mixtures
 from lmix.rollout.compiled import KeptSteps
 from lmix.rollout.decode_step import DecodeStep
 from lmix.rollout.limits import Limits
-from lmix.rollout.randomness import row_keys
+from lmix.rollout.randomness import rollout_keys
 from lmix.rollout.sampler import Progress
 from lmix.rollout.scheduler import Scheduler
 from lmix.rollout.types import Draw, Group, Prompt, Rollout, flatten
@@ -95,12 +95,7 @@ class Engine:
             of_rows = mixture if isinstance(mixture, Mixture) else row_mixtures(mixture, device)
             step = DecodeStep(self.policy, of_rows, limits, draw.greedy, slots, length, keep_frozen)
             decode = step.decode
-        keys = row_keys(
-            draw.seed,
-            draw.step,
-            torch.tensor([rollout.prompt.problem.id for rollout in rollouts], device=device),
-            torch.tensor([rollout.sample for rollout in rollouts], device=device),
-        )
+        keys = rollout_keys(rollouts, draw, device)
 
         def admit() -> None:
             for seated, slots in scheduler.admit():

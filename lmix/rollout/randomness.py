@@ -4,8 +4,12 @@ A counter-based generator: no state to save or to keep in step, so batch layout,
 any rollout can be drawn again alone. The mixing function is SplitMix64's finaliser (Steele et al., OOPSLA 2014).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from lmix.rollout.types import Draw, Rollout
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -17,6 +21,13 @@ def row_keys(seed: int, step: int, prompts: Tensor, samples: Tensor) -> Tensor:
     for field in (torch.full_like(prompts, step), prompts, samples):
         key = _mix(key ^ field)  # not symmetric: seed 1, step 0 is not seed 0, step 1
     return key
+
+
+def rollout_keys(rollouts: Sequence[Rollout], draw: Draw, device: torch.device | None = None) -> Tensor:
+    """The keys of rollouts, `[B]` int64: functions of (seed, step, problem, sample)."""
+    prompts = torch.tensor([rollout.prompt.problem.id for rollout in rollouts], device=device)
+    samples = torch.tensor([rollout.sample for rollout in rollouts], device=device)
+    return row_keys(draw.seed, draw.step, prompts, samples)
 
 
 def uniforms(keys: Tensor, positions: Tensor) -> Tensor:

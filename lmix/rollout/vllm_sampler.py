@@ -11,7 +11,7 @@ import torch
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import POLICY, Mixture
 from lmix.rollout.limits import Limits
-from lmix.rollout.randomness import row_keys
+from lmix.rollout.randomness import rollout_keys
 from lmix.rollout.sampler import Progress
 from lmix.rollout.types import Draw, Group, Prompt, Rollout, flatten
 
@@ -104,12 +104,7 @@ class VLLMSampler:
             return groups
         mixtures = [mixture] * samples if isinstance(mixture, Mixture) else list(mixture)
         self._settle(mixtures)
-        keys = row_keys(
-            draw.seed,
-            draw.step,
-            torch.tensor([rollout.prompt.problem.id for rollout in rollouts]),
-            torch.tensor([rollout.sample for rollout in rollouts]),
-        )
+        keys = rollout_keys(rollouts, draw)
         settings = sampling_settings(limits, draw.greedy)
         requests = [
             Request(

@@ -9,7 +9,7 @@ import lightning as L
 from lmix.model.flops import drawn_flops, trained_flops
 from lmix.model.mixture import POLICY, Mixture
 from lmix.model.placement import place_streams
-from lmix.model.size import count_weights, head_weights
+from lmix.model.size import count_weights
 from lmix.model.sources import load_config
 from lmix.rollout.types import Group, Rollout
 
@@ -37,9 +37,7 @@ class Compute:
     def measure(self, module: "AdapterModule") -> None:
         """Count the weights that each stream goes through, from configurations and adapters."""
         for placed in place_streams(module.backbone, module.adapters):
-            config = load_config(placed.backbone.path)
-            linear, _ = count_weights(config)
-            head = head_weights(config)
+            linear, _, head = count_weights(load_config(placed.backbone.path))
             for stream in placed.adapters:
                 self.linear[stream], self.heads[stream] = linear, head
         for stream in self.linear:
@@ -67,8 +65,8 @@ class Compute:
         """Count an update's pass over rows; `passes` and `heads` as of `trained_flops`. `frozen` streams go forward
         beside the policy."""
         predicted = sum(len(r.completion_ids) for r in rows)
-        prompts = {id(r.prompt): len(r.prompt.ids) for r in rows}.values() if share_prompts else None
-        tokens = predicted + (sum(len(r.prompt.ids) for r in rows) if prompts is None else sum(prompts))
+        read = {id(r.prompt if share_prompts else r): len(r.prompt.ids) for r in rows}
+        tokens = predicted + sum(read.values())
         sizes = self.linear[POLICY], self.adapters[POLICY], self.heads[POLICY]
         self.here["flops"] += trained_flops(*sizes, tokens, predicted, passes, heads)
         self.here["flops"] += sum(drawn_flops(self.linear[stream], 0, 0, tokens, 0) for stream in frozen)

@@ -18,12 +18,12 @@ from lmix.model.placement import check_placed, check_tokens, is_model, place_str
 from lmix.rollout.types import Group
 from lmix.training.config import OptimizerConfig, SamplingConfig
 from lmix.training.distillation import DistillationUpdate
-from lmix.training.grpo import GRPOModule
 from lmix.training.objectives import Distillation
+from lmix.training.teacher import TeacherModule
 from lmix.training.update import Update
 
 
-class DistillModule(GRPOModule):
+class DistillModule(TeacherModule):
     """On-policy distillation: the student samples, and moves towards the frozen mixture at each of its own tokens.
 
     backbone, adapters, alpha, mixture and weights say what is distilled, as they did when it was trained;
@@ -75,17 +75,13 @@ class DistillModule(GRPOModule):
             weights=[1.0, *[0.0] * (streams.streams - 1)],
             sampling=sampling,
             rewards=rewards,
-            objective=Distillation() if hasattr(objective, "lazy_get_init_data") else objective,
+            objective=objective,
             optimizer=optimizer,
         )
         of_policy, of_reference, *of_experts = distilled.weights
         self.teacher: Mixture = replace(distilled, weights=(0.0, of_reference, of_policy, *of_experts))
         self.distilled_adapters, self.student = adapters, student
         self.distilled = distilled
-        check_every_completion_counts(sampling)
-
-    objective: Distillation
-    has_teacher = True
 
     def setup(self, stage: str) -> None:
         # with the names that the settings have for the streams
@@ -97,7 +93,7 @@ class DistillModule(GRPOModule):
     @property
     def origin(self) -> Origin:
         """The mixture that the student was trained towards."""
-        streams = {POLICY: self.distilled_adapters.policy, **self.distilled_adapters.frozen()}
+        streams = self.distilled_adapters.paths()
         divergence = self.objective.divergence
         details = {"mixture": self.distilled.kind, "student": self.student, "divergence": divergence.kind}
         return Origin("distilled", self.model_path, streams, self.distilled.by_name(), details)
@@ -105,13 +101,4 @@ class DistillModule(GRPOModule):
     def update(self, groups: Sequence[Group], advantages_PG: Tensor) -> Update:
         return DistillationUpdate(
             self, self.mixture, self.objective, groups, advantages_PG, self.sampling, self.teacher
-        )
-
-
-def check_every_completion_counts(sampling: SamplingConfig) -> None:
-    """Raise ValueError where dead groups would be replaced: by a divergence every completion teaches."""
-    if sampling.resample_dead:
-        raise ValueError(
-            f"sampling.resample_dead must be 0 for distillation, not {sampling.resample_dead}: groups of equal rewards "
-            "teach as much as others"
         )

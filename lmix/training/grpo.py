@@ -68,7 +68,7 @@ class GRPOModule(AdapterModule):
         super().__init__(backbone, adapters, alpha, mixture, sampling, optimizer, weights, sampler)
         self.rewards = RewardSum(rewards, sampling.max_new_tokens)
         # the default is jsonargparse's placeholder, which shows its settings in --help and is not initialised yet
-        self.objective = GRPO() if hasattr(objective, "lazy_get_init_data") else objective
+        self.objective = self.default_objective() if hasattr(objective, "lazy_get_init_data") else objective
         if self.objective.needs_teacher and not self.has_teacher:
             raise ValueError(
                 f"objective {type(self.objective).__name__} needs a teacher: give --model=lmix.DistillModule "
@@ -81,6 +81,7 @@ class GRPOModule(AdapterModule):
                 "(configs/methods/kl_grpo.yaml) or objective.beta to 0"
             )
 
+    default_objective: type[Objective] = GRPO
     has_teacher = False
     """Whether updates have a teacher, which an objective may need."""
 

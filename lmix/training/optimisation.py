@@ -67,7 +67,7 @@ class OptimisedModule(RankedModule):
 
     def backward_and_note(self, losses_b: Tensor, rollouts_b: Sequence[Rollout]) -> None:
         """Add the gradient of a micro-batch's losses, `[b]`, and note on the device whether they are finite:
-        `name_nonfinite` looks at it, once for all of a step's micro-batches."""
+        `name_nonfinite` reads that, once for all of a step's micro-batches."""
         if not losses_b.requires_grad:  # at alpha 1 the policy has no part in the mixture
             return
         self.backward_here(losses_b.sum())

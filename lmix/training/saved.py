@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a mixed policy's training beside Lightning's own state, and how a run goes on from it."""
+"""What a checkpoint holds of a mixed policy's training beside Lightning's own state, and how a run resumes from it."""
 
 import logging
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class SavedModule(OptimisedModule):
         """What the folder beside a checkpoint says of its adapter: the mixture that it is the policy of, if it is."""
         if len(self.mixture.streams) < 2:
             return None
-        streams = {POLICY: ".", **self.adapters.frozen()}
+        streams = self.adapters.paths() | {POLICY: "."}
         return Origin("mixture", self.model_path, streams, self.mixture.by_name(), {"mixture": self.mixture.kind})
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:

@@ -14,15 +14,14 @@ from lmix.model.mixture import Mixture
 from lmix.model.sources import count_places, load_config
 from lmix.rollout.types import Group
 from lmix.training.config import OptimizerConfig, SamplingConfig
-from lmix.training.distill import check_every_completion_counts
 from lmix.training.distillation import DistillationUpdate
 from lmix.training.feedback import FeedbackConfig, contexts
-from lmix.training.grpo import GRPOModule
 from lmix.training.objectives import Distillation
+from lmix.training.teacher import TeacherModule
 from lmix.training.update import Update
 
 
-class SDPOModule(GRPOModule):
+class SDPOModule(TeacherModule):
     """Self-distillation: the policy's divergence from itself, told what was right or wrong, on its own completions.
 
     The loss is eq. 1 of the paper, `sum_t KL(pi(. | x, y_<t) || sg pi(. | x, f, y_<t))`, f being the feedback. The
@@ -43,9 +42,6 @@ class SDPOModule(GRPOModule):
     Raises:
         ValueError: a teacher_rate outside [0, 1], or a reference.
     """
-
-    objective: Distillation
-    has_teacher = True
 
     def __init__(
         self,
@@ -68,12 +64,11 @@ class SDPOModule(GRPOModule):
             alpha=0.0,
             sampling=sampling,
             rewards=rewards,
-            objective=Distillation() if hasattr(objective, "lazy_get_init_data") else objective,
+            objective=objective,
             optimizer=optimizer,
         )
         self.teacher = replace(Mixture.at(1.0 - teacher_rate), temperature=sampling.temperature)
         self.feedback = feedback
-        check_every_completion_counts(sampling)
 
     def update(self, groups: Sequence[Group], advantages_PG: Tensor) -> Update:
         places = count_places(load_config(self.model_path)) or sys.maxsize

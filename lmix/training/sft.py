@@ -80,7 +80,7 @@ class SFTModule(AdapterModule):
             packed = pack([idle_rollout(self.policy, self.mixture, keep_frozen=False)], self.device)
             self.backward_here(0.0 * score(self.policy, self.mixture, packed).sum())
         self.name_nonfinite()
-        self.compute.train(demonstrations, False, 2.0 + bool(self.policy.models[0].checkpointed))
+        self.compute.train(demonstrations, False, self.policy.update_passes)
         norm = self.step_optimizer()
         seconds = clock.lap()
         self.log_over_ranks(

@@ -3,8 +3,7 @@
 from lmix.model.frozen import dense_bytes
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import POLICY, Mixture
-from lmix.model.size import cache_bytes, logits_bytes, prefill_bytes
-from lmix.model.stacked_model import Part
+from lmix.model.size import cache_bytes, key_width, logits_bytes, prefill_bytes
 from lmix.rollout.engine import PREFILL_TOKENS
 from lmix.training.config import SamplingConfig
 
@@ -32,7 +31,7 @@ def automatic_slots(
     row = 0.0
     for part in parts:
         config, streams, width = part.model.config, len(part.streams), part.model.dtype.itemsize
-        sizes = config.num_hidden_layers, key_width(part), width
+        sizes = config.num_hidden_layers, key_width(config), width
         fixed += prefill_bytes(streams * prefilled, *sizes, config.intermediate_size)
         own = 0 if part.model.head.mixes_hidden(True) and mixture.kind == "logits" else streams
         row += streams * cache_bytes(length, *sizes) + logits_bytes(config.vocab_size, width, own)
@@ -41,10 +40,3 @@ def automatic_slots(
     part_used = USED_BESIDE_UPDATE if sampling.compile else USED
     groups = int((part_used * free - fixed) / row) // samples
     return samples * max(1, min(groups, rows // samples))
-
-
-def key_width(part: Part) -> int:
-    """Width of all key heads of one of a model's layers."""
-    config = part.model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head

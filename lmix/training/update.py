@@ -71,10 +71,9 @@ class Update:
         frozen = [s for s in self.optimised.streams if s != POLICY and not self.sampling.keep_frozen]
         if kl := self.objective.needs_reference:
             frozen.append(REFERENCE)
-        passes = 2.0 + bool(self.policy.models[0].checkpointed)
         for _ in range(self.updates):
-            self.module.compute.train(rows, self.share_prompts, passes, 2.0 + kl, frozen)
-        if self.has_old or self.optimised is not self.mixture:
+            self.module.compute.train(rows, self.share_prompts, self.policy.update_passes, 2.0 + kl, frozen)
+        if self.has_old or self.objective.optimises_policy:
             self.module.compute.train(rows, self.share_prompts, 1.0, 1.0)
 
     @torch.no_grad()

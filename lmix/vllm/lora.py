@@ -38,13 +38,12 @@ class StackedLoRA(nn.Module):
         self.register_buffer("b", torch.zeros(streams, rank * len(pieces), sum(pieces), dtype=dtype), persistent=False)
 
     def write(self, stream: int, piece: int, a: Tensor, b: Tensor) -> None:
-        """Take over A `[r, D_in]` and B `[D_out, r]` with its scaling; a smaller r leaves zeros."""
+        """Take over A `[r, D_in]` and B `[D_out, r]` with its scaling; the stream is zero before."""
         ranks = slice(piece * self.rank, (piece + 1) * self.rank)
         start = sum(self.pieces[:piece])
         a_block = self.a[stream, ranks]
         b_block = self.b[stream, ranks, start : start + self.pieces[piece]]
         for block, values in ((a_block, a), (b_block, b.t())):
-            block[len(values) :].zero_()
             block[: len(values)].copy_(values)
 
     def forward(self, out: Tensor, x: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ class RequestMixtures(LogitsProcessor):
         self.device = device
         self.weights_of_row: dict[int, tuple[float, ...]] = {}
         self.is_due = False
-        self._newest: tuple[list[tuple[float, ...]], Tensor] | None = None
+        self._key: tuple[list[tuple[float, ...]], Mixture] | None = None
+        self._rows: RowMixtures | None = None
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
@@ -63,12 +64,16 @@ class RequestMixtures(LogitsProcessor):
         if not is_due or not self.weights_of_row:
             return default
         weights = [self.weights_of_row.get(row, default.weights) for row in range(count)]
-        if self._newest is None or self._newest[0] != weights:
-            self._newest = weights, torch.tensor(weights, dtype=torch.float32, device=self.device)
-        streams = stream_names(len(default.weights))
-        sums = all(replace(default, weights=row).sums_to_one for row in set(weights))
-        tempered = default.temperature, default.plausibility
-        return RowMixtures(default.kind, streams, self._newest[1], sums, *tempered)
+        if self._rows is None or self._key != (
+            weights,
+            default,
+        ):  # mostly they are the last token's
+            sums = all(replace(default, weights=row).sums_to_one for row in set(weights))
+            tensor = torch.tensor(weights, dtype=torch.float32, device=self.device)
+            tempered = default.temperature, default.plausibility
+            self._key = weights, default
+            self._rows = RowMixtures(default.kind, stream_names(len(default.weights)), tensor, sums, *tempered)
+        return self._rows
 
 
 def weights_of(extra: Mapping[str, Any] | None) -> tuple[float, ...] | None:

@@ -158,6 +158,7 @@ def method_adapters(method: str, sft: str) -> Settings:
     adapters: dict[str, Settings] = {
         **{name: {"model.adapters.policy": sft} for name in FROM_SFT},
         **{name: {} for name in FROM_BASE},
+        "sft_continued": {"model.adapters.policy": sft},
         "kl_grpo": {"model.adapters.policy": sft, "model.adapters.reference": sft},
         "fixed_base_anchor": {"model.adapters.reference": "base"},
         "ensemble": {"model.adapters.reference": sft, "model.adapters.experts": "[base]"},

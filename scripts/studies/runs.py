@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from reproduction.arguments import flags
+from reproduction.cell import method_adapters
+from reproduction.preset import CONFIGS
 from reproduction.stage import Stage
 
 from lmix.report.runs import EVENTS, read_scalars
 
 from .config import Settings, Study
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs"
 MANY_STEPS = 100_000
 """`trainer.max_steps` of runs that a budget ends."""
 REWARDS = {"format_reward": "{format: 1}", "random_reward": "{random: 1}"}
@@ -160,11 +161,7 @@ class TaskStudy:
             sft = newest(self.folder("sft", seed, rate))
         else:
             sft = newest(self.folder("sft", seed))
-        if method in ("sft_continued", "grpo"):
-            return {"model.adapters.policy": sft}
-        if method == "kl_grpo":
-            return {"model.adapters.policy": sft, "model.adapters.reference": sft}
-        return {"model.adapters.reference": "base" if method == "fixed_base_anchor" else sft}
+        return method_adapters(method, sft)
 
     def sweep(self) -> Stage:
         """The untrained mixture at each alpha, on validation problems."""

@@ -21,27 +21,12 @@ from lmix.planning.estimates import (
     update_seconds,
 )
 from lmix.planning.published import planned_config
-from lmix.planning.shape import FrozenModel, RunShape, model_shape
+from lmix.planning.shape import FrozenModel, model_shape
 from lmix.rollout.kv_cache import StreamCache
 from lmix.rollout.packing import pack
 from lmix.rollout.types import Rollout
 from tests.conftest import make_policy, prompts, tiny_model, tokens
-
-RUN = RunShape(
-    nf4=False,
-    double_quantization=True,
-    width=4,
-    dense_rollouts=False,
-    checkpointing=False,
-    streams=2,
-    prompts=4,
-    samples=8,
-    slots=16,
-    prompt_tokens=10,
-    tokens=20,
-    keep_frozen=True,
-    pass_tokens=100,
-)
+from tests.planning.runs import RUN
 
 
 def shape(name="qwen2", reference=None):

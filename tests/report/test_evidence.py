@@ -119,7 +119,7 @@ def test_rows_that_do_not_say_what_is_right_anywhere_have_no_rate(make_run, tmp_
     folder = make_run("old", solving(0.25, 0.5), config(0))
     store(folder, np.array([[1], [0], [1]]), sampled=False, anywhere=None)
     [policy] = measured([read_run(folder)])
-    assert policy.scores() == ["solved", "format"]
+    assert policy.scores == ["solved", "format"]
     text = write_report([folder], tmp_path / "out").read_text()
     assert "| not stored |" in text
 

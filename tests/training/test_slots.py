@@ -8,27 +8,14 @@ from lmix import cli
 from lmix.model.adapters import AdapterConfig
 from lmix.model.mixture import Mixture
 from lmix.planning.estimates import memory, peak
-from lmix.planning.shape import RunShape, model_shape
+from lmix.planning.shape import model_shape
 from lmix.training.config import SamplingConfig
 from lmix.training.slots import USED, automatic_slots
 from tests.conftest import MIXED, PROBS, make_policy, tiny_model
+from tests.planning.runs import RUN as PLANNED
 
 SAMPLING = SamplingConfig(samples_per_prompt=4, max_new_tokens=50, slots="auto")
-RUN = RunShape(
-    nf4=False,
-    double_quantization=True,
-    width=4,
-    dense_rollouts=False,
-    checkpointing=False,
-    streams=2,
-    prompts=64,
-    samples=4,
-    slots=4,
-    prompt_tokens=30,
-    tokens=50,
-    keep_frozen=True,
-    pass_tokens=1,
-)
+RUN = replace(PLANNED, prompts=64, samples=4, slots=4, prompt_tokens=30, tokens=50, pass_tokens=1)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])
