@@ -122,6 +122,7 @@ class VLLM(SamplerChoice):
             MixedPolicyForCausalLM.from_policy(policy, mixture, backbone).save_pretrained(folder)
             load_tokenizer(backbone.path).save_pretrained(folder)
             local = LocalVLLM(Path(folder), settings, policy.device, self.sleep and on_gpu)
+        local.set_mixture(mixture)  # the folder holds no temperature
         return VLLMSampler(local, mixture)
 
 

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig
 from lmix import cli
 from lmix.model.adapters import AdapterConfig
 from lmix.model.backbone import BackboneConfig
+from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
 from lmix.model.servable import check_servable
 from lmix.rollout.limits import Limits
@@ -209,3 +211,17 @@ def test_without_vllm_the_error_is_one_line(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err.splitlines()[-1].startswith("lmix: error: vLLM is not installed: pip install")
     assert cli.main(["fit", *flags, "--model.sampler=lmix.rollout.VLLM", "--model.sampling.compile=true"]) == 1
     assert "sampling.compile is of lmix's own engine" in capsys.readouterr().err
+
+
+def test_vllm_beside_the_trainer_draws_at_the_run_s_temperature(monkeypatch):
+    """The exported folder holds none, and the sampler tells vLLM only of what differs from the mixture at the start."""
+    told = []
+    local = {"__init__": lambda *_: None, "set_mixture": lambda _, mixture: told.append(mixture)}
+    monkeypatch.setattr("lmix.rollout.samplers.LocalVLLM", type("Local", (), local))
+    backbone = BackboneConfig("lmix:tiny-arithmetic", "none", dtype="float32")
+    policy = MixedPolicy.from_pretrained(backbone, AdapterConfig(reference="lmix:tiny-arithmetic-sft"))
+    mixture = replace(Mixture.at(0.3), temperature=0.7)
+    sampler = VLLM().make(policy, backbone, mixture, 4, 64)
+    assert isinstance(sampler, VLLMSampler)
+    assert told == [mixture]
+    assert sampler.mixture == mixture
