@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,18 @@ from lmix.rollout.sampler import Progress, SamplerLost
 from lmix.rollout.vllm_sampler import Completion, Request
 
 T = TypeVar("T")
+
+
+class ServerFailed(SamplerLost):
+    """A server answers with a status of 500 or more.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,9 @@ class Server:
         except HTTPError as error:
             text = " ".join(error.read().decode(errors="replace").split())[:500]
             if error.code >= 500:
-                raise SamplerLost(f"server {self.url} fails with status {error.code} on {path}: {text}") from error
+                raise ServerFailed(
+                    f"server {self.url} fails with status {error.code} on {path}: {text}", error.code
+                ) from error
             hint = " (start it with VLLM_SERVER_DEV_MODE=1)" if error.code == 404 else ""
             raise ValueError(f"server {self.url} refuses {path} with status {error.code}: {text}{hint}") from error
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
@@ -99,8 +114,8 @@ class ServedVLLM:
         for server in self.servers:
             try:
                 state = server.call("lmix_state")
-            except ValueError as error:
-                if "status 500" not in str(error):
+            except ServerFailed as error:
+                if error.status != HTTPStatus.INTERNAL_SERVER_ERROR:  # vLLM's, for a method that no worker has
                     raise
                 raise ValueError(
                     f"server {server.url} serves no mixed policy of lmix: start it on a folder of lmix export"

@@ -35,7 +35,8 @@ class Canned(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[tuple[str, dict]] = []
         self.failures = 0
-        """Completions that it fails before it answers."""
+        """Requests at `failing_path` that it fails before it answers."""
+        self.failing_path = "/v1/completions"
         self.error: str | None = None
         self.status = 503
         self.lock = threading.Lock()
@@ -56,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.asked.append((self.path, content))
-            failing = self.path == "/v1/completions" and self.server.failures > 0
+            failing = self.path == self.server.failing_path and self.server.failures > 0
             self.server.failures -= failing
         if failing:
             self.send_error(self.server.status)
@@ -131,6 +132,20 @@ def test_a_lost_server_ends_the_draw_or_is_tried_again_with_the_run_s_weights(se
     servers[0].error = "adapter has rank 9"
     with pytest.raises(ValueError, match="refuses: adapter has rank 9"):
         own.vllm.set_policy(tmp_path / "policy")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (500, "serves no mixed policy of lmix: start it on a folder of lmix export"),
+        (404, "refuses /collective_rpc with status 404.*start it with VLLM_SERVER_DEV_MODE=1"),
+        (503, "fails with status 503 on /collective_rpc"),
+    ],
+)
+def test_a_server_that_serves_another_model_is_one_line(status, message, servers, tmp_path):
+    servers[1].failing_path, servers[1].failures, servers[1].status = "/collective_rpc", 1, status
+    with pytest.raises(ValueError, match=rf"^server {servers[1].url} {message}[^\n]*$"):
+        sampler(servers, tmp_path)
 
 
 def test_what_a_server_serves_must_fit(servers):
