@@ -131,7 +131,21 @@ class RLDataModule(L.LightningDataModule):
         if dropped := sum(length > self.max_prompt_tokens for length in lengths):
             limit = self.max_prompt_tokens
             log.warning("%d of %d problems dropped: longer than max_prompt_tokens %d", dropped, len(lengths), limit)
+        self.warn_of_unknown_text([prompt for prompts in sets.values() for prompt in prompts])
         return sets
+
+    def warn_of_unknown_text(self, prompts: Sequence[Prompt]) -> None:
+        """Tokenizers without bytes, such as the embedded one, replace what they do not know by one token."""
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        unread = [prompt for prompt in prompts if unknown is not None and unknown in prompt.ids]
+        if unread:
+            log.warning(
+                "%d of %d prompts have text that the tokenizer does not know, such as problem %s: the model reads %s",
+                len(unread),
+                len(prompts),
+                unread[0].problem.id,
+                repr(self.tokenizer.decode(unread[0].ids))[:200],  # pyright: ignore[reportOptionalMemberAccess]
+            )
 
     def check_lengths(self, split: Split, prompts: Sequence[Prompt]) -> None:
         """Raise ValueError where a prompt is longer than the limit."""

@@ -294,3 +294,20 @@ def test_the_limit_on_training_problems_is_inclusive(limit, kept):
     m.limit_training(lambda example: example.problem.id, limit)
     assert [e.problem.id for e in m.sets["train"]] == list(range(kept))
     assert m.sets["test"] == tested
+
+
+def test_text_that_the_tokenizer_does_not_know_is_told(tmp_path, caplog):
+    path = tmp_path / "two.jsonl"
+    path.write_text(
+        '{"problem": "Tom has 2 apples.", "answer": "2"}\n{"problem": "Zoe juggles 3 torches.", "answer": "3"}\n'
+    )
+    data = RLDataModule(DatasetTask(str(path), prompt="{problem}"), tokenizer=TOKENIZER, eval_size=1)
+    with caplog.at_level(logging.WARNING):
+        data.read(["train", "test"])
+    assert (
+        "1 of 2 prompts have text that the tokenizer does not know, such as problem 1: the model reads" in caplog.text
+    )
+    assert "<|unknown|>" in caplog.text
+    caplog.clear()
+    module().read(["train", "test"])
+    assert not caplog.text
