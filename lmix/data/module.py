@@ -136,7 +136,8 @@ class RLDataModule(L.LightningDataModule):
 
     def warn_of_unknown_text(self, prompts: Sequence[Prompt]) -> None:
         """Tokenizers without bytes, such as the embedded one, replace what they do not know by one token."""
-        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        tokenizer: Any = self.tokenizer
+        unknown = tokenizer.unk_token_id
         unread = [prompt for prompt in prompts if unknown is not None and unknown in prompt.ids]
         if unread:
             log.warning(
@@ -144,7 +145,7 @@ class RLDataModule(L.LightningDataModule):
                 len(unread),
                 len(prompts),
                 unread[0].problem.id,
-                repr(self.tokenizer.decode(unread[0].ids))[:200],  # pyright: ignore[reportOptionalMemberAccess]
+                repr(tokenizer.decode(unread[0].ids))[:200],
             )
 
     def check_lengths(self, split: Split, prompts: Sequence[Prompt]) -> None:
