@@ -1,3 +1,5 @@
+"""Entry point of `python -m lmix`."""
+
 import sys
 
 from lmix.cli import main

@@ -1,4 +1,4 @@
-"""Errors of the libraries that read models, as the one line that a user can act on."""
+"""One-line errors for exceptions of the libraries that read models."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def one_line_errors(what: str, hint: str = "") -> Iterator[None]:
-    """Turn any exception of a third party into a ValueError of one line: `what`, the exception's own words, `hint`.
+    """Turn any exception inside the block into a one-line ValueError: `what`, the exception's message, `hint`.
 
-    The libraries raise whatever their own code trips over (KeyError, AttributeError, ImportError, RuntimeError), so the
-    block must hold nothing but calls of them.
+    Third-party libraries raise many types (KeyError, AttributeError, ImportError, RuntimeError), so all are caught.
+    Put nothing but library calls into the block.
 
     Raises:
-        ValueError: for every exception, which stays its cause.
+        ValueError: for any exception, with the original as its cause.
     """
     try:
         yield
@@ -21,11 +21,11 @@ def one_line_errors(what: str, hint: str = "") -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Why a model's files can't be read, with the way out where there is a known one."""
+    """Why a model's files can't be read, with the fix if one is known."""
     if "trust_remote_code" in str(error):
         return "it brings Python code of its own; set LMIX_TRUST_REMOTE_CODE=1 to run that, if you trust it"
     text = first_line(error)
-    # of these the message is a name alone
+    # the message of a LookupError is only the missing key
     return f"{type(error).__name__} {text}" if isinstance(error, LookupError) else text
 
 

@@ -13,16 +13,16 @@ from typing import IO, Any
 
 @contextmanager
 def whole_file(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
-    """A file to write to. It takes its name when all of it is on the disk; where that fails, what was there stays.
+    """Open a file that replaces `path` only once all of it is on disk. If writing fails, the old file stays.
 
-    One process writes a path at a time: the part that is under way has a name of its own, and a process that was killed
-    leaves it to be written over.
+    Only one process may write a path at a time, because the temporary file has a fixed name. A temporary file that a
+    killed process left behind is overwritten.
 
     Raises:
-        OSError: it can't be written, as on a full disk.
+        OSError: the file can't be written, for example because the disk is full.
     """
     temporary = path.with_name(f".{path.name}.part")
-    # half a surrogate pair can't be written as UTF-8, and \udxxx is what JSON calls it
+    # a lone surrogate can't be encoded as UTF-8: write it as \udxxx, as JSON does
     text: dict[str, Any] = {} if binary else {"encoding": "utf-8", "errors": "backslashreplace"}
     try:
         with temporary.open("wb" if binary else "w", **text) as file:
@@ -37,11 +37,12 @@ def whole_file(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write files into. It takes its name, in the place of what was there, when all of it is on the disk
-    with its checksums; where that fails, what was there stays.
+    """Create a folder that replaces `folder` only once all of it, with checksums, is on disk.
+
+    Write the files into the path that the context yields. If writing fails, the old folder stays.
 
     Raises:
-        OSError: it can't be written, as on a full disk.
+        OSError: the folder can't be written, for example because the disk is full.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
@@ -66,7 +67,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """See that names which a folder was given are on the disk, where the file system can."""
+    """Flush a folder's entries to disk, if the file system supports that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -78,7 +79,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write text. The file is there whole or not at all."""
+    """Write lines of text atomically. Each line brings its own newline."""
     with whole_file(path) as file:
         file.writelines(lines)
 
@@ -89,11 +90,11 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 SUMS = "SHA256SUMS"
-"""A folder's checksums, as `sha256sum -c` reads them."""
+"""Name of the file with a folder's checksums, in the format of `sha256sum -c`."""
 
 
 def write_sums(folder: Path) -> None:
-    """Write down the checksum of each file in a folder, and see that all of it is on the disk."""
+    """Write the checksum of each file in a folder to `SHA256SUMS`, and flush all of them to disk."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
     for name in names:
         with (folder / name).open("rb+") as file:
@@ -102,7 +103,7 @@ def write_sums(folder: Path) -> None:
 
 
 def differing_file(folder: Path, names: Iterable[str]) -> str | None:
-    """The first of these files that differs from the folder's checksums; None where none does, or there are no sums."""
+    """The first of these files that differs from the folder's checksums; None if none does or there are no sums."""
     if not (folder / SUMS).is_file():
         return None
     text = (folder / SUMS).read_text(encoding="utf-8", errors="replace")

@@ -1,6 +1,6 @@
 """The equations of the paper as pure functions of tensors.
 
-Shapes are written with one letter an axis, and tensors carry them as a suffix where that helps:
+Shapes are written with one letter per axis. Where it helps, names of tensors have the shape as a suffix:
 
     P prompts (groups)   G samples of a prompt   B rows (completions)   T tokens
     H hidden size        V vocabulary            N problems             K streams

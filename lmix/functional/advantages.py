@@ -12,7 +12,7 @@ AdvantageStd = Literal["population", "sample", "none"]
 def group_advantages(rewards_PG: Tensor, std: AdvantageStd = "population", eps: float = 1e-6) -> Tensor:
     """Advantages of eq. 4, `(R - mean) / (std + eps)` within each group.
 
-    A dead group (all rewards equal) gets exact zeros, whatever its rewards' rounding.
+    A dead group (all rewards equal) gets exact zeros, regardless of rounding.
 
     Args:
         rewards_PG: `[P, G]`, finite.

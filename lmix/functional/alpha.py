@@ -1,4 +1,4 @@
-"""The rule that moves alpha between steps (eq. 7-9, Algorithm 2)."""
+"""Rules that update alpha between steps (eq. 7-9, Algorithm 2)."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class AlphaUpdate(NamedTuple):
-    """The new weight of the reference, and the counts that it came from."""
+    """The new weight of the reference, and the counts that it was computed from."""
 
     alpha: float
     forgetting: int
@@ -53,27 +53,27 @@ def accuracy_weighted_alpha(
 ) -> float:
     """The next alpha from the accuracies of the policy alone, the mixture at the current alpha and the reference alone.
 
-    A rule of the paper's authors that is in their code and not in the paper. As it is described, a softmax of
-    validation accuracies weighs policy, mixture and SFT; how three weights become one alpha is our reading: each names
-    the alpha that it was measured at, 0, alpha and 1, so that
+    The rule is in the code of the paper's authors and not in the paper. It is described as a softmax of validation
+    accuracies that weights policy, mixture and SFT. How three weights become one alpha is our interpretation: each
+    weight belongs to the alpha at which its accuracy was measured, which is 0, alpha and 1, so that
 
         w = softmax(accuracies / temperature)
         target = w_mixture * alpha + w_reference
         next = clip(alpha + rate * (target - alpha), lowest, highest)
 
-    Equal accuracies pull alpha to 1/2.
+    Equal accuracies move alpha towards 1/2.
 
     Args:
-        correct: problems that the policy, the mixture and the reference solved.
-        problems: N, how many were asked; with none, all accuracies are 0.
-        alpha: the current one.
-        temperature: of the softmax; positive. Accuracies lie between 0 and 1.
-        rate: how far alpha goes to its target, in (0, 1].
-        lowest: least alpha.
-        highest: largest alpha.
+        correct: numbers of problems that the policy, the mixture and the reference solved.
+        problems: N, the number of problems; if it is 0, all accuracies are 0.
+        alpha: the current alpha.
+        temperature: temperature of the softmax over accuracies in [0, 1]; positive.
+        rate: fraction of the way from alpha to its target that one update takes, in (0, 1].
+        lowest: smallest alpha that the rule returns.
+        highest: largest alpha that the rule returns.
 
     Raises:
-        ValueError: a setting outside its range.
+        ValueError: a setting is outside its range.
     """
     if not temperature > 0 or not 0 < rate <= 1 or not 0 <= lowest <= highest <= 1:
         raise ValueError(
@@ -90,18 +90,18 @@ def accuracy_weighted_alpha(
 def alpha_of_counts(
     forgetting: int, gain: int, problems: int, offset: float = 25.0, scale: float = 35.0
 ) -> AlphaUpdate:
-    """Eq. 9, `sigmoid((100 (s2 - s1) / N - offset) / scale)`, from counts that several ranks can add up.
+    """Eq. 9, `sigmoid((100 (s2 - s1) / N - offset) / scale)`, from counts, which can be summed over ranks.
 
     The paper counts gains and losses on 100 problems. Here they are taken per 100 problems, so that the paper's offset
     and scale hold for a set of any size; with N = 100 this is eq. 9 as printed. An empty set gives
-    `sigmoid(-offset / scale)`, as one without a gain or loss does.
+    `sigmoid(-offset / scale)`, as does a set without gains or losses.
 
     Args:
         forgetting: s1.
         gain: s2.
-        problems: N, how many problems the counts are of.
-        offset: c_o of eq. 9, in problems of 100.
-        scale: c_d of eq. 9, in problems of 100; positive.
+        problems: N, the number of problems in the set.
+        offset: c_o of eq. 9, in problems per 100.
+        scale: c_d of eq. 9, in problems per 100; positive.
 
     Raises:
         ValueError: `scale` is not positive.
@@ -110,6 +110,6 @@ def alpha_of_counts(
         raise ValueError(f"scale must be positive, not {scale}")
     net_gain = gain - forgetting
     score = (100 * net_gain / max(problems, 1) - offset) / scale
-    # the two forms keep exp's argument negative, so that no score overflows
+    # two equal forms, chosen so that exp never overflows
     alpha = 1.0 / (1.0 + math.exp(-score)) if score >= 0 else math.exp(score) / (1.0 + math.exp(score))
     return AlphaUpdate(alpha, forgetting, gain, net_gain)

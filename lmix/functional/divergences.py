@@ -1,4 +1,4 @@
-"""Divergences of a student from a teacher at each token, over the whole vocabulary, without holding `[B, T, V]`.
+"""Divergences of a student from a teacher at each token over the whole vocabulary, without `[B, T, V]` in memory.
 
 p is the student's distribution, q the teacher's. Only the student gets a gradient.
 
@@ -6,7 +6,7 @@ p is the student's distribution, q the teacher's. Only the student gets a gradie
     forward_kl   KL(q || p) = sum_v q (log q - log p)
     jensen       b KL(q || m) + (1 - b) KL(p || m), m = b q + (1 - b) p        GKD, arXiv 2306.13649, eq. 1
 
-Legend: N tokens, n of them at a time, H hidden size, V vocabulary.
+Legend: N tokens, n of them in a chunk, H hidden size, V vocabulary.
 """
 
 import math
@@ -29,7 +29,7 @@ class Divergence(NamedTuple):
 
 
 def divergences(student: Tensor, teacher: Tensor, divergence: Divergence) -> Tensor:
-    """The divergence of softmax(student) from softmax(teacher) in nats, `[..., V]` twice -> `[...]`, in float32."""
+    """The divergence of softmax(student) from softmax(teacher) in nats, `[..., V]`, `[..., V]` -> `[...]`, float32."""
     log_p, log_q = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
     if divergence.kind == "reverse_kl":
         return _kl(log_p, log_q)
@@ -49,8 +49,8 @@ def linear_divergences(
 ) -> Tensor:
     """`divergences` of softmax(`hidden weight^T + bias`) from softmax(`teacher`), a chunk of tokens at a time.
 
-    The gradient by the student's logits z is written down and not traced; that by the hidden states is its product with
-    `weight`:
+    The gradient with respect to the student's logits z is computed in closed form, without autograd. Its product with
+    `weight` is the gradient with respect to the hidden states.
 
         reverse_kl   d / dz = p (log p - log q - KL)
         forward_kl   d / dz = p - q
@@ -58,10 +58,10 @@ def linear_divergences(
 
     Args:
         hidden: `[N, H]` of the student, may need a gradient.
-        weight: `[V, H]`; frozen, as the bias.
-        bias: `[V]` or None.
-        teacher: frozen logits `[n, V]` of a slice of the tokens; called once a chunk, without gradient.
-        divergence: which.
+        weight: `[V, H]`, frozen.
+        bias: `[V]`, frozen, or None.
+        teacher: maps a slice of the tokens to frozen logits `[n, V]`; called once per chunk, without gradient.
+        divergence: which divergence.
         chunk: tokens whose logits exist at once.
 
     Returns:
@@ -89,7 +89,7 @@ def linear_divergences(
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) of log-probabilities."""
+    """KL(p || q) from log-probabilities."""
     log_p, log_q = _finite(log_p), _finite(log_q)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
@@ -100,5 +100,5 @@ def _log_blend(log_p: Tensor, log_q: Tensor, blend: float) -> Tensor:
 
 
 def _finite(log_p: Tensor) -> Tensor:
-    """Log-probabilities without -inf: a token of probability 0 adds nothing, where 0 * -inf would be NaN."""
+    """Clamp -inf, so that a token of probability 0 adds 0 and not 0 * -inf = NaN."""
     return log_p.clamp(min=torch.finfo(torch.float32).min / 4)

@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens, and entropies, without holding `[B, T, V]`."""
+"""Log-probabilities of chosen tokens, and entropies, without `[B, T, V]` in memory."""
 
 from collections.abc import Callable
 
@@ -22,22 +22,25 @@ def entropies(logits: Tensor) -> Tensor:
 
 
 def without_tokens(logits: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
-    """Logits of a distribution that gives some tokens no probability, in some of its rows.
+    """Exclude some tokens in some rows: set their logits to -inf.
 
-    Its softmax is the other tokens' renormalised: `log p(y) - log(1 - sum of p over tokens)`, without the cancellation
-    that this form has where the tokens take almost all.
+    The softmax then renormalises over the other tokens, `log p(y) - log(1 - sum of p over tokens)`. Unlike that
+    formula, it does not lose precision when the excluded tokens have almost all of the probability.
 
     Args:
         logits: `[N, V]`.
-        tokens: `[E]`, which have no probability in these rows; not all of V.
-        rows: `[N]`, bool.
+        tokens: `[E]`, ids of the tokens to exclude; not the whole vocabulary.
+        rows: `[N]`, bool: the rows to exclude them in.
+
+    Returns:
+        `[N, V]`.
     """
     barred_V = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device).index_fill(0, tokens, True)
     return logits.masked_fill(rows[:, None] & barred_V, -torch.inf)
 
 
 def tokenwise(function: Callable[..., Tensor], hidden: Tensor, *others: Tensor, chunk: int = 1024) -> Tensor:
-    """Apply `function` to tokens a chunk at a time, and differentiate it by the hidden states alone.
+    """Apply `function` to tokens a chunk at a time, with a gradient for the hidden states only.
 
     A token's log-probability depends on no other token's hidden state, so its whole gradient is one vector of width H.
     That vector is computed while the chunk's logits exist; the backward pass only scales it. So nothing of width V
@@ -48,7 +51,7 @@ def tokenwise(function: Callable[..., Tensor], hidden: Tensor, *others: Tensor, 
             else that it uses (the head's weight) gets no gradient.
         hidden: `[N, H]`, may need a gradient.
         others: `[N, ...]` each, never differentiated.
-        chunk: tokens that are worked on at once.
+        chunk: tokens in a chunk.
 
     Returns:
         `[N]`, float32.
@@ -73,8 +76,8 @@ def linear_log_probs(
 ) -> Tensor:
     """Log-softmax of `hidden weight^T + bias + others` at `tokens`, a chunk at a time, in float32.
 
-    The gradient is written down and not traced: `d log p(y) / d h = weight[y] - p weight`, from exponentials that are
-    made in place of the logits; p is the softmax of the whole sum. The frozen head gets none.
+    The gradient is computed in closed form, without autograd: `d log p(y) / d h = weight[y] - p weight`, where p is the
+    softmax of the whole sum. The exponentials overwrite the logits. The frozen head gets no gradient.
 
     Args:
         hidden: `[N, H]`, may need a gradient.
@@ -82,7 +85,7 @@ def linear_log_probs(
         bias: `[V]` or None.
         tokens: `[N]`.
         chunk: tokens whose logits exist at once.
-        others: frozen logits `[n, V]` of a slice of the tokens, such as other backbones'; computed a chunk at a time.
+        others: maps a slice of the tokens to frozen logits `[n, V]` to add, such as those of other backbones.
 
     Returns:
         `[N]`, float32.
@@ -97,7 +100,7 @@ def linear_log_probs(
         value_n = chosen_n - (top_n1 + total_n1.log()).squeeze(-1)
         if not wants_gradient:
             return value_n, None
-        # the chosen row is taken off before the product: in bfloat16 the difference of two products would cancel
+        # subtract the chosen row before the product: in bfloat16 the difference of two products would lose precision
         weights_nV.scatter_add_(-1, tokens[part, None], -total_n1)
         return value_n, -(weights_nV.to(weight.dtype) @ weight) / total_n1
 
@@ -113,7 +116,7 @@ def linear_entropies(
 ) -> Tensor:
     """Entropy of softmax(`hidden weight^T + bias + others`) in nats, a chunk at a time, in float32.
 
-    The gradient is written down: `d H / d h = -sum_v p_v (log p_v + H) weight_v`. Arguments and errors as in
+    The gradient is computed in closed form: `d H / d h = -sum_v p_v (log p_v + H) weight_v`. Arguments as in
     `linear_log_probs`.
 
     Returns:
@@ -139,11 +142,11 @@ def linear_tokenwise(
     bias: Tensor | None,
     chunk: int = 1024,
 ) -> Tensor:
-    """A function of each token's logits `hidden weight^T + bias` and its written-down gradient, a chunk at a time.
+    """Apply a function with a closed-form gradient to each token's logits `hidden weight^T + bias`, chunk by chunk.
 
     Args:
-        of_part: `(slice of the tokens, their logits [n, V] float32) -> (values [n], gradient by the logits [n, V])`; it
-            may write over the logits.
+        of_part: `(slice of the tokens, their logits [n, V] float32) -> (values [n], gradient [n, V])`, the gradient
+            with respect to the logits; it may overwrite the logits.
         hidden: `[N, H]`, may need a gradient.
         weight: `[V, H]`.
         bias: `[V]` or None.
@@ -169,7 +172,7 @@ def _part_logits(
 
 
 class _Tokenwise(torch.autograd.Function):
-    """`work(slice, whether a gradient is wanted)` gives values and their gradients by the hidden states."""
+    """Runs `work(slice, wants_gradient)` per chunk. It returns values, and gradients for the hidden states or None."""
 
     @staticmethod
     def forward(ctx, work, chunk, grad_enabled, hidden):  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -1,18 +1,19 @@
-"""The nearest matrix of low rank, of a matrix or of a product of factors."""
+"""Best low-rank approximation of a matrix, or of a product of two factors."""
 
 import torch
 from torch import Tensor
 
 
 def low_rank_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The factors of the matrix of a rank that is nearest to a given one in Frobenius's norm (Eckart and Young, 1936).
+    """Factors of the best rank-r approximation of a matrix in the Frobenius norm (Eckart and Young, 1936).
 
     Args:
         matrix: `[D_out, D_in]`.
-        rank: r; where the matrix has fewer rows or columns, the rest of the factors is zero.
+        rank: r; if the matrix has fewer rows or columns, the factors are padded with zeros.
 
     Returns:
-        B `[D_out, r]` and A `[r, D_in]`, whose product is it; each takes the root of the singular values.
+        B `[D_out, r]` and A `[r, D_in]`, whose product is the approximation. Each is scaled by the square roots of the
+        singular values.
     """
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     roots = values[:rank].sqrt()
@@ -23,10 +24,10 @@ def low_rank_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def low_rank_product(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The factors of the matrix of a rank that is nearest to `b a`, which is never formed.
+    """Factors of the best rank-r approximation of `b a`, without forming that product.
 
-    The product of orthogonal factors' cores has its singular values: `b = Q S` and `a = T^T P^T`, so those of `b a` are
-    those of `S T^T`, a square of the inner width.
+    With the QR decompositions `b = Q S` and `a^T = P T`, the singular values of `b a` are those of the small matrix
+    `S T^T`.
 
     Args:
         b: `[D_out, R]`.

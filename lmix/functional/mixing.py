@@ -14,16 +14,16 @@ def mix_streams(values_K: Sequence[Tensor], weights_K: Sequence[float | Tensor])
     states before the head.
 
     Weights may be negative and need not sum to one (DExperts, contrastive decoding). A stream of weight zero is left
-    out, and a single stream of weight one is returned as it is. A weight may be a tensor that broadcasts, so that rows
-    are mixed differently; no stream is left out then.
+    out, and a single stream of weight one is returned as it is. A weight may also be a tensor that broadcasts, to mix
+    each row differently; its stream is never left out.
 
     Values below float32 are accumulated in float32 and rounded once: scalar and tensor weights give the same mixture.
 
     Returns:
-        The mixture, in the dtype of the first stream that counts.
+        The mixture, in the dtype of the first stream that is not left out.
 
     Raises:
-        ValueError: as many weights as streams are needed, and one of them not zero.
+        ValueError: the numbers of weights and streams differ, or all weights are 0.
     """
     live = _live(values_K, weights_K)
     if len(live) == 1 and isinstance(live[0][1], float) and live[0][1] == 1.0:
@@ -40,8 +40,8 @@ def mix_streams_log_probs(log_probs_K: Sequence[Tensor], weights_K: Sequence[flo
     Weights, accumulation and dtype as in `mix_streams`.
 
     Raises:
-        ValueError: the weights must be one a stream, none negative, and sum to 1. Tensors are taken as they are: a GPU
-            would have to be waited for to look into them.
+        ValueError: a negative weight, weights that do not sum to 1, or as in `mix_streams`. Tensor weights are not
+            checked, because reading them would synchronise with the GPU.
     """
     live = _live(log_probs_K, weights_K)
     numbers = [weight for _, weight in live if isinstance(weight, float)]

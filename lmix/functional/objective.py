@@ -56,11 +56,11 @@ def clipped_surrogate(
     Shapes as in `clipped_surrogate_loss`.
 
     Returns:
-        `[B, T]` three times: the terms, whether the clip holds the token (bool), and the ratio.
+        `[B, T]` each: the terms, whether the token is clipped (bool), and the ratio.
     """
     below, above = clip_radius if isinstance(clip_radius, tuple | list) else (clip_radius, clip_radius)
     mask = mask.bool()
-    # padding may hold anything, so it is removed before the exponential: inf - inf would poison the gradient
+    # padding may hold anything, so mask it before the exponential: inf - inf would make the gradient NaN
     ratio = torch.where(mask, log_probs - old_log_probs, 0.0).exp()
     advantage = advantages[:, None]
     clipped_ratio = ratio.clamp(1.0 - below, 1.0 + above)
@@ -72,7 +72,7 @@ def clipped_surrogate(
 def group_token_weights(tokens: Tensor, group: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Weight of each token of a row in eq. 6: `1 / (groups * tokens of the row's group)`, `[B]`.
 
-    A group without a single token weighs nothing, but counts as a group.
+    A group without tokens adds nothing to the loss, but counts as a group.
 
     Args:
         tokens: `[B]`, how many tokens of each row count.
@@ -86,14 +86,14 @@ def group_token_weights(tokens: Tensor, group: Tensor, dtype: torch.dtype = torc
 
 
 def sampler_weights(old_log_probs: Tensor, sampler_log_probs: Tensor, cap: float) -> Tensor:
-    """Truncated importance weights of tokens that another distribution drew, `min(p_old / p_sampler, cap)`.
+    """Truncated importance weights for tokens drawn from another distribution, `min(p_old / p_sampler, cap)`.
 
     They correct for a sampler whose kernels or precision differ from the trainer's (Yao et al., "Your Efficient RL
     Framework Secretly Brings You Off-Policy RL Training", 2025). Without gradient.
 
     Args:
         old_log_probs: `[...]`, of the drawn tokens under the trainer's policy, before the first inner update.
-        sampler_log_probs: `[...]`, as the sampler saw them.
+        sampler_log_probs: `[...]`, the same under the sampler.
         cap: largest weight.
     """
     return (old_log_probs - sampler_log_probs).detach().exp().clamp(max=cap)

@@ -35,27 +35,27 @@ class AdapterConfig:
     """The trainable policy adapter, and the frozen streams."""
 
     reference: str | None = None
-    """The frozen reference: folder of an adapter in peft's layout, a whole model (folder, hub id, .gguf; of any size
-    with the backbone's tokens), or `base` or null for the backbone itself."""
+    """The frozen reference: the folder of a peft adapter; a whole model (folder, hub id or .gguf file) of any size with
+    the same tokens as the backbone; or `base` or null for the backbone itself."""
     policy: str | None = None
-    """What the policy starts from: folder of an adapter, a whole model (the policy is then a new adapter on that), or
-    `base` or null for the backbone (LoRA B = 0: Algorithm 1)."""
+    """What the policy starts from: the folder of a peft adapter; a whole model, on which the policy is a new adapter;
+    or `base` or null for a new adapter on the backbone (LoRA B = 0, as in Algorithm 1)."""
     experts: list[str] = field(default_factory=list)
-    """Further frozen streams, each as reference: an ensemble, whose weights are `model.weights`."""
+    """Further frozen streams for an ensemble, each given like `reference`. `model.weights` sets their weights."""
     frozen_quantization: Literal["nf4", "none"] = "nf4"
-    """How frozen whole models are held; see backbone.quantization."""
+    """Quantisation of frozen whole models; see `backbone.quantization`."""
     rank: int = 16
-    """Rank of a policy that starts at the base."""
+    """LoRA rank of a policy that starts as a new adapter."""
     lora_alpha: float = 32
-    """LoRA's own scale: its product is multiplied by lora_alpha / rank. Not the alpha of the mixture."""
+    """LoRA's scale: the low-rank product is multiplied by lora_alpha / rank. Not the alpha of the mixture."""
     target_modules: str | list[str] = "all-linear"
     """Layers that get a LoRA: names, or all-linear for every linear layer but the head."""
     dropout: float = 0.0
-    """Must be 0: dropout would make the ratio of eq. 5 wrong. Listed to reject it."""
+    """Must be 0: dropout would make the ratio of eq. 5 wrong. Other values are rejected."""
 
     def __post_init__(self) -> None:
         for name in ("reference", "policy"):
-            # jsonargparse makes "None" of a null typed as override
+            # jsonargparse turns a null on the command line into "None"
             if getattr(self, name) in ("base", "null", "None"):
                 object.__setattr__(self, name, None)
         if self.dropout != 0.0:
@@ -78,7 +78,7 @@ class AdapterConfig:
         return 1 + len(self.frozen())
 
     def fresh(self) -> LoraConfig:
-        """The policy's peft configuration when it starts at the base."""
+        """peft's configuration of a policy that starts as a new adapter."""
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.lora_alpha,  # pyright: ignore[reportArgumentType]
@@ -89,13 +89,13 @@ class AdapterConfig:
 
 
 def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Read a peft folder: its configuration and its weights, which are LoRA's factors and nothing else.
+    """Read the configuration and the LoRA weights of a peft folder.
 
-    The weights are shared by all who read the folder while its files stay as they are: do not write to them.
+    The result is cached as long as the files do not change, and all callers share its tensors: do not write to them.
 
     Raises:
-        ValueError: no such folder, no or damaged files, not plain LoRA, weights of the base, or weights that are not
-            finite.
+        ValueError: a missing folder, missing or damaged files, an adapter that is not plain LoRA, weights of the base,
+            or weights that are not finite.
     """
     folder = Path(resolve(path)).expanduser()
     for name in (CONFIG, WEIGHTS):
@@ -136,7 +136,7 @@ def _read_adapter(path: str, folder: Path, _: Any) -> tuple[LoraConfig, dict[str
         )
     if bad := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
         raise ValueError(f"adapter {path!r} holds NaN or Inf in {bad[0]}: take another copy of it")
-    config.init_lora_weights = True  # its values are read, not made
+    config.init_lora_weights = True  # the saved values replace any initialisation
     config.lora_dropout = 0.0
     config.inference_mode = False
     config.base_model_name_or_path = None  # peft fills in the backbone's
@@ -144,7 +144,7 @@ def _read_adapter(path: str, folder: Path, _: Any) -> tuple[LoraConfig, dict[str
 
 
 def check_adapter(path: str, backbone: str, model_config: PretrainedConfig | None = None) -> None:
-    """See that an adapter fits a backbone, by names and shapes alone, before any weight of the backbone is read.
+    """Check that an adapter fits a backbone, by names and shapes only, before the backbone's weights are read.
 
     Raises:
         ValueError: the adapter can't be read, or was made for another backbone.
@@ -166,15 +166,20 @@ def check_adapter(path: str, backbone: str, model_config: PretrainedConfig | Non
 def add_adapters(
     model: PreTrainedModel, policy: AdapterConfig | None, streams: Mapping[str, str | None], router: StreamRouter
 ) -> nn.Module:
-    """Put streams' adapters on a model, and give its layers the stacked forward pass.
+    """Add the streams' adapters to a model, and give its LoRA layers the stacked forward pass.
 
     Args:
-        policy: settings of a trainable adapter for the stream `policy`; None leaves all frozen.
-        streams: stream name -> peft folder (what the policy starts from), or None for a stream that is the model
-            itself.
+        model: changed in place.
+        policy: settings of the trainable adapter of the stream `policy`; None freezes all adapters.
+        streams: stream name -> peft folder (for the policy: what it starts from), or None for a stream that is the
+            model itself.
+        router: says which adapter works on which rows.
 
     Returns:
-        The peft model, or the model as it is where no stream has an adapter.
+        The peft model, or the unchanged model if no stream has an adapter.
+
+    Raises:
+        ValueError: an adapter that can't be read, or a target module that is not linear.
     """
     read = {name: read_adapter(path) for name, path in streams.items() if path is not None}
     configs = {name: adapter for name, (adapter, _) in read.items()}
@@ -203,23 +208,23 @@ def add_adapters(
 
 
 def lora_layers(peft_model: nn.Module) -> list[tuple[str, Any]]:
-    """The layers that have a LoRA, by the names that the model without adapters has for them."""
+    """The layers with a LoRA, each with its name in the model without adapters."""
     layers = [(name, layer) for name, layer in peft_model.named_modules() if isinstance(layer, LoraLayer)]
     return [(name.removeprefix("base_model.model."), layer) for name, layer in layers]
 
 
 def adapter_weights(peft_model: Any, stream: str = "default") -> dict[str, Tensor]:
-    """An adapter's weights by the names that a peft folder has for them, without those of the base."""
+    """An adapter's weights by their names in a peft folder, without weights of the base."""
     return get_peft_model_state_dict(peft_model, adapter_name=stream, save_embedding_layers=False)
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Whether a LoRA sits on this module."""
+    """Whether this module has a LoRA."""
     return isinstance(module, LoraLayer)
 
 
 def adapter_scaling(model: nn.Module) -> dict[str, list[float]]:
-    """The different scalings of each adapter's layers, sorted."""
+    """The distinct scalings of each adapter's layers, sorted."""
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     names = sorted({name for layer in layers for name in layer.scaling})
     return {name: sorted({float(layer.scaling[name]) for layer in layers if name in layer.scaling}) for name in names}
@@ -233,16 +238,17 @@ def save_adapter(peft_model: PeftModel, stream: str, folder: Path, origin: Origi
 def write_adapter(
     config: PeftConfig, weights: Mapping[str, Tensor], folder: Path, origin: Origin | None = None
 ) -> None:
-    """Write an adapter as a peft folder that plain peft loads, with checksums. It is there whole or not at all.
+    """Write an adapter atomically as a folder that plain peft can load, with checksums.
 
     Args:
-        config: peft's.
-        weights: by the names that a peft folder has for them.
-        folder: a new one, or one that holds an adapter, which is written over.
-        origin: what the adapter is, where it was merged or distilled.
+        config: peft's configuration.
+        weights: by their names in a peft folder.
+        folder: a new folder, or one that holds an adapter, which is replaced.
+        origin: what the adapter was made from, if it was merged or distilled.
 
     Raises:
-        ValueError: the folder is there and holds something else.
+        ValueError: the folder exists and does not hold an adapter.
+        OSError: the folder can't be written.
     """
     if folder.exists() and not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} is there and holds no adapter: give another place")
@@ -250,7 +256,7 @@ def write_adapter(
         config.save_pretrained(str(part))
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, part / WEIGHTS)
-        except SafetensorError as error:  # what it makes of a full disk
+        except SafetensorError as error:  # raised when the disk is full
             raise OSError(errno.EIO, str(error)) from error
         if origin is not None:
             origin.write(part)

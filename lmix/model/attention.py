@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 
 
 def attention_kinds(config: PretrainedConfig) -> list[str]:
-    """What each kind of layer attends to: `full_attention`, or `sliding_attention` over the newest `sliding_window`.
+    """The kinds of attention layers: `full_attention`, or `sliding_attention` over the newest `sliding_window` tokens.
 
     Raises:
         ValueError: the backbone has layers of another kind, whose state lmix can't keep for each row.
@@ -25,13 +25,14 @@ def attention_kinds(config: PretrainedConfig) -> list[str]:
 def attention_masks(
     config: PretrainedConfig, seen: Tensor, queries: Tensor, keys: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """Masks `[B, 1, T, L]` as the decoder wants them: one, or one for each kind of layer.
+    """Masks `[B, 1, T, L]` as the decoder takes them: one tensor, or a dict with one for each kind of layer.
 
     Args:
-        seen: `[B, T, L]`, true where a query may attend to a key by causality.
-        queries: `[B, T, 1]`, their places; a window reaches `sliding_window` of them back.
-        keys: `[B, 1, L]`, theirs.
-        dtype: of the additive masks that eager attention takes (0, or the dtype's minimum); others take booleans.
+        config: the backbone's configuration.
+        seen: `[B, T, L]`, true where causality lets a query attend to a key.
+        queries: `[B, T, 1]`, positions of the queries.
+        keys: `[B, 1, L]`, positions of the keys.
+        dtype: of the additive masks of eager attention (0, or the dtype's minimum); other kernels take booleans.
     """
     masks = {"full_attention": seen}
     kinds = attention_kinds(config)
@@ -47,5 +48,5 @@ def attention_masks(
 
 
 def attention_for(config: PretrainedConfig) -> str:
-    """The attention implementation: torch's fused one, except where the model caps its scores (Gemma 2)."""
+    """The attention implementation: torch's fused one, except for models that cap their scores (Gemma 2)."""
     return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"

@@ -1,4 +1,4 @@
-"""Load the backbone: bf16, fp32, or 4-bit NF4 by bitsandbytes."""
+"""Load the backbone in bf16, fp32, or 4-bit NF4 (bitsandbytes)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -21,24 +21,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Which model, and in which precision it is held."""
+    """Which model, and the precision of its weights."""
 
     path: str = "lmix:tiny-arithmetic"
-    """Hub id, local folder, .gguf file, or an embedded model as lmix:NAME."""
+    """Hub id, local folder, .gguf file, or an embedded model such as lmix:tiny-arithmetic."""
     quantization: Literal["nf4", "none"] = "nf4"
-    """nf4 holds the linear layers in 4 bits (bitsandbytes, QLoRA); none holds them in `dtype`. A checkpoint that is
-    quantised already stays as it is (FP8 and MXFP4 are unpacked first, to be held as this says)."""
+    """nf4: linear layers in 4 bits (bitsandbytes, as in QLoRA); none: linear layers in `dtype`. A checkpoint that is
+    already quantised keeps its format, except FP8 and MXFP4, which are dequantised first and then follow this
+    setting."""
     double_quantization: bool = True
-    """Quantise nf4's scales once more (about 0.4 bits a weight less)."""
+    """Quantise NF4's scales as well, which saves about 0.4 bits a weight."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the matmuls compute in, and what unquantised weights are held in; auto: bfloat16 where the device has units
-    for it (a CPU without them is several times slower in it), or else float32."""
+    """dtype of matmuls and of unquantised weights. auto: bfloat16 if the device has hardware for it (a CPU without it
+    is several times slower in bfloat16), otherwise float32."""
     dense_rollouts: bool | None = None
-    """During rollouts keep a dequantised copy of a 4-bit backbone too, instead of dequantising it at each token: 2
-    (bfloat16) or 4 (float32) bytes a weight more. null: where that is less than half of the memory that rank 0 has free
-    before the first step, decided once a run."""
+    """Keep a dequantised copy of a 4-bit backbone during rollouts, instead of dequantising it at each token. The copy
+    takes 2 (bfloat16) or 4 (float32) bytes a weight. null: keep it if it takes less than half of the memory that rank 0
+    has free before the first step; this is decided once a run."""
     activation_checkpointing: bool = False
-    """Recompute each decoder layer in the backward pass: less memory, more time. Rollouts are untouched."""
+    """Recompute each decoder layer in the backward pass: less memory, more time. Rollouts are not affected."""
 
 
 def dtype_name(name: str, device: torch.device | str) -> Literal["float32", "bfloat16"]:
@@ -64,12 +65,12 @@ def compute_dtype(name: str, device: torch.device | str) -> torch.dtype:
 
 
 def best_device() -> str:
-    """Where a model goes when nothing is said: a GPU, where there is one."""
+    """The default device: a GPU if there is one, otherwise the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """Read the weights, and quantise them.
+    """Load a causal LM, quantised as configured.
 
     Raises:
         ValueError: the path holds no causal language model, or the model can't be read.
@@ -79,7 +80,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     attention_kinds(model_config)
     dtype = compute_dtype(config.dtype, device)
     method = quantization_method(model_config)
-    # transformers can quantise plain weights while it reads them, but not those that it unpacks
+    # transformers can quantise plain weights while it loads them, but not weights that it dequantises
     unpacked = "gguf_file" in arguments or method in DEQUANTIZED
     arguments |= {"config": model_config, "dtype": dtype, "attn_implementation": attention_for(model_config)}
     if method is not None:
@@ -93,14 +94,14 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=config.double_quantization,
                 bnb_4bit_compute_dtype=dtype,
-                # torch_dtype storage would be cast by bf16 trainer precision, and so corrupted
+                # the trainer's bf16-true precision would cast, and so corrupt, storage in a floating dtype
                 bnb_4bit_quant_storage=torch.uint8,
             ),
         }
     with one_line_errors(f"backbone {config.path!r} can't be loaded", way_out(method)), without_vocabulary():
         loaded: Any = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **arguments)
         model, info = loaded
-    if missing := sorted(info["missing_keys"]):  # transformers warns, and gives them random values
+    if missing := sorted(info["missing_keys"]):  # transformers only warns, and initialises them randomly
         raise ValueError(
             f"backbone {config.path!r} can't be loaded: its files lack {missing[0]} ({len(missing)} such)"
             + way_out(method)
@@ -113,17 +114,17 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """A causal LM of names and shapes alone, on the meta device."""
+    """A causal LM on the meta device: names and shapes, but no weights. Raises ValueError if it can't be built."""
     with one_line_errors(f"backbone of type {config.model_type!r} can't be made"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trusts_code())
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """What tells one backbone from another, as `PARTS` or `PARTS-FILES`.
+    """Identify a backbone by checksums, as `PARTS` or `PARTS-FILES`.
 
-    PARTS is a checksum of the norms and biases, which no quantisation touches: the same model in any precision has the
-    same, wherever its files lie. FILES is one of all weights as the files have them, which finetunes of the same model
-    differ in, and is there where `load_backbone` has read files.
+    PARTS covers the norms and biases, which are never quantised: it is the same for a model in any precision and any
+    location. FILES covers the weights in the files (see `weights_digest`), so that finetunes of one model differ. It is
+    present if `load_backbone` could compute it.
     """
     digest = hashlib.sha256()
     for parameter in model.parameters():

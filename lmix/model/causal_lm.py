@@ -1,4 +1,4 @@
-"""The mixed policy as a model of transformers: `generate()`, `from_pretrained`, `save_pretrained`.
+"""The mixed policy as a transformers model: `generate()`, `from_pretrained`, `save_pretrained`.
 
 Legend: B rows, T tokens, K streams, V vocabulary.
 """
@@ -33,11 +33,11 @@ from lmix.model.stacked_model import Part
 
 
 class StackedCache(DynamicCache):
-    """Keys and values of K streams, one block of B rows after the other; to `generate` it is one of B rows.
+    """Keys and values of K streams, stacked as K blocks of B rows; for `generate` it is a cache of B rows.
 
     Args:
-        part: the streams, which live on one backbone.
-        others: caches of the mixture's other backbones, which follow this one.
+        part: streams of one backbone.
+        others: caches of the mixture's other backbones; their rows are reordered together with this one's.
     """
 
     def __init__(self, part: Part, others: "Sequence[StackedCache]" = ()) -> None:
@@ -61,14 +61,15 @@ class StackedCache(DynamicCache):
 
 
 class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
-    """A mixed policy that transformers' tools take for any causal language model: for inference, without a gradient.
+    """A mixed policy with the interface of a transformers causal LM, for inference only (no gradient).
 
-    Greedy decoding and sampling, beams, streamers, left-padded batches. `generate` samples unless `do_sample=False`.
+    `generate` supports greedy decoding, sampling, beam search, streamers and left-padded batches. It samples unless
+    `do_sample=False`.
 
     Args:
-        config: of the mixed policy.
+        config: configuration of the mixed policy.
         policy: the streams.
-        mixture: what the model computes; `model.mixture` may be replaced at any time.
+        mixture: the mixture that the model computes; `model.mixture` may be replaced at any time.
     """
 
     config_class = MixedPolicyConfig
@@ -79,7 +80,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.policy, self.mixture = policy, mixture
         given = getattr(policy.backbone, "generation_config", None) or GenerationConfig()
-        # the policy that was trained: a backbone's own temperature, top-p or repetition penalty is left out
+        # sample as in training: the backbone's own temperature, top-p and repetition penalty are dropped
         self.generation_config = GenerationConfig(
             **{name: getattr(given, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
             do_sample=True,
@@ -91,12 +92,12 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_policy(cls, policy: MixedPolicy, mixture: Mixture, backbone: BackboneConfig) -> "MixedPolicyForCausalLM":
-        """Give a mixed policy transformers' interface.
+        """Wrap a mixed policy in the transformers interface.
 
         Args:
-            policy: shared, not copied: the model follows its weights.
-            mixture: what the model computes.
-            backbone: where it was loaded from; `from_pretrained` will load it from there again.
+            policy: shared and not copied, so the model uses its current weights.
+            mixture: the mixture that the model computes.
+            backbone: the settings that its backbone was loaded with; `from_pretrained` loads it with them again.
         """
         fields = {k: v for k, v in policy.backbone.config.to_dict().items() if k not in OWN}
         config = MixedPolicyConfig(
@@ -114,16 +115,16 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, folder: str | Path, *args: Any, device: torch.device | str | None = None, **kwargs: Any
     ) -> "MixedPolicyForCausalLM":
-        """Load what `save_pretrained` wrote.
+        """Load a folder that `save_pretrained` wrote.
 
         Args:
-            folder: it.
-            args: none; here for `AutoModelForCausalLM`.
-            device: by default a GPU where there is one.
-            kwargs: ignored, but for `backbone`: another path, where the backbone has moved.
+            folder: its path.
+            args: ignored; `AutoModelForCausalLM` may pass some.
+            device: by default a GPU if there is one.
+            kwargs: ignored, except `backbone`: the backbone's new path, if it has moved.
 
         Raises:
-            ValueError: no such folder, or a backbone or adapter that does not load.
+            ValueError: no such folder, or a backbone or adapter that can't be loaded.
         """
         path = Path(folder) / FILE
         if not path.is_file():
@@ -138,7 +139,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         config = MixedPolicyConfig(**{k: v for k, v in fields.items() if k != "model_type"})
         config.backbone = {**config.backbone, **({"path": kwargs["backbone"]} if "backbone" in kwargs else {})}
         backbone = BackboneConfig(**config.backbone)
-        streams = stream_names(len(config.adapters))  # JSON's order says nothing
+        streams = stream_names(len(config.adapters))  # not in the order of the JSON file
         experts = streams[2:]
         folders = {
             name: None if config.adapters[name] is None else str(Path(folder) / str(config.adapters[name]))
@@ -153,18 +154,18 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         mixture = Mixture(weights, config.mixture, plausibility=config.plausibility)  # pyright: ignore[reportArgumentType]
         config._name_or_path = str(folder)
         model = cls(config, policy, mixture)
-        model.generation_config.eos_token_id = config.eos_token_id  # as `ending_with` has left it
+        model.generation_config.eos_token_id = config.eos_token_id  # as set by `ending_with`
         return model
 
     def ending_with(self, tokenizer: PreTrainedTokenizerBase) -> "MixedPolicyForCausalLM":
-        """End completions with the tokens that training ends them with; returns the model."""
+        """End completions at the same tokens as in training. Returns the model."""
         self.config.eos_token_id = self.generation_config.eos_token_id = end_tokens(self.policy.backbone, tokenizer)
         if self.generation_config.pad_token_id is None:
             self.generation_config.pad_token_id = tokenizer.eos_token_id
         return self
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:  # pyright: ignore
-        """Write adapters as peft folders, and a configuration that names the backbone; its weights are not copied.
+        """Write the adapters as peft folders, and a configuration that names the backbone. No base weights are copied.
 
         Raises:
             ValueError: a stream is a whole model of its own.
@@ -182,7 +183,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.mixture, self.config.weights = self.mixture.kind, self.mixture.by_name()
         self.config.plausibility = self.mixture.plausibility
         write_lines(folder / FILE, [self.config.to_json_string(use_diff=False)])
-        # vLLM's server takes its defaults from here
+        # vLLM's server reads its default sampling parameters from this file
         write_lines(folder / GENERATION_CONFIG_NAME, [self.generation_config.to_json_string(use_diff=True)])
 
     def forward(
@@ -199,16 +200,16 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         """Logits of the mixed policy, float32 `[B, T, V]`; their softmax is eq. 2-3.
 
         Args:
-            input_ids: `[B, T]`, padded on either side where there is an attention mask.
-            attention_mask: `[B, L]`, 1 for tokens, over what is cached and `input_ids`.
+            input_ids: `[B, T]`, padded on either side if there is an attention mask.
+            attention_mask: `[B, L]`, 1 for tokens and 0 for padding, over the cached tokens and `input_ids`.
             position_ids: `[B, T]` or `[1, T]`.
-            past_key_values: the cache, of `new_cache`.
-            use_cache: return the cache; without it and without a cache there is none.
-            logits_to_keep: of the last so many tokens only; 0 keeps all.
-            labels: `[B, T]`, -100 where there is none: for the mean negative log-likelihood, `loss`.
+            past_key_values: a cache made by `new_cache`.
+            use_cache: return a cache; if `past_key_values` is None, a new one is made.
+            logits_to_keep: compute logits of this many last tokens only; 0 keeps all.
+            labels: `[B, T]`, -100 for tokens to ignore; with labels, `loss` is the mean negative log-likelihood.
 
         Raises:
-            ValueError: another kind of cache.
+            ValueError: the cache is of another kind.
         """
         streams = self.mixture.streams
         parts = self.policy.parts(streams)
@@ -235,7 +236,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss, logits, cache)  # pyright: ignore
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *_: Any, **__: Any) -> None:
-        """Give `generate` the cache that is needed here."""
+        """Make `generate` use a stacked cache."""
         if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = self.new_cache()
 
@@ -251,7 +252,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         return self.policy.models[0].head.module
 
     def tie_weights(self, *_: Any, **__: Any) -> None:
-        """Nothing: the backbone's are."""
+        """Do nothing: the backbone ties its own weights."""
 
 
 AutoModelForCausalLM.register(MixedPolicyConfig, MixedPolicyForCausalLM)

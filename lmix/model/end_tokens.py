@@ -10,21 +10,21 @@ CONTENT = "lmix content"
 def closing_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that the chat template closes an assistant's turn with.
 
-    None where there is no template, where it closes turns with plain text, or where it can't render such a turn.
+    None if there is no template, if it closes turns with plain text, or if it can't render such a turn.
     """
     if not tokenizer.chat_template:
         return None
     turns = [{"role": "user", "content": CONTENT}, {"role": "assistant", "content": CONTENT}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # jinja's and the template's own; a prompt that it can't render is an error of its own
+    except Exception:  # from jinja or the template; prompts that can't be rendered are reported elsewhere
         return None
     after: Any = tokenizer(text.rpartition(CONTENT)[2].lstrip(), add_special_tokens=False)["input_ids"]
     return after[0] if after and after[0] in tokenizer.added_tokens_decoder else None
 
 
 def demonstration_end(tokenizer: PreTrainedTokenizerBase, chat: bool) -> int:
-    """The token that supervised fine-tuning teaches to end with: the chat template's own, where prompts are in it."""
+    """The token that ends demonstrations: the chat template's closing token if prompts use it, otherwise the EOS."""
     closing = closing_token(tokenizer) if chat else None
     return tokenizer.eos_token_id if closing is None else closing  # pyright: ignore[reportReturnType]
 
@@ -33,7 +33,7 @@ def all_end_tokens(tokenizer: PreTrainedTokenizerBase, configured: int | list[in
     """All tokens that end a completion, sorted.
 
     Args:
-        tokenizer: its end-of-sequence token, and the closing token of its chat template.
+        tokenizer: gives its end-of-sequence token, and the closing token of its chat template.
         configured: `eos_token_id` of the model's generation settings.
     """
     ends = [tokenizer.eos_token_id, closing_token(tokenizer)]

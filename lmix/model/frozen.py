@@ -1,4 +1,4 @@
-"""Products with a frozen backbone: its layers' forward pass, and a dequantised copy of 4-bit weights for rollouts."""
+"""The frozen backbone's linear layers: their forward pass, and a dequantised copy of 4-bit weights for rollouts."""
 
 import ctypes
 import os
@@ -28,7 +28,7 @@ def freeze_backbone(model: PreTrainedModel) -> None:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # after one inference pass this kernel repacks the weights, and then silently gives no gradient
             module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
-        if type(module) is nn.Linear or is_4bit(module):  # other kinds have products of their own
+        if type(module) is nn.Linear or is_4bit(module):  # other kinds keep their own forward pass
             module.dense = module.packed = None  # pyright: ignore[reportArgumentType]
             module.forward = partial(frozen_forward, module)  # pyright: ignore[reportAttributeAccessIssue]
     model.eval()
@@ -48,9 +48,15 @@ def frozen_forward(layer: Any, x: Tensor) -> Tensor:
 
 @contextmanager
 def dequantized(model: nn.Module, wanted: bool, keep: bool = False) -> Iterator[None]:
-    """Let 4-bit layers compute from a dequantised copy inside this context, without gradient; where it is to be kept,
-    from then on. Values are the same on a CPU; on a GPU they round as a dense product does and not as bitsandbytes' own
-    kernels."""
+    """Inside this context, 4-bit layers use a dequantised copy of their weights, without gradient.
+
+    The results are the same on a CPU. On a GPU they round like a dense matmul and not like bitsandbytes' kernels.
+
+    Args:
+        model: changed in place.
+        wanted: make the copies; false leaves the layers as they are.
+        keep: keep the copies after the context.
+    """
     layers = four_bit_layers(model)
     try:
         for layer in layers if wanted else []:
@@ -78,13 +84,13 @@ def dense_bytes(model: nn.Module) -> int:
 
 
 def copy_fits(size: float, free: float) -> bool:
-    """What `dense_rollouts: null` decides by, in bytes."""
+    """Whether a copy takes less than half of the free bytes: the rule of `dense_rollouts: null`."""
     return size < free / 2
 
 
 def give_back_memory(device: torch.device) -> None:
-    """Return freed memory to the system between phases: glibc keeps gigabytes of it otherwise, which the next phase, of
-    tensors of other sizes, can't use."""
+    """Return freed memory to the system between phases. glibc would keep gigabytes of it, which the next phase can't
+    reuse because its tensors have other sizes."""
     if device.type != "cpu" or not sys.platform.startswith("linux"):
         return
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
@@ -92,7 +98,7 @@ def give_back_memory(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a device has to spare, or the machine for each of its ranks."""
+    """Free bytes of a GPU; on a CPU, those of the machine divided by its number of ranks."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached

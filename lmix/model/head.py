@@ -1,4 +1,4 @@
-"""From the streams' hidden states to the mixed distribution: the LM heads, before or after which streams are mixed.
+"""LM heads: from the streams' hidden states to the mixed distribution. Streams are mixed before or after the head.
 
 Shapes: B rows, N chosen tokens, H hidden size (each backbone has its own), V vocabulary, K streams of the mixture.
 """
@@ -28,28 +28,28 @@ from lmix.model.mixture import POLICY, Mixture, RowMixtures
 from lmix.model.streams import StreamRouter
 
 CHUNK_LOGITS = 2**26
-"""Logits that exist at once in the update."""
+"""Number of logits that are in memory at once during the update."""
 
 
 class Head:
     """One backbone's LM head.
 
-    The head is linear, frozen and shared by the backbone's streams, so mixing hidden states before it gives the mixed
-    logits with one product and one row of width V. Where that is not the same (capped logits, a LoRA on the head, a
-    bias under weights that do not sum to 1), each stream's logits are computed and mixed.
+    The head is linear, frozen and shared by the backbone's streams. So mixing hidden states before the head gives the
+    mixed logits with one matmul and one row of width V. Where this does not hold (capped logits, a LoRA on the head, a
+    bias with weights that do not sum to 1), each stream's logits are computed and then mixed.
 
     Args:
-        module: the head; it may carry LoRA layers.
+        module: the head; it may have a LoRA.
         router: selects the head's adapter.
         softcap: Gemma 2's cap on logits, `cap * tanh(z / cap)`; None for none.
-        vocabulary: V; logits beyond, of padded rows that another backbone lacks, are cut off.
+        vocabulary: V; further logits (padding that another backbone lacks) are cut off.
     """
 
     def __init__(self, module: Any, router: StreamRouter, softcap: float | None, vocabulary: int) -> None:
         self.module, self.router, self.softcap, self.vocabulary = module, router, softcap, vocabulary
 
     def mixes_hidden(self, weights_sum_to_one: bool) -> bool:
-        """Whether weighted sums of hidden states give those of logits."""
+        """Whether mixing hidden states before the head equals mixing logits after it."""
         unbiased = getattr(self.module, "bias", None) is None or weights_sum_to_one
         return self.softcap is None and not is_adapted(self.module) and unbiased
 
@@ -74,13 +74,13 @@ class Head:
 
 
 class MixingHead:
-    """The mixture rule around the heads of one or several backbones.
+    """Applies a mixture to the heads of one or several backbones.
 
-    Logits are summed inside each backbone, where its head allows before it, and then over backbones:
-    `z = sum_b head_b(sum_{k in b} w_k h_k)`. Averaged probabilities need each stream's own logits.
+    Streams of one backbone are mixed before its head if possible, and logits are summed over backbones:
+    `z = sum_b head_b(sum_{k in b} w_k h_k)`. A mixture of probabilities needs each stream's own logits.
 
     Args:
-        heads: each stream's; streams of one backbone have the same.
+        heads: each stream's head; streams of one backbone share one.
     """
 
     def __init__(self, heads: Mapping[str, Head]) -> None:
@@ -99,18 +99,18 @@ class MixingHead:
         """Logits of the mixed policy, float32 `[..., V]`; their softmax is eq. 2-3 (or the mixture of probabilities).
 
         Args:
-            hidden_K: `[..., H]` of each of `mixture.streams`; `[B, H]` where the mixture has a row axis.
+            hidden_K: `[..., H]` of each of `mixture.streams`; `[B, H]` for `RowMixtures`.
             mixture: the weights.
         """
         mixed = self._mixed(hidden_K, mixture)
         if not mixture.plausibility:
             return mixed
-        # the policy is the first stream, as its weight is not 0 then
+        # the policy is the first stream: plausibility requires that its weight is not 0
         expert = self.logits(hidden_K[0], POLICY).float()
         return mixed.masked_fill(implausible(expert, mixture.plausibility), -torch.inf)
 
     def _mixed(self, hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures) -> Tensor:
-        """The same before implausible tokens are taken out."""
+        """`mixed_logits` before implausible tokens are excluded."""
         if mixture.kind == "logits":
             first, *others = self._by_head(mixture)
             mixed = self._part(first, hidden_K, mixture)
@@ -134,7 +134,7 @@ class MixingHead:
         Args:
             hidden_K: `[N, H]` of each of `mixture.streams`.
             tokens: `[N]`.
-            mixture: the weights; with a row axis, one row a token.
+            mixture: the weights; `RowMixtures` has one row for each token.
             chunk: tokens whose logits exist at once; by default about 256 MB of them.
 
         Returns:
@@ -171,11 +171,11 @@ class MixingHead:
         """Divergence of the policy alone from a frozen teacher at each token, over the whole vocabulary.
 
         Args:
-            hidden: `[N, H]` of the policy, which alone gets a gradient.
-            student: the policy alone, at its temperature.
-            teacher: frozen logits `[n, V]` of tokens `[n]`, which count from 0 to N - 1.
-            divergence: which.
-            chunk: tokens whose logits exist at once; by default about 128 MB of each distribution's.
+            hidden: `[N, H]` of the policy; only these get a gradient.
+            student: the policy alone, with its temperature.
+            teacher: maps token indices `[n]`, from 0 to N - 1, to frozen logits `[n, V]`.
+            divergence: which divergence.
+            chunk: tokens whose logits exist at once; by default about 128 MB for each distribution.
 
         Returns:
             `[N]` in nats, float32.
@@ -195,15 +195,15 @@ class MixingHead:
 
     @property
     def chunk(self) -> int:
-        """Tokens whose logits exist at once."""
+        """Default number of tokens whose logits exist at once."""
         return max(1, CHUNK_LOGITS // self.vocabulary)
 
     def _fused(
         self, hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures
     ) -> tuple[Tensor, Tensor, Tensor | None, Callable[[slice], Tensor] | None] | None:
-        """Mixed hidden states `[N, H]` of the first backbone, its head's weight and bias, and what other backbones add
-        to a slice's logits: where this gives the mixed logits, their gradient can be written down."""
-        # the policy, whose hidden states alone may carry a gradient, is the first stream of any mixture that has it
+        """What the closed-form gradients need: mixed hidden states `[N, H]` of the first backbone, its head's weight
+        and bias, and the logits that other backbones add to a slice. None if the mixture needs another computation."""
+        # only the policy's hidden states may need a gradient, and it is the first stream of any mixture that has it
         places, *others = self._by_head(mixture)
         head = self.heads[mixture.streams[places[0]]]
         plain = head.mixes_hidden(sums_to_one(mixture, places)) and type(head.module) is nn.Linear
@@ -230,9 +230,9 @@ class MixingHead:
         chunk: int,
         *others: Tensor,
     ) -> Tensor:
-        """`function(mixed logits [n, V], *others [n]) -> [n]` of all tokens, a chunk at a time; shapes and gradient as
-        in `log_probs`."""
-        # the policy, whose hidden states alone may carry a gradient, is the first stream of any mixture that has it
+        """Apply `function(mixed logits [n, V], *others [n]) -> [n]` to all tokens, a chunk at a time. Shapes and
+        gradient are as in `log_probs`."""
+        # only the policy's hidden states may need a gradient, and it is the first stream of any mixture that has it
         first, *frozen = hidden_K
 
         def of_chunk(hidden: Tensor, rows: Tensor, *rest: Tensor) -> Tensor:
@@ -242,25 +242,25 @@ class MixingHead:
         rows = torch.arange(len(first), device=first.device)
         if not (is_adapted(self.heads[mixture.streams[0]].module) and torch.is_grad_enabled()):
             return tokenwise(of_chunk, first, rows, *frozen, *others, chunk=chunk)
-        # the head itself is trained: it needs a weight gradient, so autograd does the work, a chunk at a time
+        # the head's LoRA is trained and needs a weight gradient, so use autograd, a chunk at a time
         parts = zip(*(x.split(chunk) for x in (first, rows, *frozen, *others)), strict=True)
         return torch.cat([checkpoint(of_chunk, *part, use_reentrant=False) for part in parts])  # pyright: ignore
 
     def _by_head(self, mixture: Mixture | RowMixtures) -> list[list[int]]:
-        """The places of the mixture's streams, those of one head together."""
+        """Indices of the mixture's streams, grouped by head."""
         places: dict[int, list[int]] = {}
         for k, stream in enumerate(mixture.streams):
             places.setdefault(id(self.heads[stream]), []).append(k)
         return list(places.values())
 
     def _part(self, places: Sequence[int], hidden_K: Sequence[Tensor], mixture: Mixture | RowMixtures) -> Tensor:
-        """What the streams at these places, all of one head, add to the mixed logits."""
+        """What the streams at these indices, which share a head, add to the mixed logits."""
         streams, weights = [mixture.streams[k] for k in places], [mixture.tempered_weights[k] for k in places]
         hidden = [hidden_K[k] for k in places]
         return self.heads[streams[0]].weighted_logits(hidden, streams, weights, sums_to_one(mixture, places))
 
 
 def sums_to_one(mixture: Mixture | RowMixtures, places: Sequence[int]) -> bool:
-    """Whether a bias that the streams at these places share comes out once."""
+    """Whether the weights of these streams sum to 1, so that a bias that they share is added exactly once."""
     everything = len(places) == len(mixture.streams)
     return everything and mixture.sums_to_one and mixture.temperature == 1.0

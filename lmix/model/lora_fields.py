@@ -1,4 +1,4 @@
-"""The adapters that lmix computes rightly: fields of peft's LoraConfig, and names of weights."""
+"""Which adapters lmix supports, by the fields of peft's LoraConfig and the names of weights."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ from typing import Any
 from peft import LoraConfig
 
 FREE = {
-    # of what the adapter is: read by peft when it makes the layers
+    # structure of the adapter: peft applies these when it creates the layers
     "alpha_pattern",
     "exclude_modules",
     "layers_pattern",
@@ -18,7 +18,7 @@ FREE = {
     "rank_pattern",
     "target_modules",
     "use_rslora",
-    # of where it came from, and what it is for
+    # metadata
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
@@ -26,20 +26,20 @@ FREE = {
     "peft_version",
     "revision",
     "task_type",
-    # set to 0: any dropout makes the ratio of eq. 5 wrong
+    # lmix sets it to 0: any dropout makes the ratio of eq. 5 wrong
     "lora_dropout",
-    # of how its first values were made, which are not read again; INITIAL says which of these ways are allowed
+    # initialisation, which does not matter for saved weights; INITIAL lists the allowed methods
     "eva_config",
     "init_lora_weights",
 }
-"""Fields that may have any value. All others must have peft's default, also those that peft adds in later versions."""
+"""Fields that may have any value. All others must have peft's default, including fields that later versions add."""
 INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Initialisations that leave the base's weights as they are; others subtract from them, and two streams share them."""
+"""Initialisations that keep the base's weights. Others subtract from these weights, which all streams share."""
 FACTOR = re.compile(r".+\.lora_[AB]\.weight")
 
 
 def unknown_field(fields: Mapping[str, Any]) -> str | None:
-    """The first field of an adapter_config.json whose value lmix would ignore or compute wrongly, as `name=value`."""
+    """The first field of an adapter_config.json with an unsupported value, as `name=value`; None if there is none."""
     defaults = {f.name: f.default for f in dataclasses.fields(LoraConfig)}
     for name, value in sorted(fields.items()):
         if name == "init_lora_weights" and value not in INITIAL:
@@ -52,5 +52,5 @@ def unknown_field(fields: Mapping[str, Any]) -> str | None:
 
 
 def other_weight(names: Iterable[str]) -> str | None:
-    """The first weight that is no factor of a LoRA, such as one of the base."""
+    """The first weight that is not a LoRA factor, such as one of the base; None if there is none."""
     return next((name for name in sorted(names) if not FACTOR.fullmatch(name)), None)

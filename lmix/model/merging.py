@@ -1,4 +1,4 @@
-"""The weight-space average of adapters of one base, as one adapter, and an adapter folded into the base.
+"""Average adapters of one base in weight space, and fold an adapter into the base.
 
 Legend: K adapters, R the sum of their ranks, r the rank that is kept.
 """
@@ -19,12 +19,12 @@ from lmix.model.adapters import lora_layers, read_adapter
 from lmix.model.backbone import skeleton
 
 PEFT = "base_model.model."
-"""What peft writes before a layer's name."""
+"""peft's prefix of layer names."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """An adapter's product on one layer, `scaling * b a`."""
+    """An adapter's low-rank product on one layer, `scaling * b a`."""
 
     b: Tensor
     """`[D_out, r]`."""
@@ -43,18 +43,18 @@ class Merged:
     """An average of adapters."""
 
     layers: dict[str, LowRank]
-    """By the layer's name in the base."""
+    """The products by the layer's name in the base."""
     config: LoraConfig
-    """peft's, for these layers."""
+    """peft's configuration for these layers."""
     error: float
-    """Norm of what the rank leaves over the norm of the average, over all layers; 0 where it is exact."""
+    """Relative error of the reduced rank over all layers: norm of the rest over norm of the average; 0 if exact."""
 
     @property
     def rank(self) -> int:
         return self.config.r
 
     def peft_weights(self) -> dict[str, Tensor]:
-        """By the names that a peft folder has for them, float32; layers of less rank are filled up with zeros."""
+        """Weights by their names in a peft folder, float32; layers of lower rank are padded with zeros."""
         weights = {}
         for name, layer in self.layers.items():
             missing = self.rank - layer.a.shape[0]
@@ -65,7 +65,7 @@ class Merged:
 
 
 def read_layers(path: str, base: PretrainedConfig) -> tuple[LoraConfig, dict[str, LowRank]]:
-    """An adapter's products by layer, at the scale that peft gives each. Errors as in `read_adapter`."""
+    """An adapter's configuration, and its products by layer with peft's scaling. Errors as in `read_adapter`."""
     config, weights = read_adapter(path)
     layers = {}
     for name, layer in lora_layers(get_peft_model(skeleton(base), config)):
@@ -80,13 +80,13 @@ def merge_adapters(
     """Average adapters in weight space: `sum_k w_k s_k B_k A_k` on each layer.
 
     Args:
-        paths: the setting that names an adapter -> its folder. All fit the base.
-        weights: one an adapter. What is left to 1 is the base's, whose product is zero.
+        paths: name of the setting -> the adapter's folder. All adapters must fit the base.
+        weights: one for each adapter. The rest up to 1 is the weight of the base, whose product is zero.
         base: the base's configuration.
         rank: r; None keeps all R, which is exact.
 
     Raises:
-        ValueError: adapters of different layers, or a rank outside 1 to R.
+        ValueError: adapters on different layers, or a rank outside 1 to R.
     """
     read = {field: read_layers(path, base) for field, path in paths.items()}
     (first, (config, own)), *others = read.items()
@@ -118,13 +118,13 @@ def merge_adapters(
 
 @torch.no_grad()
 def fold(model: PreTrainedModel, layers: Mapping[str, LowRank]) -> None:
-    """Add adapters' products to a model's weights, in place; sums are made in float32 and rounded once."""
+    """Add an adapter's products to a model's weights, in place. Sums are computed in float32 and rounded once."""
     modules: dict[str, Any] = dict(model.named_modules())
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     for name, layer in layers.items():
         module = modules[name]
         weight = module.weight.float() + layer.delta.to(module.weight.device)
-        if module is head and module.weight is embeddings.weight:  # the embeddings stay as they are
+        if module is head and module.weight is embeddings.weight:  # untie them, so that the embeddings do not change
             module.weight = nn.Parameter(weight.to(module.weight.dtype))
             model.config.tie_word_embeddings = False
         else:
@@ -132,7 +132,7 @@ def fold(model: PreTrainedModel, layers: Mapping[str, LowRank]) -> None:
 
 
 def _config(like: LoraConfig, rank: int) -> LoraConfig:
-    """Of an adapter on the same layers, of one rank and scale 1."""
+    """Configuration of an adapter on the same layers, with one rank and scaling 1."""
     config = deepcopy(like)
     config.r = config.lora_alpha = rank
     config.rank_pattern, config.alpha_pattern, config.use_rslora = {}, {}, False

@@ -1,4 +1,4 @@
-"""The configuration of a mixed policy in a folder. Without peft: vLLM imports this in each of its processes."""
+"""Configuration of an exported mixed policy. Does not import peft: each of vLLM's processes imports this module."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from lmix.model.sources import MIXED
 
 FILE = "config.json"
 OWN = ("model_type", "architectures", "auto_map", "quantization_config", "transformers_version", "_name_or_path")
-"""Fields of a backbone's configuration that say nothing of the mixed policy."""
+"""Fields of a backbone's configuration that are not copied to that of the mixed policy."""
 
 
 class MixedPolicyConfig(PretrainedConfig):
-    """The backbone's configuration, and what is mixed on it."""
+    """The backbone's configuration, with the adapters and the mixture."""
 
     model_type = MIXED
 
@@ -26,12 +26,12 @@ class MixedPolicyConfig(PretrainedConfig):
         plausibility: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        """Make it.
+        """Create a configuration.
 
         Args:
             backbone: fields of `BackboneConfig`.
-            adapters: stream -> its peft folder inside the model's, or None for the backbone itself.
-            mixture: what is averaged.
+            adapters: stream -> its peft folder inside the exported folder, or None for the backbone itself.
+            mixture: what is averaged, logits or probabilities.
             weights: stream -> its weight.
             plausibility: see `Mixture`.
             kwargs: fields of the backbone's configuration.

@@ -27,10 +27,10 @@ from lmix.model.stacked_model import Part, StackedModel, parts_of
 
 
 class MixedPolicy(nn.Module):
-    """A frozen backbone with a trainable `policy` adapter, and frozen streams: `reference`, and experts.
+    """A frozen backbone with a trainable `policy` adapter, and frozen streams: the `reference` and any experts.
 
-    A frozen stream is an adapter of the same backbone, the backbone itself, or another model of any size with the same
-    tokens. It computes any mixture of its streams and has none of its own: the mixture travels with each call.
+    A frozen stream is an adapter on the same backbone, the backbone itself, or another model of any size with the same
+    tokens. The mixture of streams is not stored here: each call takes it as an argument.
 
     Shapes: B rows, T tokens, N chosen tokens, H hidden size (of each backbone its own), V vocabulary, K streams of a
     mixture.
@@ -38,12 +38,13 @@ class MixedPolicy(nn.Module):
     Args:
         model: the policy's backbone, a causal LM of transformers; it is frozen and gets the adapters in place.
         adapters: where the policy starts and what the frozen streams are.
-        activation_checkpointing: recompute decoder layers in the backward pass; rollouts are untouched.
+        activation_checkpointing: recompute decoder layers in the backward pass; rollouts are not affected.
         dense_rollouts: see `BackboneConfig`.
-        others: frozen models that further streams live on; where padded vocabularies differ, all are cut to the least.
+        others: frozen models of further streams. If padded vocabularies differ, all are cut to the smallest.
 
     Raises:
-        ValueError: an adapter that can't be read, or a model whose logits are no plain function of its head.
+        ValueError: an adapter that can't be read, or a model that changes its logits after the head in an unsupported
+            way.
     """
 
     def __init__(
@@ -69,13 +70,13 @@ class MixedPolicy(nn.Module):
         self._sharded: list[FSDPModule] = []
         self._packs: bool | None = None
         self.gathers_rollouts = True
-        """Whether ranks that share a backbone gather it while they draw; otherwise each pass there needs all ranks."""
+        """Whether a sharded backbone is gathered for rollouts; otherwise each pass of a rollout needs all ranks."""
 
     @classmethod
     def from_pretrained(
         cls, backbone: BackboneConfig, adapters: AdapterConfig, device: torch.device | str = "cpu"
     ) -> "MixedPolicy":
-        """Check the streams against each other by what is cheap to read, then load. Errors as in the class."""
+        """Load backbone, adapters and other models, after a cheap check that they fit. Errors as in the class."""
         own, *others = place_streams(backbone, adapters)
         check_placed(backbone.path, [own, *others], device)
         model = load_backbone(own.backbone, device)
@@ -93,7 +94,7 @@ class MixedPolicy(nn.Module):
 
     @property
     def backbone(self) -> PreTrainedModel:
-        """The policy's."""
+        """The policy's backbone."""
         return self.models[0].model
 
     @property
@@ -102,20 +103,20 @@ class MixedPolicy(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Of the policy's backbone; see `lmix.model.backbone.fingerprint`."""
+        """Fingerprint of the policy's backbone; see `lmix.model.backbone.fingerprint`."""
         return self.models[0].fingerprint
 
     @property
     def other_fingerprints(self) -> dict[str, str]:
-        """Of the models that other streams live on, by stream."""
+        """Fingerprints of the other models, by stream."""
         return {name: other.fingerprint for other in self.models[1:] for name in other.streams}
 
     @contextmanager
     def rollouts(self, keep: bool = False) -> Iterator[None]:
-        """A rollout phase: what is the same at every token is computed once. Nothing may be trained inside.
+        """Context of a rollout phase, in which nothing is trained. Work that is the same at every token is done once.
 
         Args:
-            keep: leave dequantised copies where they are for the next phase, as recorded graphs need them.
+            keep: keep dequantised copies for the next phase, because CUDA graphs need them at the same address.
         """
         dense = not self.draws_in_step and self.settle_dense_rollouts()
         packs = not keep and self.settle_packing()  # torch.compile can't take packed weights
@@ -132,14 +133,16 @@ class MixedPolicy(nn.Module):
         give_back_memory(self.device)
 
     def settle_dense_rollouts(self, device: torch.device | None = None) -> bool:
-        """Decide `dense_rollouts: null` by the memory that a device (by default the model's) has free now, for all
-        rollouts to come; tokens would otherwise depend on what else runs."""
+        """Resolve `dense_rollouts: null` by the memory that a device (by default the model's) has free now.
+
+        All later rollouts use the same decision; otherwise tokens would depend on what else runs.
+        """
         if self.dense_rollouts is None:
             self.dense_rollouts = dense_copy_fits(self, device or self.device)
         return self.dense_rollouts
 
     def settle_packing(self) -> bool:
-        """Decide whether weights are packed, by the memory that is free now, for all rollouts to come."""
+        """Decide for all later rollouts whether weights are packed, by the memory that is free now."""
         if self._packs is None:
             able = not self._sharded and all(can_pack(model.dtype, model.device) for model in self.models)
             whole = self.dense_rollouts or not four_bit_layers(self)
@@ -153,11 +156,11 @@ class MixedPolicy(nn.Module):
         return bool(self._sharded) and not self.gathers_rollouts
 
     def shard(self, mesh: DeviceMesh) -> None:
-        """Leave each rank a part of the backbone; see `lmix.model.sharding`. Passes then need all ranks."""
+        """Shard the backbone over the ranks; see `lmix.model.sharding`. Each pass then needs all ranks."""
         self._sharded = shard_layers(self.backbone.get_decoder(), mesh)
 
     def parts(self, streams: Sequence[str]) -> list[Part]:
-        """The models that these streams live on; no other one is run for them."""
+        """The models that these streams live on, each with its streams. Only these models are run."""
         return parts_of(self.models, streams)
 
     def hidden(
@@ -166,15 +169,15 @@ class MixedPolicy(nn.Module):
         streams: Sequence[str] = (POLICY,),
         arguments: Sequence[dict[str, Any]] | None = None,
     ) -> list[Tensor]:
-        """Last hidden states of each stream, in one stacked pass a backbone; see `StackedModel.hidden`.
+        """Last hidden states of each stream, by one stacked pass per backbone; see `StackedModel.hidden`.
 
         Args:
             input_ids: `[B, T]`, padded on the right: causal attention then never sees the padding.
-            streams: which; more than one only without gradient.
-            arguments: for the decoder of each of `parts(streams)`.
+            streams: names of the streams; more than one only without gradient.
+            arguments: decoder arguments for each of `parts(streams)`.
 
         Returns:
-            `[B, T, H]` of each stream.
+            `[B, T, H]` for each stream.
         """
         found: dict[str, Tensor] = {}
         parts = self.parts(streams)
@@ -212,11 +215,11 @@ class MixedPolicy(nn.Module):
         """Hidden states of one stream, with a gradient for the policy only.
 
         Args:
-            input_ids: `[B, T]`, whole rows; or completions alone where there is a prefix.
+            input_ids: `[B, T]`, prompts with completions; with a prefix, completions only.
             prefix: prompts that the completions share.
 
         Returns:
-            `[B, T, H]`, of the token at each place; with a prefix, of the token before it: what each one is drawn from.
+            `[B, T, H]`: the states at each token; with a prefix, those of the token before, which predict it.
         """
         (part,) = self.parts((stream,))
         with torch.set_grad_enabled(torch.is_grad_enabled() and stream == POLICY):
@@ -224,13 +227,13 @@ class MixedPolicy(nn.Module):
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether prompts can be read once for several completions. Checkpointed layers keep no keys and values; of a
-        sharded backbone all ranks must make the same passes."""
+        """Whether a prompt can be read once for several completions. Checkpointed layers can't, as they keep no keys
+        and values; nor can a sharded backbone, where all ranks must make the same passes."""
         return not (self.models[0].checkpointed or self._sharded)
 
     @property
     def update_passes(self) -> int:
-        """Passes through the policy's layers in a forward and a backward pass: one more where they are recomputed."""
+        """Passes through the policy's layers in an update: forward and backward, and one more if it is recomputed."""
         return 2 + bool(self.models[0].checkpointed)
 
     # the adapters
@@ -240,11 +243,11 @@ class MixedPolicy(nn.Module):
         return {name: p.detach() for name, p in self.named_parameters() if ".lora_" in name}
 
     def adapter_scaling(self) -> dict[str, list[float]]:
-        """What each adapter's product is multiplied by, over its layers; the weights alone do not say it."""
+        """The distinct scalings of each adapter's layers, which are not part of its weights."""
         return adapter_scaling(self)
 
     def policy_parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """The trainable parameters."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def save_policy(self, folder: Path, origin: Origin | None = None) -> None:

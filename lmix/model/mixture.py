@@ -1,4 +1,4 @@
-"""What is sampled, scored and trained: a weighted mixture of streams (eq. 1-3; section 5 for probabilities).
+"""A weighted mixture of streams (eq. 1-3; section 5 for probabilities): what is sampled, scored and trained.
 
 Legend: B rows, K streams of the mixture.
 """
@@ -22,19 +22,19 @@ def stream_names(count: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Weights of a model's streams, and what they are weights of. A value: another mixture is another object.
+    """Weights of a model's streams, and how the streams are averaged. Immutable.
 
     Args:
-        weights: of the policy, the reference and each expert. Logits take any numbers (DExperts, contrastive decoding);
-            weights of probabilities are at least 0 and sum to 1.
+        weights: of the policy, the reference and each expert. Weights of logits may be any finite numbers (DExperts,
+            contrastive decoding); weights of probabilities are at least 0 and sum to 1.
         kind: `logits` averages logits (eq. 1), `probs` averages probabilities (section 5).
-        temperature: what the mixture's logits are divided by, after averaging: `softmax(z_mix / temperature)`.
-        plausibility: a token whose probability under the policy alone is less than this part of the most probable
-            one's is never drawn (contrastive decoding, Li et al., arXiv 2210.15097, there 0.1); 0 leaves all.
+        temperature: divides the mixture's logits after averaging: `softmax(z_mix / temperature)`; positive.
+        plausibility: tokens whose probability under the policy alone is below this fraction of the largest one are
+            never drawn (contrastive decoding, Li et al., arXiv 2210.15097, which uses 0.1); 0 keeps all tokens.
 
     Raises:
-        ValueError: weights that are not finite or all 0, or that do not fit the kind; a plausibility outside [0, 1], or
-            above 0 where the policy has weight 0.
+        ValueError: an unknown kind; weights that are not finite, are all 0, or do not fit the kind; a temperature that
+            is not positive; a plausibility outside [0, 1], or above 0 if the policy has weight 0.
     """
 
     weights: tuple[float, ...]
@@ -60,13 +60,13 @@ class Mixture:
 
     @classmethod
     def at(cls, alpha: float, kind: MixtureKind = "logits") -> "Mixture":
-        """Policy and reference, the reference weighted by alpha (eq. 1). ValueError where alpha is outside [0, 1]."""
+        """Policy and reference, the reference weighted by alpha (eq. 1). ValueError if alpha is outside [0, 1]."""
         alpha = check_alpha(alpha)
         return cls((1.0 - alpha, alpha), kind)
 
     @classmethod
     def alone(cls, stream: str, kind: MixtureKind = "logits") -> "Mixture":
-        """One of policy and reference by itself."""
+        """The policy alone or the reference alone."""
         return cls.at({POLICY: 0.0, REFERENCE: 1.0}[stream], kind)
 
     @property
@@ -75,16 +75,16 @@ class Mixture:
         return self.weights[1]
 
     def only(self, stream: str) -> "Mixture":
-        """Policy or reference by itself, at this temperature."""
+        """The policy alone or the reference alone, at this mixture's temperature."""
         return replace(Mixture.alone(stream), temperature=self.temperature)
 
     def with_alpha(self, alpha: float) -> "Mixture":
-        """The same with other weights of policy and reference. Errors as in `at`."""
+        """A copy with weights 1 - alpha for the policy and alpha for the reference. Errors as in `at`."""
         return replace(self, weights=Mixture.at(alpha).weights)
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that are run, in the order in which they are stacked: those of weight 0 cost nothing, unless
+        """The streams that are run, in the order in which they are stacked. Streams of weight 0 are left out, unless
         weights depend on the token."""
         names = stream_names(len(self.weights))
         return tuple(n for n, w in zip(names, self.weights, strict=True) if w != 0.0 or self.depends_on_token)
@@ -96,7 +96,7 @@ class Mixture:
 
     @property
     def tempered_weights(self) -> tuple[float, ...]:
-        """`stream_weights` over the temperature: what logits are added by."""
+        """`stream_weights` divided by the temperature: the factors of the streams' logits."""
         return tuple(weight / self.temperature for weight in self.stream_weights)
 
     @property
@@ -106,16 +106,18 @@ class Mixture:
 
     @property
     def sums_to_one(self) -> bool:
-        """Whether weights sum to 1: a shared bias counts once."""
+        """Whether the weights sum to 1, so that a shared bias is added exactly once."""
         return math.isclose(sum(self.weights), 1.0)
 
     def of_tokens(self, positions_N: Tensor) -> "Mixture | RowMixtures":
-        """What tokens at these positions of their completions, counted from 0, are drawn from: this mixture, whatever
-        the position. A subclass may give `RowMixtures` of the same streams, with a row for each of N tokens."""
+        """The mixture for tokens at these positions of their completions, `[N]` from 0: here always this mixture.
+
+        A subclass may return `RowMixtures` of the same streams, with one row for each token.
+        """
         return self
 
     def by_name(self) -> dict[str, float]:
-        """Weight by stream, zeros as well."""
+        """Weights by stream name, including zeros."""
         return dict(zip(stream_names(len(self.weights)), self.weights, strict=True))
 
 
@@ -126,14 +128,14 @@ class RowMixtures:
     kind: MixtureKind
     streams: tuple[str, ...]
     weights_BK: Tensor
-    """float32."""
+    """`[B, K]`, float32."""
     sums_to_one: bool
     temperature: float = 1.0
     plausibility: float = 0.0
 
     @property
     def stream_weights(self) -> tuple[Tensor, ...]:
-        """`[B, 1]` of each stream, to weigh its `[B, ...]`."""
+        """Weights `[B, 1]` of each stream, which broadcast over its logits `[B, V]`."""
         return self.weights_BK[..., None].unbind(-2)
 
     @property
@@ -142,12 +144,12 @@ class RowMixtures:
         return tuple(weight / self.temperature for weight in self.stream_weights)
 
     def rows(self, rows: Tensor) -> "RowMixtures":
-        """Of these rows only, `[b]`."""
+        """The mixtures of these rows `[b]` only."""
         return replace(self, weights_BK=self.weights_BK[rows])
 
 
 def row_mixtures(mixtures: Sequence[Mixture], device: torch.device | str = "cpu") -> RowMixtures:
-    """One mixture a row. All rows run every stream that any of them needs.
+    """Combine one mixture per row. Every row runs all streams that any row needs.
 
     Raises:
         ValueError: mixtures that differ in more than their weights, or one whose weights depend on the token.
@@ -169,17 +171,17 @@ def row_mixtures(mixtures: Sequence[Mixture], device: torch.device | str = "cpu"
 def mixture_of(
     alpha: float, kind: MixtureKind, weights: Sequence[float] | None, streams: int, temperature: float = 1.0
 ) -> Mixture:
-    """The mixture that settings name: alpha for policy and reference, or a weight for each stream of an ensemble.
+    """The mixture from settings: alpha for policy and reference, or a weight for each stream of an ensemble.
 
     Args:
-        alpha: weight of the reference, where `weights` is None.
-        kind: what is averaged.
-        weights: of the policy, the reference and each expert.
-        streams: how many streams there are.
+        alpha: weight of the reference, used if `weights` is None.
+        kind: what is averaged, logits or probabilities.
+        weights: of the policy, the reference and each expert; or None.
+        streams: number of streams.
         temperature: see `Mixture`.
 
     Raises:
-        ValueError: weights that are not one a stream, a policy of weight 0, or as in `Mixture`.
+        ValueError: a wrong number of weights, a policy of weight 0, or as in `Mixture`.
     """
     if weights is None:
         if streams > 2:
@@ -196,6 +198,6 @@ def mixture_of(
 
 def check_alpha(alpha: float) -> float:
     """Return alpha as a float. Raises ValueError unless it lies in [0, 1]."""
-    if not 0.0 <= alpha <= 1.0:  # also refuses NaN
+    if not 0.0 <= alpha <= 1.0:  # also rejects NaN
         raise ValueError(f"alpha must lie in [0, 1], not {alpha}: 0 is the policy alone, 1 the reference alone")
     return float(alpha)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 
 def is_4bit(layer: nn.Module) -> bool:
-    """Whether it is bitsandbytes' layer; the 4-bit state is taken from it, as sharding takes it from the weight."""
+    """Whether this is a 4-bit layer of bitsandbytes. Looks at the layer's state, as sharding drops the weight's."""
     return isinstance(layer, nn.Linear) and getattr(layer, "quant_state", None) is not None
 
 
@@ -20,7 +20,10 @@ def dequantize(layer: Any) -> Tensor:
 
 
 def quantize_linears(model: PreTrainedModel, double_quantization: bool, dtype: torch.dtype) -> None:
-    """Replace the body's linear layers by NF4 ones in place: for .gguf files, which transformers can't quantise."""
+    """Replace all linear layers but the head by NF4 layers, in place.
+
+    For weights that transformers can't quantise while it loads them (.gguf, FP8, MXFP4).
+    """
     import bitsandbytes as bnb
 
     head = model.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""Which of three ways to deploy a mixture a folder is: the mixture itself, merged weights, or a distilled adapter."""
+"""How a folder deploys a mixture: as the mixture itself, as merged weights, or as a distilled adapter."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -13,22 +13,22 @@ Way = Literal["mixture", "merged", "distilled"]
 
 @dataclass(frozen=True)
 class Origin:
-    """What a folder that lmix wrote holds; beside an adapter or a model as the file lmix.json."""
+    """What a folder written by lmix holds. Stored as lmix.json beside the adapter or model."""
 
     way: Way
-    """mixture: all streams and their weights, or the policy that was trained in one. merged: one set of weights,
-    averaged. distilled: one adapter, trained towards a mixture."""
+    """mixture: all streams and their weights, or the policy that was trained in a mixture. merged: the average as one
+    set of weights. distilled: one adapter, trained to match a mixture."""
     base: str
-    """Path of the model that it belongs to, or was made from."""
+    """Path of the model that the folder belongs to, or was made from."""
     streams: dict[str, str | None]
-    """Stream of the mixture -> where it came from: `.` is this folder, None the base itself."""
+    """Stream of the mixture -> its source: `.` is this folder, None is the base itself."""
     weights: dict[str, float]
     """Stream of the mixture -> its weight."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Numbers of that way, such as the error that a merged adapter's rank leaves."""
+    """Further values, such as the error of a merged adapter's reduced rank."""
 
     def __str__(self) -> str:
-        """In a few words: `merged, policy 0.5, reference 0.5`."""
+        """A short summary, such as `merged, policy 0.5, reference 0.5`."""
         return ", ".join([self.way, *(f"{name} {weight:g}" for name, weight in self.weights.items())])
 
     def write(self, folder: Path) -> None:
@@ -37,10 +37,10 @@ class Origin:
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """What a folder says of itself; None where it says nothing.
+    """The origin of a folder; None if it has no lmix.json.
 
     Raises:
-        ValueError: its lmix.json is damaged.
+        ValueError: lmix.json is damaged.
     """
     path = folder / ORIGIN
     if not path.is_file():

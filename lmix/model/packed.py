@@ -1,4 +1,4 @@
-"""Products with weights that were laid out for oneDNN beforehand, for a rollout phase on a CPU.
+"""Matmuls with weights that are packed for oneDNN in advance, for rollouts on a CPU.
 
 Legend: N rows, D_in and D_out features, K streams of the model, R the sum of their ranks.
 """
@@ -17,30 +17,33 @@ from lmix.model.nf4 import dequantize, is_4bit
 from lmix.model.streams import block_slices
 
 ROWS = 64
-"""Rows that the weights are laid out for; others take them as well."""
+"""Number of rows that the packed layout is made for; any other number works too."""
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether to pack weights, by a table and not by a timing, which would make tokens depend on the moment: in
-    bfloat16 on a CPU that has units for it. They are faster in float32 too (docs/performance.md), but round by the
-    number of rows there, so that ranks would not train as one process does."""
+    """Whether to pack weights: in bfloat16 on a CPU with hardware for it.
+
+    The rule is fixed, because with a timing the tokens could change from run to run. Packing is faster in float32 too
+    (docs/performance.md), but there the rounding depends on the number of rows, so several ranks would not train
+    exactly as one process does.
+    """
     packs = device.type == "cpu" and torch.backends.mkldnn.is_available()
     return packs and dtype == torch.bfloat16 and has_bf16_units()
 
 
 def packed_bytes(model: nn.Module, width: int) -> int:
-    """Bytes of a model's packed weights at so many bytes a number."""
+    """Bytes of a model's packed weights, at `width` bytes a number."""
     return sum(layer.in_features * layer.out_features * width for layer in packable(model))
 
 
 @contextmanager
 def packed(model: nn.Module, streams: Sequence[str], wanted: bool) -> Iterator[None]:
-    """Let linear layers compute by packed products inside this context. No adapter may change, nothing has a gradient.
+    """Inside this context, linear layers use packed weights, without gradient. Adapters must not change.
 
     Args:
-        model: with its adapters.
-        streams: that live on it.
-        wanted: leave everything as it is where false.
+        model: a model with its adapters.
+        streams: the streams that live on it.
+        wanted: pack the weights; false leaves the layers as they are.
     """
     layers = packable(model) if wanted else []
     masks: dict[Any, Tensor] = {}
@@ -54,7 +57,7 @@ def packed(model: nn.Module, streams: Sequence[str], wanted: bool) -> Iterator[N
 
 
 def packable(module: nn.Module) -> list[Any]:
-    """The frozen linear layers below a module, with the LoRA around them where they have one."""
+    """The frozen linear layers inside a module; of a layer with a LoRA, the LoRA layer around it."""
     found = []
     for child in module.children():
         found += [child] if hasattr(child, "packed") else packable(child)
@@ -62,16 +65,16 @@ def packable(module: nn.Module) -> list[Any]:
 
 
 class PackedProduct:
-    """A linear layer's product, and those of its streams' LoRA in one call each.
+    """A linear layer with packed weights, and with the LoRA of all its streams.
 
-    The factors A of all streams are one product, of which a row keeps its own stream's columns. The base's output is
-    rounded before the low-rank part is added, as in the pass that is trained, so that the sampler's log-probabilities
-    are the trainer's.
+    The A factors of all streams are multiplied in one matmul, and a mask keeps each row's own stream. The base's output
+    is rounded before the low-rank part is added, as in training, so that sampler and trainer compute the same
+    log-probabilities.
 
     Args:
         layer: nn.Linear, a 4-bit layer, or peft's LoRA layer around one.
-        streams: of the model.
-        masks: made by layers of the same ranks and scalings, for all of them.
+        streams: the streams of the model.
+        masks: cache that layers share; those with the same ranks and scalings use the same mask.
     """
 
     def __init__(self, layer: Any, streams: Sequence[str], masks: dict[Any, Tensor]) -> None:
@@ -92,7 +95,7 @@ class PackedProduct:
         self._masks, self._kind = masks, tuple(zip(self.streams, map(len, a), self.kept, strict=True))
 
     def __call__(self, x: Tensor, streams: tuple[str, ...]) -> Tensor:
-        """`[N, ..., D_in]`, whose rows are equal blocks of these streams, -> `[N, ..., D_out]`."""
+        """`[N, ..., D_in]` -> `[N, ..., D_out]`; the rows are equal blocks, one for each of these streams."""
         rows = x.reshape(-1, x.shape[-1]).to(self.dtype)
         out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
         if self.streams:
@@ -101,7 +104,7 @@ class PackedProduct:
         return out.view(*x.shape[:-1], -1).to(x.dtype)
 
     def _mask(self, rows: int, streams: tuple[str, ...]) -> Tensor:
-        """1 (or what scalings differ by) where a row's stream has the column of A, and 0 elsewhere: `[N, R]`."""
+        """`[N, R]`: 1 (or the ratio of scalings) if a column of A belongs to the row's stream, otherwise 0."""
         key = rows, streams, self._kind
         if key not in self._masks:
             mask = self.a.new_zeros(rows, len(self.a))

@@ -1,4 +1,4 @@
-"""Where each stream lives, found by looking at its path: on the backbone, as it is or by an adapter, or in a model."""
+"""Where each stream lives, by its path: the backbone itself, an adapter on the backbone, or another model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,10 +27,10 @@ class Placed:
 
 
 def place_streams(backbone: BackboneConfig, adapters: AdapterConfig) -> list[Placed]:
-    """The models of these settings, the policy's first. Looks at paths, and reads nothing.
+    """The models that these settings need, the policy's first. Only checks which paths exist; reads no file.
 
-    Adapters and `base` live on `backbone.path`. A policy that starts at a whole model is a new adapter on that model,
-    held as `backbone` says; other whole models are held as `adapters.frozen_quantization` says.
+    Adapters and `base` live on `backbone.path`. A policy that starts from a whole model is a new adapter on that model,
+    which is loaded as `backbone` says. Other whole models are quantised as `adapters.frozen_quantization` says.
 
     Raises:
         ValueError: a folder with both an adapter and a model.
@@ -47,7 +47,7 @@ def place_streams(backbone: BackboneConfig, adapters: AdapterConfig) -> list[Pla
 
 
 def model_paths(backbone: BackboneConfig, adapters: AdapterConfig) -> list[str]:
-    """Of all models of these settings, the policy's first."""
+    """The paths of all models that these settings need, the policy's first."""
     return [placed.backbone.path for placed in place_streams(backbone, adapters)]
 
 
@@ -59,7 +59,7 @@ def field_of(stream: str) -> str:
 
 
 def is_model(field: str, path: str) -> bool:
-    """Whether a path names a whole model: a folder with a config.json, a file (.gguf) or a hub id; else an adapter.
+    """Whether a path names a whole model (a folder with a config.json, a .gguf file or a hub id) and not an adapter.
 
     Raises:
         ValueError: a folder with both an adapter and a model.
@@ -78,27 +78,27 @@ def is_model(field: str, path: str) -> bool:
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a path that is not here has the form of `owner/name`."""
+    """Whether a path that does not exist locally has the form `owner/name`."""
     return not (path.startswith((".", "~", "/")) or path.count("/") != 1)
 
 
 def identity(path: str) -> str:
-    """The same for two spellings of one place."""
+    """A canonical form of a path: two spellings of one location give the same."""
     resolved = resolve(path)
     local = Path(resolved).expanduser()
     return str(local.resolve()) if local.exists() else resolved
 
 
 def check_placed(tokenizer: str, placed: Sequence[Placed], device: torch.device | str) -> None:
-    """See that models and adapters fit one another and the device, before any weight of a model is read.
+    """Check that models and adapters fit each other and the device, before weights of a model are read.
 
     Args:
-        tokenizer: path of the model whose tokenizer makes the prompts.
+        tokenizer: path of the model whose tokenizer encodes the prompts.
         placed: see `place_streams`.
-        device: where the models will be.
+        device: where the models will be loaded.
 
     Raises:
-        ValueError: they do not, in one line.
+        ValueError: they do not fit; the message is one line.
     """
     for each in placed:
         for path in {path for path in each.adapters.values() if path is not None}:
@@ -137,7 +137,7 @@ def check_tokens(field: str, path: str, tokenizer: str) -> None:
 
 
 def check_room(placed: Sequence[Placed], device: torch.device) -> None:
-    """Raise ValueError where the models' weights are more than the memory that a device has free."""
+    """Raise ValueError if the models' weights need more memory than a device has free."""
     needs = {each.backbone.path: held_bytes(each.backbone, device) for each in placed}
     free = free_memory(device)
     if sum(needs.values()) > free:
@@ -149,7 +149,7 @@ def check_room(placed: Sequence[Placed], device: torch.device) -> None:
 
 
 def held_bytes(backbone: BackboneConfig, device: torch.device | str) -> float:
-    """A model's weights as they will lie on a device, from its configuration alone."""
+    """Bytes of a model's weights on a device, from its configuration alone."""
     linear, other, _ = count_weights(load_config(backbone.path))
     width = compute_dtype(backbone.dtype, device).itemsize
     return weight_bytes(linear, other, width, backbone.quantization == "nf4", backbone.double_quantization)

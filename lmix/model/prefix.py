@@ -1,4 +1,4 @@
-"""Prompts that several completions share, read once for all of them, with gradient.
+"""Read a prompt once for all completions that share it, with gradient.
 
 Legend: R prompts, S tokens of the longest, B completions, C tokens of the longest, H hidden size.
 """
@@ -16,18 +16,18 @@ from lmix.model.attention import attention_masks
 
 @dataclass
 class Prefix:
-    """Prompts and the completions that go on from them."""
+    """Prompts, and which completion continues which of them."""
 
     input_ids: Tensor
     """`[R, S]`, padded on the right."""
     lengths: Tensor
     """`[R]`."""
     of_row: Tensor
-    """`[B]`, each completion's prompt."""
+    """`[B]`, index of each completion's prompt."""
 
 
 class PrefixCache:
-    """Stands in for transformers' `Cache` while completions are read: prompts' keys and values go before theirs."""
+    """Replaces transformers' `Cache` while completions are read: puts the prompts' keys and values before theirs."""
 
     is_compileable = False
 
@@ -50,13 +50,14 @@ def shared_prefix_hidden(
     """Hidden states that predict each completion token, by one pass over the prompts and one over the completions.
 
     Args:
-        read: `(input_ids [., T], **arguments of the decoder) -> [., T, H]`, one stream's pass.
-        config: the backbone's.
+        read: `(input_ids [., T], **arguments of the decoder) -> [., T, H]`, a pass of one stream.
+        config: the backbone's configuration.
+        prefix: the prompts.
         completion_ids: `[B, C]`, padded on the right.
-        dtype: of additive masks.
+        dtype: dtype of additive masks.
 
     Returns:
-        `[B, C, H]`: the first of a row is the last prompt token's.
+        `[B, C, H]`; the first state of a row is that of the last prompt token.
     """
     cache = DynamicCache()
     prompts_RSH = read(prefix.input_ids, past_key_values=cache, use_cache=True)
@@ -69,7 +70,7 @@ def shared_prefix_hidden(
     before = torch.arange(prefix.input_ids.shape[1], device=fed_BC.device)
     lengths_B = prefix.lengths[prefix.of_row]
     places_BC = lengths_B[:, None] + own
-    # a key's place in its row, and which keys there are at all (prompts are padded)
+    # the position of each key in its row, and which keys are no padding of a prompt
     keys_BK = torch.cat([before.expand(len(fed_BC), -1), places_BC], dim=1)
     real_BK = torch.cat([before < lengths_B[:, None], torch.ones_like(fed_BC, dtype=torch.bool)], dim=1)
     seen_BCK = (keys_BK[:, None, :] <= places_BC[:, :, None]) & real_BK[:, None, :]

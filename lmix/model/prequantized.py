@@ -1,4 +1,4 @@
-"""Checkpoints that are quantised already: how they are loaded, and what is said of those that can't be."""
+"""Checkpoints that are already quantised: how they are loaded, and advice for those that can't be."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import Mxfp4Config
 
 DEQUANTIZED = {"fp8": FineGrainedFP8Config, "mxfp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
-"""Methods that transformers unpacks to plain weights with no further package, on every device. Their own kernels are
-for some GPUs only, come from the hub and round activations by the batch that they are in."""
+"""Methods that transformers can dequantise to plain weights on every device, without further packages. Their own
+kernels run on some GPUs only, are downloaded from the hub, and round activations depending on the batch."""
 
 
 def quantization_method(config: PretrainedConfig) -> str | None:
-    """What a checkpoint says that it is quantised by, such as `gptq`; None where its weights are plain numbers."""
+    """The quantisation method of a checkpoint, such as `gptq`; None if it is not quantised."""
     settings: Any = getattr(config, "quantization_config", None)
     if settings is None:
         return None
@@ -34,7 +34,7 @@ def loading_arguments(method: str) -> dict[str, Any]:
 
 
 def way_out(method: str | None) -> str:
-    """What a user can do about a quantised checkpoint that does not load, as the end of an error's line."""
+    """Advice about a quantised checkpoint that can't be loaded, to append to an error message."""
     if method is None:
         return ""
     return (
@@ -44,7 +44,7 @@ def way_out(method: str | None) -> str:
 
 
 def set_compute_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Let bitsandbytes' layers compute in the run's dtype, whatever their checkpoint was saved with."""
+    """Make bitsandbytes' layers compute in the run's dtype, whatever dtype their checkpoint names."""
     for module in model.modules():
         if hasattr(module, "compute_dtype"):
             module.compute_dtype = dtype  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Which backbones vLLM can hold as lmix does. Without vLLM, so that it is known before anything is started."""
+"""Which backbones vLLM can serve. Does not import vLLM, so that this is known before anything is started."""
 
 from transformers import PretrainedConfig
 
@@ -9,7 +9,7 @@ LATENT = "kv_lora_rank"
 
 
 def check_servable(path: str, config: PretrainedConfig) -> None:
-    """Raise ValueError, in one line, where vLLM can't serve mixed policies of a backbone."""
+    """Raise a one-line ValueError if vLLM can't serve mixed policies of a backbone."""
     if path.endswith(".gguf"):
         raise ValueError(f"backbone {path!r} is a .gguf file, which vLLM reads in another way: give its safetensors")
     if any(getattr(config, name, None) for name in EXPERTS):

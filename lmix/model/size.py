@@ -1,4 +1,4 @@
-"""How large a model's weights are, from its configuration alone."""
+"""Sizes of a model's weights, its cache and its logits, from its configuration alone."""
 
 from typing import Any, NamedTuple
 
@@ -9,14 +9,14 @@ from lmix.model.backbone import skeleton
 
 
 class WeightCounts(NamedTuple):
-    """Numbers of a model's weights."""
+    """How many weights a model has."""
 
     linear: int
-    """Of the decoder's linear layers, which are quantised."""
+    """Weights of the decoder's linear layers, which are quantised."""
     other: int
-    """All others."""
+    """All other weights."""
     head: int
-    """Of the head, tied or not."""
+    """Weights of the head, tied or not."""
 
 
 def count_weights(model: PretrainedConfig | PreTrainedModel) -> WeightCounts:
@@ -28,7 +28,7 @@ def count_weights(model: PretrainedConfig | PreTrainedModel) -> WeightCounts:
 
 
 def head_size(config: PretrainedConfig) -> int:
-    """Width of one head of attention."""
+    """Width of one attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
@@ -40,7 +40,7 @@ def key_width(config: PretrainedConfig) -> int:
 def weight_bytes(
     linear: int, other: int, width: int, nf4: bool, double_quantization: bool = True, shards: int = 1
 ) -> float:
-    """Bytes of a model's weights on one device: 4 bits a weight and their scales, or the dtype.
+    """Bytes of a model's weights on one device: 4 bits a weight plus scales with NF4, otherwise `width` bytes.
 
     Args:
         linear: weights of the decoder's linear layers, which are quantised and sharded.
@@ -53,15 +53,15 @@ def weight_bytes(
     if not nf4:
         return linear * width / shards + other * width
     scales = 1 / 64 + 4 / (64 * 256) if double_quantization else 4 / 64
-    return linear * (0.5 / shards + scales) + other * width  # the scales are no parameters: every rank has them all
+    return linear * (0.5 / shards + scales) + other * width  # the scales are not parameters, so they are not sharded
 
 
 def cache_bytes(tokens: int, layers: int, keys: int, width: int) -> float:
     """Bytes of one row's keys and values in one stream.
 
     Args:
-        tokens: of the row.
-        layers: of the decoder.
+        tokens: tokens of the row.
+        layers: layers of the decoder.
         keys: width of all key heads of a layer; values have the same.
         width: bytes of a number in the dtype.
     """
@@ -69,24 +69,23 @@ def cache_bytes(tokens: int, layers: int, keys: int, width: int) -> float:
 
 
 def prefill_bytes(tokens: int, layers: int, keys: int, width: int, inner: int) -> float:
-    """Bytes of so many prompt tokens while they are read: keys and values of all layers, and one MLP's tensors.
+    """Bytes that a prefill of `tokens` prompt tokens needs: keys and values of all layers, and one MLP's tensors.
 
     Args:
-        inner: width between the two halves of an MLP; the others as in `cache_bytes`.
+        inner: intermediate width of an MLP; the other arguments are as in `cache_bytes`.
     """
     return cache_bytes(tokens, layers, keys, width) + 3.0 * tokens * inner * width
 
 
 def logit_bytes(width: int) -> float:
-    """Bytes of one logit: in the dtype, and in float32 where that is another."""
+    """Bytes of one logit: in the dtype, plus a float32 copy if that is another dtype."""
     return (width if width < 4 else 0) + 4.0
 
 
 def logits_bytes(vocabulary: int, width: int, streams: int) -> float:
-    """Bytes of the logits of one row that is drawn from, in the dtype and in float32 where that is another, and of the
-    sampler's weights.
+    """Bytes of the logits (see `logit_bytes`) and of the probabilities of one row that is sampled.
 
     Args:
-        streams: those that have logits of their own beside the mixture's; 0 where hidden states are mixed.
+        streams: number of streams whose own logits are computed; 0 if hidden states are mixed.
     """
     return vocabulary * (logit_bytes(width) * max(1, 2 * streams) + 4.0)

@@ -1,4 +1,4 @@
-"""A checksum of a model's weights as its files have them, by a sample: seconds for the largest."""
+"""A checksum of the weights in a model's files, of a sample of them: it takes seconds for the largest models."""
 
 import hashlib
 import json
@@ -10,15 +10,15 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 SAMPLE = 1024
-"""Numbers of each tensor, evenly spaced."""
+"""Elements of each tensor in the sample, evenly spaced."""
 CHUNKS, CHUNK_BYTES = 4096, 64
-"""Pieces of a .gguf file, evenly spaced."""
+"""Number and size of a .gguf file's pieces in the sample, evenly spaced."""
 
 
 def weights_digest(where: str, gguf_file: str | None) -> str | None:
-    """Of the weights in a folder, a hub repository that was fetched, or a .gguf file; None where they are pickled.
+    """Digest of the weights in a folder, a downloaded hub repository or a .gguf file; None if they are pickled.
 
-    It does not depend on how tensors are distributed over files, nor on whether they are stored as float32 or bfloat16.
+    It depends neither on how safetensors files split the tensors, nor on whether they store float32 or bfloat16.
     """
     if gguf_file is not None:
         return gguf_digest(Path(where) / gguf_file)
@@ -33,7 +33,7 @@ def weights_digest(where: str, gguf_file: str | None) -> str | None:
 
 
 def safetensors_files(where: str) -> list[Path]:
-    """The files of weights that transformers reads from there, without asking the hub for any."""
+    """The weight files that transformers reads for a model, found without a request to the hub."""
     index, single = (
         cached_file(where, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
         for name in ("model.safetensors.index.json", "model.safetensors")
@@ -47,7 +47,7 @@ def safetensors_files(where: str) -> list[Path]:
 
 
 def tensor_digest(tensor: Tensor) -> bytes:
-    """Of a tensor's shape and a sample of its numbers; floats of 16 bits or more rounded to bfloat16."""
+    """Bytes of a tensor's shape and of a sample of its elements; floats of 16 bits or more are rounded to bfloat16."""
     flat = tensor.flatten()
     sample = flat[:: max(1, len(flat) // SAMPLE)].contiguous()
     if sample.is_floating_point() and sample.itemsize > 1:
@@ -56,7 +56,7 @@ def tensor_digest(tensor: Tensor) -> bytes:
 
 
 def gguf_digest(path: Path) -> str:
-    """Of a file's size and of pieces of it."""
+    """Digest of a file's size and of pieces of it."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Where a model's files are, and its configuration: all that is cheap enough to check before weights are read."""
+"""Where a model's files are, and its configuration: what can be checked cheaply, before weights are read."""
 
 import os
 from copy import deepcopy
@@ -14,7 +14,7 @@ from lmix.model.gguf_reader import without_vocabulary
 
 EMBEDDED = "lmix:"
 MIXED = "lmix_mixed_policy"
-"""The type of what `lmix export` writes."""
+"""`model_type` of the folders that `lmix export` writes."""
 
 
 def resolve(path: str) -> str:
@@ -33,12 +33,12 @@ def resolve(path: str) -> str:
 
 
 def trusts_code() -> bool:
-    """Whether the user lets models bring Python code of their own: LMIX_TRUST_REMOTE_CODE=1."""
+    """Whether the user allows models to run Python code of their own: LMIX_TRUST_REMOTE_CODE=1."""
     return os.environ.get("LMIX_TRUST_REMOTE_CODE") == "1"
 
 
 def hub_arguments(path: str) -> tuple[str, dict[str, Any]]:
-    """A backbone's path as `from_pretrained` wants it: (id or folder, keyword arguments).
+    """A backbone's path as `from_pretrained` takes it: (id or folder, keyword arguments).
 
     Raises:
         ValueError: a local path that holds no model.
@@ -59,7 +59,7 @@ def hub_arguments(path: str) -> tuple[str, dict[str, Any]]:
 
 
 def file_stamps(path: str) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of each of a local model's files: what is cached with them is read again when they change."""
+    """Name, size and modification time of each file of a local model: a cache key that changes with the files."""
     local = Path(resolve(path)).expanduser()
     places = local.iterdir() if local.is_dir() else [local]
     stats = [(place.name, place.stat()) for place in places if place.is_file()]
@@ -67,7 +67,7 @@ def file_stamps(path: str) -> tuple[tuple[str, int, int], ...]:
 
 
 def load_config(path: str) -> PretrainedConfig:
-    """The backbone's configuration. Raises ValueError where there is none, or where it is not that of a text model."""
+    """The backbone's configuration. Raises ValueError if there is none, or if it is not that of a text model."""
     return deepcopy(_load_config(path, file_stamps(path)))
 
 
@@ -86,7 +86,7 @@ def _load_config(path: str, _: Any) -> PretrainedConfig:
 
 
 def check_causal(path: str, config: PretrainedConfig) -> None:
-    """Raise ValueError for an encoder, an encoder with a decoder, or a mixed policy that `lmix export` wrote."""
+    """Raise ValueError for an encoder, an encoder-decoder, or a mixed policy that `lmix export` wrote."""
     if config.model_type == MIXED:
         raise ValueError(f"backbone {path!r} is a mixed policy that lmix export wrote: give one of its models")
     names: list[str] = config.architectures or []
@@ -98,14 +98,14 @@ def check_causal(path: str, config: PretrainedConfig) -> None:
 
 
 def count_places(config: PretrainedConfig) -> int | None:
-    """Tokens that a model's rotary embeddings are made for, with those that scaling adds; None where it says nothing.
+    """The longest sequence of a model, in tokens, with rotary scaling; None if its configuration does not say.
 
-    YaRN and its like multiply the places that the model was pretrained with. Some configurations count the result in
-    `max_position_embeddings`, others (Qwen's) leave that as it was.
+    YaRN and similar methods multiply the length that the model was pretrained with. Some configurations give the result
+    as `max_position_embeddings`, others (Qwen's) give the original length.
     """
     places = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
-    # one for all layers, or one for each kind of layer
+    # one dict for all layers, or one for each kind of layer
     for scaling in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
         original, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
         if original and factor:
@@ -114,10 +114,10 @@ def count_places(config: PretrainedConfig) -> int | None:
 
 
 def check_places(path: str, longest_prompt: int, max_new_tokens: int, config: PretrainedConfig | None = None) -> None:
-    """Raise ValueError where a prompt and its completion can be more tokens than the backbone has places.
+    """Raise ValueError if a prompt with its completion can be longer than the backbone's longest sequence.
 
     Args:
-        config: that of a loaded model; None reads that of `path`.
+        config: configuration of a loaded model; None reads that of `path`.
     """
     places = count_places(config or load_config(path))
     if places is not None and longest_prompt + max_new_tokens > places:

@@ -22,16 +22,17 @@ from lmix.model.streams import StreamRouter
 
 
 class StackedModel:
-    """A causal LM that is frozen and gets its streams' adapters in place.
+    """A frozen causal LM with the adapters of its streams.
 
     Args:
-        model: of transformers.
-        adapters: each stream that lives on it, with its peft folder, or None where the stream is the model itself.
-        policy: settings of the trainable adapter, of the stream `policy`; None where that lives on another model.
-        activation_checkpointing: recompute decoder layers in the backward pass; rollouts are untouched.
+        model: a transformers model; it is frozen and gets the adapters in place.
+        adapters: stream name -> peft folder, or None if the stream is the model itself.
+        policy: settings of the trainable adapter of the stream `policy`; None if that lives on another model.
+        activation_checkpointing: recompute decoder layers in the backward pass; rollouts are not affected.
 
     Raises:
-        ValueError: an adapter that can't be read, or a model whose logits are no plain function of its head.
+        ValueError: an adapter that can't be read, or a model that changes its logits after the head in an unsupported
+            way.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class StackedModel:
 
         Args:
             input_ids: `[B, T]`, padded on the right: causal attention then never sees the padding.
-            streams: which; more than one only without gradient.
-            arguments: for the decoder (`position_ids`, `attention_mask`, `past_key_values`), for all K * B rows.
+            streams: names of the streams; more than one only without gradient.
+            arguments: of the decoder (`position_ids`, `attention_mask`, `past_key_values`), for all K * B rows.
 
         Returns:
             `[K, B, T, H]`.
@@ -96,7 +97,7 @@ class StackedModel:
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Some architectures scale their logits after the head; mixing hidden states would then be silently wrong."""
+        """Raise ValueError if the model changes its logits after the head: mixed hidden states would be wrong."""
         ids = torch.arange(2, device=self.device)[None]
         expected = self.model(input_ids=ids, use_cache=False).logits.float()
         computed = self.head.logits(self.hidden(ids, (POLICY,))[0]).float()
@@ -107,13 +108,13 @@ class StackedModel:
 
 @dataclass(frozen=True)
 class Part:
-    """What a mixture runs of one model."""
+    """A model, and those of its streams that a mixture runs."""
 
     model: StackedModel
     streams: tuple[str, ...]
 
 
 def parts_of(models: Sequence[StackedModel], streams: Sequence[str]) -> list[Part]:
-    """The models that have any of these streams, each with those: one stacked pass each."""
+    """The models that have any of these streams, each with its share of them: one stacked pass each."""
     found = [Part(model, tuple(name for name in streams if name in model.streams)) for model in models]
     return [part for part in found if part.streams]

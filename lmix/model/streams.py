@@ -17,7 +17,7 @@ from lmix.model.mixture import POLICY
 
 
 class StreamRouter:
-    """Holds the streams of the pass that is under way; shared by all LoRA layers of one backbone."""
+    """Holds the streams of the current pass; shared by all LoRA layers of one backbone."""
 
     def __init__(self) -> None:
         self.streams: tuple[str, ...] = (POLICY,)
@@ -35,9 +35,9 @@ class StreamRouter:
 
     @contextmanager
     def keep_factors(self) -> Iterator[None]:
-        """Inside, LoRA's factors are cast once and not at each token. No adapter may change, nothing has a gradient.
+        """Inside this context, LoRA factors are cast once and not at each token. Adapters must not change.
 
-        The casts lie in buffers that stay from one rollout phase to the next, so that a recorded graph finds them.
+        The casts are in buffers that stay from one rollout phase to the next, so that CUDA graphs remain valid.
         """
         for (layer, stream, _), (a, b, _) in self._kept.items():
             a.copy_(layer.lora_A[stream].weight)
@@ -68,11 +68,12 @@ class StreamRouter:
 def stacked_lora_forward(layer: Any, router: StreamRouter, x: Tensor, *args, **kwargs) -> Tensor:
     """One matmul of the shared base for all rows, then each stream's low-rank product on its own block of rows.
 
-    Low-rank products are made in the base's dtype, whatever the adapter is stored in (as under autocast), and never
-    with dropout: the ratio would be wrong.
+    Low-rank products are computed in the base's dtype, whatever the adapter's dtype (as under autocast), and without
+    dropout, which would make the ratio wrong.
 
     Args:
         layer: a LoraLayer of peft.
+        router: says which streams the rows belong to.
         x: `[rows, ..., in_features]`, the blocks of the K streams stacked.
 
     Returns:
@@ -95,6 +96,6 @@ def stacked_lora_forward(layer: Any, router: StreamRouter, x: Tensor, *args, **k
 
 
 def block_slices(rows: int, streams: int) -> list[slice]:
-    """Each stream's block of a layer's rows, which may be several tokens of each row of the batch."""
+    """Each stream's block of a layer's rows. A row of the batch may be several rows of the layer, one per token."""
     size = rows // streams
     return [slice(k * size, (k + 1) * size) for k in range(streams)]

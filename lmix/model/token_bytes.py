@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
-    """What each token adds to a text, by id. A token may hold a part of a character; joined, the bytes are UTF-8.
+    """The bytes that each token adds to a text, by id. A token may be part of a character; joined bytes are UTF-8.
 
     Args:
         tokenizer: byte-level BPE (Qwen, Llama 3), SentencePiece with byte fallback (Llama 2, Gemma), or any other whose
@@ -17,7 +17,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     decoder = repr(getattr(backend, "decoder", None))
     byte_of = bytes_of_characters() if "ByteLevel" in decoder else {}
     added = {number: token.content.encode() for number, token in tokenizer.added_tokens_decoder.items()}
-    # after another token, as decoders trim the space of a text's first one
+    # decode after another token, because decoders strip the leading space of a text
     first: Any = tokenizer("a", add_special_tokens=False)["input_ids"]
     before = len(str(tokenizer.decode(first)))
 
@@ -37,8 +37,8 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
 
 
 def bytes_of_characters() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for: itself where it can be seen, and the others
-    are numbered from U+0100 on (GPT-2's table, Radford et al., 2019)."""
+    """The byte for each character of a byte-level vocabulary: printable characters stand for their own byte, those from
+    U+0100 on for the other bytes in order (GPT-2's table, Radford et al., 2019)."""
     seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in seen]
     return {chr(byte): byte for byte in seen} | {chr(256 + place): byte for place, byte in enumerate(hidden)}

@@ -14,7 +14,7 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt",
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer, as tokenizer.json describes it where there is one; it adds no token after a text.
+    """The backbone's tokenizer. It follows tokenizer.json, if there is one, and adds no token after a text.
 
     Raises:
         ValueError: there is none, it differs from tokenizer.json, or it has no end-of-sequence token.

@@ -25,15 +25,15 @@ SPECIAL = ("eos_token", "bos_token", "pad_token", "unk_token")
 
 
 def read_tokenizer(where: str, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """Read a tokenizer. Raises what transformers and tokenizers raise, and ValueError where it differs from its file.
+    """Read a tokenizer. Raises what transformers and tokenizers raise, and ValueError if it differs from its file.
 
     Args:
         where: hub id or folder.
-        arguments: of `from_pretrained`.
+        arguments: keyword arguments of `from_pretrained`.
     """
     if "gguf_file" in arguments:
         return PreTrainedTokenizerFast.from_pretrained(where, **arguments)
-    # None where the repository or folder has none: a sentencepiece model, tekken.json, or vocabulary and merges
+    # None if there is a sentencepiece model, a tekken.json, or vocabulary and merges instead
     file = cached_file(where, FILE, _raise_exceptions_for_missing_entries=False)
     if file is None:
         tokenizer = AutoTokenizer.from_pretrained(where, **arguments)
@@ -41,13 +41,13 @@ def read_tokenizer(where: str, arguments: dict[str, Any]) -> PreTrainedTokenizer
         tokenizer = PreTrainedTokenizerFast.from_pretrained(where, **arguments)
         if tokenizer.eos_token is None:
             add_special_tokens_of_class(tokenizer, AutoTokenizer.from_pretrained(where, **arguments))
-        tokenizer.clean_up_tokenization_spaces = False  # the file's decoder alone makes the text
+        tokenizer.clean_up_tokenization_spaces = False  # only the file's decoder may change the text
         check_against_file(tokenizer, file)
     return tokenizer
 
 
 def add_special_tokens_of_class(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> None:
-    """Take over special tokens that only the class knows, where the vocabulary has them."""
+    """Copy special tokens that only the class defines, if the vocabulary has them."""
     known = tokenizer.get_vocab()
     for name in SPECIAL:
         token = getattr(other, name)
@@ -59,7 +59,7 @@ def check_against_file(tokenizer: PreTrainedTokenizerBase, file: str | Path) -> 
     """Compare a loaded tokenizer with its tokenizer.json on a sample of texts, in both directions.
 
     Raises:
-        ValueError: they differ, in one line with the first text.
+        ValueError: they differ; the one-line message shows the first such text.
     """
     expected = Tokenizer.from_file(str(file))
     expected.no_truncation()
@@ -76,11 +76,10 @@ def check_against_file(tokenizer: PreTrainedTokenizerBase, file: str | Path) -> 
 
 
 def end_without_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Change a tokenizer that closes each text with a special token (an end-of-sequence token, mostly) so that it does
-    not: a prompt must stay open.
+    """Make a tokenizer add no special token (such as end-of-sequence) after a text, because a prompt must stay open.
 
     Raises:
-        ValueError: it is done by a post-processor that can't be changed.
+        ValueError: a post-processor that can't be changed adds the token.
     """
     if getattr(tokenizer, "add_eos_token", False):
         tokenizer.add_eos_token = tokenizer.init_kwargs["add_eos_token"] = False
@@ -102,7 +101,7 @@ def end_without_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text is encoded with special tokens after it."""
+    """Whether the tokenizer adds special tokens after a text."""
     open_ids: Any = tokenizer("42", add_special_tokens=False)["input_ids"]
     ids: Any = tokenizer("42")["input_ids"]
     return ids[len(ids) - len(open_ids) :] != open_ids

@@ -1,4 +1,4 @@
-"""What a run will need: memory of each device, and time. `python -m lmix plan`."""
+"""Estimates of a run's memory on each device, and of its time: `python -m lmix plan`."""
 
 from lmix.planning.plan import Device, Needs, describe, needs
 

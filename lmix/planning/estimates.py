@@ -1,4 +1,4 @@
-"""Memory and time of a run, from sizes. Formulas; which were checked against runs is in docs/scaling.md."""
+"""Formulas for the memory and time of a run. docs/scaling.md says which of them were checked against runs."""
 
 from dataclasses import replace
 
@@ -10,20 +10,20 @@ from lmix.planning.vllm import vllm_weights, with_vllm
 from lmix.rollout.engine import PREFILL_TOKENS
 
 ADDED = ("rollout: keys and values", "rollout: prefill", "rollout: logits", "update: logits")
-"""What each further model of the mixture needs of its own, beside its weights."""
+"""Parts of the memory that each further model of the mixture adds to, besides its weights."""
 
 
 def backbone_bytes(model: ModelShape, run: RunShape) -> float:
-    """The policy's backbone as it lies on one device."""
+    """Bytes of the policy's backbone on one device."""
     shards = run.devices if run.sharded else 1
     return weight_bytes(model.linear, model.other, run.width, run.nf4, run.double_quantization, shards)
 
 
 def activation_bytes(model: ModelShape, run: RunShape) -> float:
-    """What one token leaves for the backward pass.
+    """Bytes that one token keeps for the backward pass.
 
     A layer keeps the inputs of its two norms and of its LoRA layers, queries, keys and values (of all query heads), the
-    attention's output twice, and three times the MLP's inner width beside its product.
+    attention's output twice, and four tensors of the MLP's inner width.
     """
     norms = 2 * model.hidden * 4  # in float32
     layer = norms + run.width * (2 * model.hidden + 5 * model.queries + 4 * model.inner)
@@ -33,7 +33,7 @@ def activation_bytes(model: ModelShape, run: RunShape) -> float:
 
 
 def prefix_bytes(model: ModelShape, run: RunShape) -> float:
-    """What attention keeps of a shared prompt's keys and values, for each of its completions, a token of the pass."""
+    """Bytes, per token of a pass, of a shared prompt's keys and values, which attention keeps for each completion."""
     if not run.shares_prompts:
         return 0.0
     completions = 1.0 / (run.tokens + run.prompt_tokens / run.samples)
@@ -41,10 +41,10 @@ def prefix_bytes(model: ModelShape, run: RunShape) -> float:
 
 
 def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
-    """Bytes on one device, by what they are for. `rollout:` and `update:` do not exist at the same time."""
+    """Bytes on one device, by purpose. Parts of `rollout:` and of `update:` are never in memory at the same time."""
     streams, width = run.streams, run.width
     row = run.prompt_tokens + run.tokens
-    passed = min(max(run.pass_tokens, row), run.most_tokens)  # a longer row stands alone
+    passed = min(max(run.pass_tokens, row), run.most_tokens)  # a longer row is a pass by itself
     prefilled = streams * min(PREFILL_TOKENS, run.decoded * run.prompt_tokens)
     gathered = model.linear * (0.5 if run.nf4 else width) if run.sharded else 0.0
     logit = logit_bytes(width)
@@ -63,7 +63,7 @@ def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
         "update: prompts' keys and values": passed * prefix_bytes(model, run),
         "update: logits": min(CHUNK_LOGITS, passed * model.vocabulary)
         * (logit * (3 * streams if run.mixes_logits else 1)),
-        # gradients of the MLP's three tensors at once, and the layer's shards beside the next one's
+        # gradients of three tensors of the MLP, and the gathered shards of this layer and the next one
         "update: backward of a layer": 3.0 * passed * model.inner * width + 2.0 * gathered / model.layers,
     }
     for other in run.others:
@@ -73,34 +73,34 @@ def memory(model: ModelShape, run: RunShape) -> dict[str, float]:
         for name in ADDED if other.streams else ():
             parts[name] += theirs[name]
         parts["rollout: hidden states of frozen streams"] += run.active * kept_bytes(other, run)
-    if run.compiled:  # recorded graphs need them where they are
+    if run.compiled:  # CUDA graphs need them at fixed addresses
         for name in ("keys and values", "dequantised copy"):
             parts[f"{name}, kept"] = parts.pop(f"rollout: {name}")
     return with_vllm(parts, run.vllm) if run.vllm is not None else parts
 
 
 def alone(other: FrozenModel, run: RunShape) -> RunShape:
-    """The run as one of a frozen model's streams only, which hold no shards."""
+    """The run's sizes with only the streams of a frozen model, which is not sharded."""
     return replace(
         run, nf4=other.nf4, streams=other.streams, keep_frozen=False, kl=False, sharded=False, compiled=False, others=()
     )
 
 
 def kept_bytes(other: FrozenModel, run: RunShape) -> float:
-    """Hidden states of a completion that are kept of a frozen model's streams."""
+    """Bytes of the hidden states of a completion that are kept for a frozen model's streams."""
     return float(run.tokens * other.streams * other.shape.hidden * run.width) if run.keep_frozen else 0.0
 
 
 def peak(parts: dict[str, float]) -> float:
-    """Bytes at most: what stays, and the larger of the phases."""
+    """Largest number of bytes at one time: permanent parts, plus the larger of the two phases."""
     stays = sum(v for k, v in parts.items() if ":" not in k)
     phases = [sum(v for k, v in parts.items() if k.startswith(phase)) for phase in ("rollout:", "update:")]
     return stays + max(phases)
 
 
 def host_bytes(model: ModelShape, run: RunShape) -> float:
-    """On the host, for one device: hidden states of the frozen streams of all of a step's completions; where the
-    backbone is sharded, the whole of it while it is loaded; and vLLM's weights while it sleeps."""
+    """Bytes on the host for one device: the kept hidden states of a step's completions, or the whole of a sharded
+    backbone while it is loaded, if that is more; and vLLM's weights while it sleeps."""
     loaded = backbone_bytes(model, replace(run, devices=1)) if run.sharded else 0.0
     asleep = vllm_weights(model, run, run.vllm) if run.vllm is not None and run.vllm.sleeps else 0.0
     kept = float(run.tokens * run.kept * model.hidden * run.width) + sum(kept_bytes(o, run) for o in run.others)
@@ -108,7 +108,8 @@ def host_bytes(model: ModelShape, run: RunShape) -> float:
 
 
 def largest(model: ModelShape, run: RunShape, device_bytes: float) -> tuple[int, int]:
-    """The most slots, and the most tokens of an update's pass, that a device holds; 0 where not even one fits."""
+    """The most slots, and the most tokens of an update's pass, that fit on a device, each with the other at its
+    minimum; 0 if not even one fits."""
 
     def fits(**changes: int) -> bool:
         return peak(memory(model, replace(run, **changes))) <= device_bytes
@@ -121,7 +122,7 @@ def largest(model: ModelShape, run: RunShape, device_bytes: float) -> tuple[int,
 
 
 def _most(fits, limit: int) -> int:
-    """The largest n up to the limit that fits; what does not fit does not fit with more."""
+    """The largest n up to the limit that fits, by bisection: if n does not fit, no larger n does."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
@@ -130,11 +131,13 @@ def _most(fits, limit: int) -> int:
 
 
 def rollout_seconds(model: ModelShape, run: RunShape, flops: float, bandwidth: float) -> float:
-    """Time to draw a step's completions: each token costs its products, or the reading of weights and cache, if more.
+    """Seconds to draw a step's completions. A token costs the larger of its matmuls and of reading weights and cache.
 
     Args:
-        flops: a device's products a second in the backbone's dtype, as measured on large matrices.
-        bandwidth: bytes a second of its memory.
+        model: sizes of the policy's model.
+        run: sizes of the run.
+        flops: a device's operations per second in the backbone's dtype, as measured on large matrices.
+        bandwidth: bytes per second of its memory.
     """
     waves = run.rows / run.active
     streams = run.streams
@@ -151,8 +154,8 @@ def rollout_seconds(model: ModelShape, run: RunShape, flops: float, bandwidth: f
 
 
 def update_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
-    """Time of one update: forward and backward of the policy (frozen weights have no gradient), and a forward of each
-    frozen stream that is not kept from the rollouts. Communication between devices is not counted."""
+    """Seconds of one update: forward and backward passes of the policy (frozen weights have no gradient), and a forward
+    pass of each frozen stream whose hidden states were not kept. Communication between devices is not counted."""
     rows, tokens = scored_tokens(run)
     passes = 3.0 if run.checkpointing else 2.0
     forwards = max(0, run.streams - 1 - run.kept) + (1 if run.kl else 0)
@@ -162,8 +165,8 @@ def update_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
 
 
 def old_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
-    """Time of the old log-probabilities that are taken beforehand: those of all mini-batches but the first, by a
-    forward pass of every stream that is not kept."""
+    """Seconds to compute old log-probabilities before the update: for all mini-batches but the first, by a forward pass
+    of every stream whose hidden states were not kept."""
     rows, tokens = scored_tokens(run)
     streams = max(0, run.streams - run.kept)
     spent = trained_flops(model.linear, 0, model.head, tokens, rows * run.tokens, streams, 1)
@@ -173,16 +176,15 @@ def old_seconds(model: ModelShape, run: RunShape, flops: float) -> float:
 
 
 def forward_flops(other: FrozenModel, run: RunShape, kl: bool = False) -> float:
-    """Of the passes of an update's rows through a frozen model: of streams that are not kept from the rollouts, of its
-    head, and once more for a KL."""
+    """FLOPs of an update's rows in a frozen model: its streams whose hidden states were not kept, its head, and one
+    more pass for a KL."""
     rows, tokens = scored_tokens(run)
     passes, heads = (0 if run.keep_frozen else other.streams) + kl, min(other.streams, 1) + kl
     return trained_flops(other.shape.linear, 0, other.shape.head, tokens, rows * run.tokens, passes, heads)
 
 
 def scored_tokens(run: RunShape) -> tuple[float, float]:
-    """Rows that an update scores, and the tokens of their passes: each prompt once for its completions where nothing is
-    checkpointed or sharded."""
+    """Number of rows that an update scores, and of tokens in their passes. A shared prompt counts once."""
     rows = run.rows * run.live
     prompts = rows / run.samples if run.shares_prompts else rows
     return rows, rows * run.tokens + prompts * run.prompt_tokens

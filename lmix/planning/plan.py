@@ -1,4 +1,4 @@
-"""`python -m lmix plan`: the flags of `fit`, and what its run will need."""
+"""`python -m lmix plan`: takes the flags of `fit`, and estimates what the run will need."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,18 +29,18 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """A device that is planned for.
+    """The device to plan for.
 
     Raises:
-        ValueError: a figure that is not positive.
+        ValueError: a value that is not positive.
     """
 
     device_gb: float = 80.0
-    """Its memory, in GB (10^9 bytes)."""
+    """Memory, in GB (10^9 bytes)."""
     tflops: float = 300.0
-    """Its products in the backbone's dtype, in 10^12 a second, as measured on large matrices."""
+    """Speed of matmuls in the backbone's dtype, in TFLOP/s, as measured on large matrices."""
     bandwidth: float = 2000.0
-    """Of its memory, in GB a second."""
+    """Memory bandwidth, in GB/s."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -50,7 +50,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run takes on each of its devices: memory with every completion at its full length, seconds by `run`."""
+    """What a run needs on each of its devices. `run` has the lengths of prompts and completions."""
 
     model: ModelShape
     run: RunShape
@@ -58,26 +58,26 @@ class Needs:
 
     @cached_property
     def parts(self) -> dict[str, float]:
-        """Bytes, by what they are for."""
+        """Bytes by purpose."""
         return memory(self.model, self.run)
 
     @property
     def rollout_seconds(self) -> float:
-        """Of a step."""
+        """Seconds of a step's rollouts."""
         if not self.run.draws:
             return 0.0
         return rollout_seconds(self.model, self.run, self.device.tflops * 1e12, self.device.bandwidth * GB)
 
     @property
     def update_seconds(self) -> float:
-        """Of a step: all of its passes over the completions."""
+        """Seconds of a step's update: all of its passes over the completions."""
         flops = self.device.tflops * 1e12
         every = self.run.inner_updates * update_seconds(self.model, self.run, flops)
         return every + old_seconds(self.model, self.run, flops)
 
     @property
     def completion_seconds(self) -> float:
-        """Of one completion where a device decodes as many at a time as the slots allow, as evaluations do."""
+        """Seconds per completion if a device decodes as many at a time as it has slots, as in evaluations."""
         rows = max(1, self.run.slots)
         run = replace(self.run, draws=True, prompts=rows * self.run.devices, samples=1)
         return rollout_seconds(self.model, run, self.device.tflops * 1e12, self.device.bandwidth * GB) / rows
@@ -92,19 +92,19 @@ def needs(
     prompt_tokens: int,
     live: float = 1.0,
 ) -> Needs:
-    """What a run of these settings needs. No weight is read.
+    """Estimate what a run with these settings needs. No weights are read.
 
     Args:
-        module: the run's, as configured.
-        data: the run's, as configured.
-        devices: ranks in all.
-        sharded: whether the backbone is (FSDP2).
-        device: each of them.
-        prompt_tokens: of the longest prompt.
-        live: part of the groups that are expected to be live.
+        module: the run's module, as configured.
+        data: the run's data, as configured.
+        devices: number of all ranks.
+        sharded: whether the backbone is sharded (FSDP2).
+        device: what each rank runs on.
+        prompt_tokens: tokens of the longest prompt.
+        live: fraction of the groups that are expected to be live (their rewards differ).
 
     Raises:
-        ValueError: figures that are not positive, or a module of another kind than GRPO and SFT.
+        ValueError: a value outside its range, or a module of another kind than GRPO and SFT.
     """
     if not prompt_tokens > 0:
         raise ValueError(f"--prompt_tokens must be positive, not {prompt_tokens}")
@@ -160,7 +160,7 @@ def describe(module: AdapterModule, needed: Needs) -> str:
 def run_shape(
     module: AdapterModule, data: RLDataModule, devices: int, sharded: bool, prompt_tokens: int, live: float
 ) -> RunShape:
-    """The sizes of a configured run. Demonstrations of SFT are taken to be as long as completions may be."""
+    """The sizes of a configured run. Demonstrations of SFT are assumed to have the maximum length of completions."""
     if isinstance(module, GRPOModule):
         objective = module.objective
         pass_tokens, kl = objective.micro_batch_tokens, objective.needs_reference
@@ -184,7 +184,7 @@ def run_shape(
     return RunShape(
         nf4=backbone.quantization == "nf4",
         double_quantization=backbone.double_quantization,
-        width=4 if backbone.dtype == "float32" else 2,  # auto: of the GPUs that are planned for
+        width=4 if backbone.dtype == "float32" else 2,  # auto is bfloat16 on the GPUs that are planned for
         dense_rollouts=bool(backbone.dense_rollouts),
         checkpointing=backbone.activation_checkpointing,
         streams=sum(stream in counted for stream in own.adapters),
@@ -210,7 +210,7 @@ def run_shape(
 
 
 def settle_dense(module: AdapterModule, model: ModelShape, run: RunShape, device: Device) -> RunShape:
-    """Where `dense_rollouts` is null, a copy is made if it takes less than half of what is free then."""
+    """Resolve `dense_rollouts: null`: the copy is made if it takes less than half of the memory that is free then."""
     four_bit = [model] * run.nf4 + [other.shape for other in run.others if other.nf4]
     if module.backbone.dense_rollouts is not None or not four_bit:
         return run

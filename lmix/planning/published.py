@@ -1,4 +1,4 @@
-"""Configurations to plan with: a run's own, a `config.json` alone, or those of the paper's models without a network."""
+"""Model configurations for planning: the run's own, a `config.json` file, or, without a network, the paper's models."""
 
 import json
 from importlib.resources import files
@@ -11,14 +11,14 @@ from lmix.model.sources import load_config
 
 
 def planned_config(path: str) -> PretrainedConfig:
-    """The configuration of a backbone that need not be here.
+    """The configuration of a backbone, which need not be downloaded.
 
     Args:
-        path: what `backbone.path` takes; or a file in the layout of `config.json`. The Qwen2.5 models of the paper go
-            by their hub ids and are read from `published.json`, the shapes that their authors published.
+        path: what `backbone.path` takes, or a file in the format of `config.json`. The paper's Qwen2.5 models are known
+            by their hub ids: `published.json` has the shapes that their authors published.
 
     Raises:
-        ValueError: there is none, or it can't be read.
+        ValueError: there is no configuration, or it can't be read.
     """
     published = json.loads((files("lmix.planning") / "published.json").read_text(encoding="utf-8"))
     shape = published.get(path.removesuffix("-Instruct"))

@@ -1,4 +1,4 @@
-"""Sizes of a model and of a run that memory and time follow from."""
+"""Sizes of a model and of a run, from which memory and time are estimated."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ from lmix.rollout.scheduler import slots_taken
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A causal LM by numbers of weights and widths."""
+    """Numbers of weights, and widths, of a causal LM."""
 
     linear: int
-    """Weights of the decoder's linear layers: those that are quantised, and sharded."""
+    """Weights of the decoder's linear layers, which are quantised and sharded."""
     other: int
     """All other weights: embeddings, head, norms, biases."""
     head: int
@@ -32,7 +32,7 @@ class ModelShape:
     layers: int
     hidden: int
     inner: int
-    """Width between the two halves of an MLP."""
+    """Intermediate width of an MLP."""
     queries: int
     """Width of all query heads of a layer."""
     keys: int
@@ -82,21 +82,21 @@ class FrozenModel:
     shape: ModelShape
     nf4: bool
     streams: int
-    """Those that count in the mixture."""
+    """Number of its streams that the mixture runs."""
     kl: bool = False
-    """Its stream is scored for a KL."""
+    """Whether its stream is scored for a KL."""
 
 
 @dataclass(frozen=True)
 class VLLMShape:
-    """vLLM beside the trainer, or on servers."""
+    """vLLM on the trainer's device, or on servers."""
 
     bytes: float
-    """Of a device's memory; 0 where servers draw."""
+    """Bytes that vLLM takes of a device's memory; 0 for servers."""
     sleeps: bool
-    """Whether that is free during the update."""
+    """Whether this memory is free during the update."""
     streams: int
-    """All of the model's: vLLM runs those of weight 0 too."""
+    """Number of all streams: vLLM runs those of weight 0 too."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,20 @@ class RunShape:
     dense_rollouts: bool
     checkpointing: bool
     streams: int
-    """Those of the policy's model that count in the mixture."""
+    """Number of streams of the policy's model that the mixture runs."""
     prompts: int
     """Prompts of a step, over all devices."""
     samples: int
     slots: int
     prompt_tokens: int
-    """Of a prompt, on average (the longest, for memory)."""
+    """Tokens of a prompt: the average for time, the longest for memory."""
     tokens: int
-    """Of a completion at most; time is that of completions of this length."""
+    """Maximum tokens of a completion; times are for completions of this length."""
     keep_frozen: bool
     pass_tokens: int
     """Padded tokens of one pass of the update."""
     draws: bool = True
-    """Rows are completions that the step draws; false: demonstrations (SFT)."""
+    """Whether rows are completions that the step draws; if false, they are demonstrations (SFT)."""
     inner_updates: int = 1
     """Passes over the rows with a gradient."""
     mini_batches: int = 1
@@ -131,25 +131,25 @@ class RunShape:
     evaluated: int = 0
     """Rows that one device decodes in an evaluation, or in the alpha step."""
     mixes_logits: bool = False
-    """Every stream has logits of its own: probabilities are mixed, or soft-capped logits."""
+    """Whether each stream's logits are computed, because probabilities or soft-capped logits are mixed."""
     kl: bool = False
-    """The reference is scored for a KL."""
+    """Whether the reference is scored for a KL."""
     live: float = 1.0
-    """Part of the groups that are live: dead ones get no pass."""
+    """Fraction of the groups that are live; dead groups are skipped."""
     devices: int = 1
     sharded: bool = False
     packed: bool = False
-    """A copy of the weights is laid out for a CPU's products during rollouts (`lmix.model.packed`)."""
+    """Whether rollouts on a CPU use a packed copy of the weights (`lmix.model.packed`)."""
     compiled: bool = False
-    """Keys and values, and a dequantised copy, stay between rollout phases (`sampling.compile`)."""
+    """Whether keys and values, and a dequantised copy, stay between rollout phases (`sampling.compile`)."""
     others: tuple[FrozenModel, ...] = ()
-    """Further models; whole on each device."""
+    """Further models, which are whole on each device."""
     vllm: VLLMShape | None = None
-    """What draws in the place of lmix's engine."""
+    """vLLM, if it draws instead of lmix's engine."""
 
     @property
     def rows(self) -> int:
-        """Completions of one device's step."""
+        """Completions of a step on one device."""
         return -(-self.prompts // self.devices) * self.samples
 
     @property
@@ -159,12 +159,12 @@ class RunShape:
 
     @property
     def copies(self) -> bool:
-        """Whether rollouts have a dequantised copy of a 4-bit backbone; packed weights are one already."""
+        """Whether rollouts have a dequantised copy of a 4-bit backbone. Packed weights are such a copy already."""
         return self.nf4 and self.dense_rollouts and not self.packed
 
     @property
     def most_tokens(self) -> int:
-        """Of all of a device's rows at full length, a shared prompt once: no pass is larger."""
+        """Tokens of all rows of a device at full length, with a shared prompt once: no pass is larger."""
         prompts = self.rows // self.samples if self.shares_prompts else self.rows
         return prompts * self.prompt_tokens + self.rows * self.tokens
 
@@ -178,10 +178,10 @@ class RunShape:
 
     @property
     def active(self) -> int:
-        """Completions that it draws at once."""
+        """Completions that a device draws at once."""
         return slots_taken(self.slots, self.samples, self.rows) if self.draws else 0
 
     @property
     def decoded(self) -> int:
-        """Rows at once, at most: an evaluation may have more than a step."""
+        """Maximum rows that are decoded at once: an evaluation may have more than a step."""
         return max(self.active, min(self.slots, self.evaluated))

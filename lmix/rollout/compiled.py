@@ -1,4 +1,4 @@
-"""The decode step by `torch.compile`, and on a GPU as CUDA graphs."""
+"""The decode step under `torch.compile`, and on a GPU as CUDA graphs."""
 
 import os
 import shutil
@@ -15,16 +15,17 @@ from lmix.rollout.decode_step import DecodeStep
 from lmix.rollout.limits import Limits
 
 COMPILATIONS = 64
-"""More are an error: torch.compile's own limit, 8, is less than training, evaluation and the alpha rule need."""
+"""Most compilations before an error. torch.compile's default, 8, is too low for training, evaluation and alpha rule."""
 LENGTHS = 256
-"""Rows of a kept step hold a multiple of so many tokens, so that a somewhat longer prompt needs no new buffers."""
+"""Row lengths are rounded up to a multiple of this many tokens, so that a longer prompt rarely needs new buffers."""
 
 
 def check_can_compile(device: torch.device, sharded: bool) -> None:
-    """Raise ValueError where the decode step can't be compiled.
+    """Raise ValueError if the decode step can't be compiled.
 
     Args:
-        sharded: whether each rank has a part of the backbone only.
+        device: where the step runs.
+        sharded: whether each rank has only a part of the backbone.
     """
     if sharded:
         raise ValueError(
@@ -37,15 +38,16 @@ def check_can_compile(device: torch.device, sharded: bool) -> None:
 
 
 class CompiledStep:
-    """`DecodeStep.decode`, compiled as one graph. Sizes that change are symbolic after their second value, so that
-    the number of compilations does not grow with a run.
+    """`DecodeStep.decode`, compiled as one graph.
 
-    On a GPU each shape is compiled by its first pass, recorded before its second, and replayed from then on. A replay
-    reads and writes the addresses of the recording: a `DecodeStep` keeps its own, and a new one needs a new
-    `CompiledStep`. What was compiled is kept by torch for the process.
+    Sizes that change become symbolic at their second value, so the number of compilations does not grow during a run.
+
+    On a GPU, the first pass of a shape is compiled, the second is recorded as a CUDA graph, and later ones replay it. A
+    replay uses the addresses of the recording. A `DecodeStep` keeps the addresses of its buffers; a new `DecodeStep`
+    needs a new `CompiledStep`. torch keeps the compiled code for the whole process.
 
     Args:
-        step: whose buffers the pass works on.
+        step: the step to compile.
     """
 
     def __init__(self, step: DecodeStep) -> None:
@@ -74,7 +76,7 @@ class CompiledStep:
 
 
 class KeptSteps:
-    """The newest compiled step of a policy, used again by each rollout phase of its kind."""
+    """Keeps the newest compiled step of a policy, and reuses it for rollout phases with the same settings."""
 
     def __init__(self, policy: MixedPolicy) -> None:
         self.policy = policy
@@ -91,11 +93,11 @@ class KeptSteps:
         keep_frozen: bool,
         samples: int,
     ) -> tuple[DecodeStep, Callable[[int], Tensor]]:
-        """Buffers for a rollout phase, and the pass over them. Arguments as in `DecodeStep`, and `samples`, G."""
+        """Buffers for a rollout phase, and the pass over them. Arguments as in `DecodeStep`; `samples` is G."""
         of_rows: Mixture | RowMixtures
         if isinstance(mixture, Mixture) and mixture.depends_on_token:
             of_rows = like = mixture
-        else:  # weights lie in a buffer: they may change without another compilation or recording
+        else:  # weights are in a buffer, so they can change without another compilation or recording
             each = [mixture] * samples if isinstance(mixture, Mixture) else mixture
             of_rows = row_mixtures(each, self.policy.device)
             like = replace(of_rows, weights_BK=tuple(of_rows.weights_BK.shape))  # pyright: ignore[reportArgumentType]
@@ -103,7 +105,7 @@ class KeptSteps:
         if self._step is not None and self._kind == kind and length <= self._step.step.length:
             self._step.step.restart(of_rows)
         else:
-            self._step = None  # its memory first
+            self._step = None  # free its memory before new buffers are allocated
             length = -(-length // LENGTHS) * LENGTHS
             step = DecodeStep(self.policy, of_rows, limits, greedy, slots, length, keep_frozen)
             self._kind, self._step = kind, CompiledStep(step)

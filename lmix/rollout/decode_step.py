@@ -1,8 +1,8 @@
-"""What a device does at each token: buffers of S slots, a pass that draws every slot's next token, and the prefill.
+"""The device's part of sampling: buffers of S slots, the prefill, and a pass that draws each slot's next token.
 
-Nothing here knows which rollout sits in a slot or which slots are free: that is the scheduler's.
+This module does not know which rollout is in which slot, or which slots are free; only the scheduler does.
 
-Legend: S slots, K streams of the mixture, P prompts, C tokens of a completion at most, H hidden size of a stream.
+Legend: S slots, K streams of the mixture, P prompts, C maximum tokens of a completion, H hidden size of a stream.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from lmix.rollout.randomness import uniforms
 from lmix.rollout.sampling import greedy, inverse_cdf
 
 EXTENT = 64
-"""Attention reads the cache in multiples of so many places: passes then have few shapes, to be compiled or recorded."""
+"""Attention reads the cache in multiples of this many positions, so that few shapes must be compiled or recorded."""
 BUFFERS = ("keys", "samples", "positions", "newest", "counts", "tokens", "log_probs", "states", "stops")
-"""What each slot has a row of, beside keys and values and kept hidden states."""
+"""Buffers with one row per slot, besides keys and values and kept hidden states."""
 Row = tuple[list[int], Tensor, dict[str, Tensor]]
 """A completion: token ids, log-probabilities `[C]`, hidden states `[C, H]` of each kept stream."""
 
@@ -32,12 +32,12 @@ class DecodeStep:
     """The device's part of one call of `generate`.
 
     Args:
-        policy: what is sampled from.
-        mixture: its mixture, or one for each of a prompt's samples.
+        policy: the policy to sample from.
+        mixture: one mixture, or one for each of a prompt's samples.
         limits: where completions end.
         greedy: take the most probable token.
         slots: S.
-        length: tokens that a row of prompt and completion can have.
+        length: maximum tokens of a prompt with its completion.
         keep_frozen: keep the frozen streams' hidden states.
     """
 
@@ -60,9 +60,9 @@ class DecodeStep:
         self.slots, self.length = slots, length
         self.end_ids = self._buffer(len(limits.end_ids))
         self.end_ids.copy_(torch.tensor(limits.end_ids, dtype=torch.long))
-        # of each slot: the key of its random numbers, which sample it is, the position and id of its newest token, ...
+        # for each slot: the key of its random numbers, its sample's index, position and id of its newest token, ...
         self.keys, self.samples, self.positions, self.newest = (self._buffer(slots) for _ in range(4))
-        # ... how many tokens it has drawn, and what they are
+        # ... how many tokens it has drawn, and their ids
         self.counts = self._buffer(slots)
         self.tokens = self._buffer(slots, self.max_new_tokens)
         self.log_probs = torch.zeros(slots, self.max_new_tokens, device=self.device)
@@ -71,17 +71,17 @@ class DecodeStep:
         self._whole_frozen: dict[str, Tensor] = {}
         self.min_new_tokens = limits.min_new_tokens
         self.stop = None if limits.stop is None else limits.stop.to(self.device)
-        # where there are stop strings: what each slot's text ends with, and which of its tokens complete one
+        # with stop strings: each slot's state of the automaton, and which of its tokens complete a string
         self.states = None if self.stop is None else self._buffer(slots)
         self.stops = None if self.stop is None else self._buffer(slots, self.max_new_tokens).bool()
-        # addresses stay when slots are dropped, and from one rollout phase to the next
+        # the addresses must stay when slots are dropped, and from one rollout phase to the next
         self._whole = {name: buffer for name in BUFFERS if (buffer := getattr(self, name)) is not None}
 
     def restart(self, mixture: Mixture | RowMixtures) -> None:
-        """Begin another rollout phase in the same buffers.
+        """Start another rollout phase with the same buffers.
 
         Args:
-            mixture: like the one before in all but its weights.
+            mixture: may differ from the previous one in its weights only.
         """
         if isinstance(self.mixture, RowMixtures) and isinstance(mixture, RowMixtures):
             self.mixture.weights_BK.copy_(mixture.weights_BK)
@@ -93,12 +93,12 @@ class DecodeStep:
         return torch.zeros(*shape, dtype=torch.long, device=self.device)
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int], keys: Tensor) -> Tensor:
-        """Read each prompt once a stream, give its keys and values to its G slots, and draw their first tokens.
+        """Read each prompt once per stream, copy its keys and values to its G slots, and draw their first tokens.
 
         Args:
-            prompts: token ids.
-            slots: G for each prompt.
-            keys: of the random numbers, one a slot.
+            prompts: token ids of each prompt.
+            slots: G slots for each prompt.
+            keys: keys of the random numbers, one for each slot.
 
         Returns:
             The tokens, one for each of `slots`.
@@ -126,22 +126,23 @@ class DecodeStep:
         return self._choose([last_PH[of_prompt] for last_PH in last_K], at)
 
     def extent(self, visible: int) -> int:
-        """Places that a pass reads where the longest row that anybody reads has `visible` tokens: a multiple of
-        `EXTENT`."""
+        """Number of cache positions that a pass reads if the longest live row has `visible` tokens: that number rounded
+        up to a multiple of `EXTENT`, at most `length`."""
         return min(-(-visible // EXTENT) * EXTENT, self.length)
 
     def decode(self, extent: int) -> Tensor:
-        """Feed every slot's newest token, and draw the next. Slots that nobody reads compute along.
+        """Feed every slot's newest token, and draw the next. Free slots are computed too, and ignored.
 
-        This is what is compiled and recorded: it reads and writes buffers that stay, and asks the device nothing.
+        This function is compiled and recorded, so it only uses buffers with fixed addresses, and the host never waits
+        for the device.
 
         Args:
-            extent: see `extent`.
+            extent: a result of the method `extent`.
 
         Returns:
             The tokens `[S]`.
         """
-        # rows that nobody reads may be past the end: they write the last place again and again
+        # free slots may be past the end: they keep overwriting the last position
         positions = self.positions.clamp(max=extent - 1)
         pairs = zip(self.caches, self.parts, strict=True)
         arguments = [cache.step_arguments(positions, extent, part.model.dtype) for cache, part in pairs]
@@ -151,7 +152,7 @@ class DecodeStep:
         )
 
     def _choose(self, hidden_K: list[Tensor], at: Tensor) -> Tensor:
-        """Draw a token for the slots `at` from each stream's hidden states, and write it down."""
+        """Draw a token for the slots `at` from the streams' hidden states, and store it."""
         if isinstance(self.mixture, RowMixtures):
             mixture = self.mixture.rows(self.samples[at])
         else:
@@ -184,8 +185,8 @@ class DecodeStep:
         return tokens
 
     def first_ends(self, tokens: int) -> list[int]:
-        """Place of the first token among each slot's newest `tokens` that ends its completion; the limit where none
-        does."""
+        """For each slot, the index of the first of its newest `tokens` tokens that ends its completion;
+        `max_new_tokens` if none does."""
         window = torch.arange(tokens, device=self.device)
         places = (self.counts.clamp(max=self.max_new_tokens)[:, None] - 1 - window).clamp(min=0)
         ends = torch.isin(self.tokens.gather(1, places), self.end_ids)
@@ -194,21 +195,21 @@ class DecodeStep:
         return places.masked_fill(~ends, self.max_new_tokens).amin(dim=1).tolist()
 
     def read(self, rows: Sequence[tuple[int, int]]) -> list[Row]:
-        """Completions of these (slot, tokens) pairs, copied to the host together."""
+        """The completions of (slot, number of tokens) pairs, copied to the host together."""
         if not rows:
             return []
         at, longest = torch.tensor([slot for slot, _ in rows], device=self.device), max(count for _, count in rows)
         tokens = self.tokens[at, :longest].tolist()
         log_probs = self.log_probs[at, :longest].cpu()
         frozen = {name: kept[at, :longest].cpu() for name, kept in self.frozen.items()}
-        # each row's own, so that none keeps the others' memory
+        # clone, so that a row does not keep the memory of the others
         return [
             (tokens[i][:count], log_probs[i, :count].clone(), {n: h[i, :count].clone() for n, h in frozen.items()})
             for i, (_, count) in enumerate(rows)
         ]
 
     def shrink(self, slots: Sequence[int]) -> None:
-        """Go on with these slots only, in place."""
+        """Keep only these slots, in place."""
         at = torch.tensor(slots, device=self.device)
         for cache in self.caches:
             cache.keep(at)

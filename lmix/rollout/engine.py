@@ -16,21 +16,21 @@ from lmix.rollout.scheduler import Scheduler
 from lmix.rollout.types import Draw, Group, Prompt, Rollout, flatten
 
 PREFILL_TOKENS = 8192
-"""Padded prompt tokens of one prefill, by default."""
+"""Default of `Engine.prefill_tokens`."""
 
 
 class Engine:
     """Draws completions from a mixed policy; a `Sampler`.
 
     Args:
-        policy: what is sampled from.
+        policy: the policy to sample from.
         slots: rows that are decoded at once; a prompt's samples always start together, so at least G are used.
-        prefill_tokens: padded prompt tokens of one prefill.
-        check_every: tokens between looks at which rows have ended. 1 costs a GPU a synchronisation each token; tokens
-            drawn past the end are thrown away, and change nothing.
-        compiled: run the decode step by `torch.compile`, and on a GPU as CUDA graphs. Its buffers then stay from one
-            call to the next where both are of one kind.
-        on_tokens: called with each pass's tokens, one a slot, to show a completion while it is drawn.
+        prefill_tokens: maximum padded prompt tokens of one prefill.
+        check_every: tokens between two checks of which rows have ended; None is 8 on a GPU and 1 on a CPU. On a GPU
+            each check waits for the device. Tokens drawn past the end are discarded, so the result is the same.
+        compiled: run the decode step under `torch.compile`, and on a GPU as CUDA graphs. Calls with the same settings
+            then share buffers.
+        on_tokens: called with each pass's tokens, one for each slot, to show completions while they are drawn.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Engine:
         self.kept = KeptSteps(policy) if compiled else None
 
     def sync(self, policy: MixedPolicy) -> None:
-        """Nothing to do: the engine samples from the very weights that are trained."""
+        """Do nothing: the engine samples from the weights that are trained."""
         assert policy is self.policy, "the engine samples from the policy that it was made with"
 
     def generate(
@@ -62,11 +62,11 @@ class Engine:
     ) -> list[Group]:
         """See `Sampler.generate`."""
         groups = [Group(prompt, [Rollout(prompt, g) for g in range(samples)], draw) for prompt in prompts]
-        # also without a prompt: ranks that share a backbone gather it together
+        # enter even without prompts, because ranks that share a backbone gather it together
         with self.policy.rollouts(self.kept is not None):
             if groups and samples and limits.max_new_tokens > 0:
                 self._draw(groups, limits, draw, mixture, samples, keep_frozen, progress)
-            while self._in_step(False):  # others still draw, from a backbone of which a part lies here
+            while self._in_step(False):  # other ranks still draw, and need this rank's shard of the backbone
                 self._idle_pass(mixture)
         return groups
 
@@ -113,7 +113,7 @@ class Engine:
                 self._in_step(True)
                 self._show(decode(step.extent(scheduler.visible)))
                 scheduler.count_token()
-            # a prefill's token and those of the steps after it; earlier ones have been looked at
+            # check the token of a prefill and those of the steps after it; earlier ones have been checked
             finished = scheduler.retire(step.first_ends(check_every + 1))
             for row, read in zip(finished, step.read([(row.slot, row.count) for row in finished]), strict=True):
                 rollout = rollouts[row.row]
@@ -126,7 +126,7 @@ class Engine:
             admit()
 
     def _idle_pass(self, mixture: Mixture | Sequence[Mixture]) -> None:
-        """The part of another rank's pass that needs this one: that of the policy's model, if the mixture runs it."""
+        """Take part in another rank's pass of the policy's model, if the mixture runs that model."""
         mixtures = [mixture] if isinstance(mixture, Mixture) else mixture
         own = self.policy.models[0]
         if any(stream in own.streams for each in mixtures for stream in each.streams):
@@ -137,11 +137,13 @@ class Engine:
             self.on_tokens(tokens)
 
     def _in_step(self, draws: bool) -> bool:
-        """Whether any rank makes a pass now. Where passes need all ranks, each must ask before each of them; what they
-        feed may differ, as only weights are exchanged.
+        """Whether any rank makes a pass now.
+
+        If passes need all ranks, every rank must call this before each pass. Their inputs may differ, because ranks
+        only exchange weights.
 
         Args:
-            draws: whether this rank has one to make.
+            draws: whether this rank has a pass to make.
         """
         if not self.policy.draws_in_step:
             return draws

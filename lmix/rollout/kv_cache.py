@@ -10,23 +10,23 @@ from lmix.model.attention import attention_masks
 
 
 class StreamCache:
-    """Keys and values of S slots in each of K streams, stacked as the streams' rows are (stream 0's slots first).
+    """Keys and values of S slots for each of K streams, stacked with the slots of stream 0 first.
 
-    A row's tokens lie at places 0, 1, 2, ... without a gap, so the place of a token is its position, and what a row may
-    attend to follows from its length alone. Its tensors keep their addresses, also when slots are dropped.
+    A row's tokens are stored at indices 0, 1, 2, ... without a gap. So the index of a token is its position, and the
+    length of a row says what it may attend to. The tensors keep their addresses, even when slots are dropped.
 
     Args:
         config: the backbone's configuration (its window, its layer types).
         streams: K.
         slots: S.
-        length: tokens that a row can hold.
+        length: maximum tokens of a row.
     """
 
     def __init__(self, config: PretrainedConfig, streams: int, slots: int, length: int) -> None:
         self.config = config
         self.streams, self.slots, self.length = streams, slots, length
         self.layers: list[tuple[Tensor, Tensor]] = []
-        """Keys and values of each layer: the first rows of `_whole`, which stay where they are."""
+        """Keys and values of each layer: views of the first rows of `_whole`."""
         self._whole: list[tuple[Tensor, Tensor]] = []
 
     def insert(self, prefill: DynamicCache, sources: Tensor, slots: Tensor) -> None:
@@ -54,19 +54,19 @@ class StreamCache:
         self.resize(len(slots))
 
     def resize(self, slots: int) -> None:
-        """Go on with the first slots of the storage."""
+        """Use only the first `slots` slots of the storage."""
         self.slots = slots
         rows = self.streams * slots
         self.layers = [(keys[:rows], values[:rows]) for keys, values in self._whole]
 
     def step_arguments(self, positions: Tensor, visible: int, dtype: torch.dtype) -> dict[str, Any]:
-        """What the decoder needs for a pass of one token a row.
+        """The decoder's arguments for a pass with one token per row.
 
         Args:
-            positions: `[S]`, where the token goes.
-            visible: places that the pass reads; no position reaches this one. Known to the host, so that nothing must
-                be read back from a GPU.
-            dtype: of additive masks.
+            positions: `[S]`, position of each row's token.
+            visible: number of positions that the pass reads, larger than every position. An integer of the host, so
+                that nothing must be read back from a GPU.
+            dtype: dtype of additive masks.
         """
         places = positions.repeat(self.streams)
         queries = places[:, None, None]
@@ -85,12 +85,12 @@ class StreamCache:
 
 
 class CacheStep:
-    """The cache in a pass of one token a row; stands in for transformers' `Cache`.
+    """The cache in a pass with one token per row; replaces transformers' `Cache`.
 
     Args:
-        layers: keys and values of each.
-        places: `[K * S]`, where each row's token goes.
-        visible: places that the pass reads.
+        layers: keys and values of each layer.
+        places: `[K * S]`, position of each row's token.
+        visible: number of positions that the pass reads.
     """
 
     is_compileable = False
@@ -100,7 +100,7 @@ class CacheStep:
         self.rows = torch.arange(len(places), device=places.device)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write one token's keys and values a row, and return all that the pass can see."""
+        """Store the keys and values of each row's token, and return those of all visible positions."""
         all_keys, all_values = self.layers[layer]
         all_keys[self.rows, :, self.places] = keys[:, :, 0].to(all_keys.dtype)
         all_values[self.rows, :, self.places] = values[:, :, 0].to(all_values.dtype)

@@ -1,4 +1,4 @@
-"""Where a completion ends: at a token, at a string in its text, or at the longest that it may be.
+"""Where a completion ends: at an end token, at a stop string, or at the maximum length.
 
 Legend: A states of the automaton, V tokens of the vocabulary, N tokens.
 """
@@ -18,21 +18,21 @@ from lmix.model.token_bytes import token_bytes
 class StopStrings:
     """Strings that end a completion, as an automaton over its tokens (Aho and Corasick, 1975).
 
-    Its state is what of the strings the text ends with so far. So a string is found however it is cut into tokens, a
-    token at a time, on the device, and nothing is decoded or tokenised again. State 0 is that of an empty completion.
+    The state is the longest beginning of a string that the text ends with so far. So a string is found however it is
+    split into tokens, one token at a time on the device, without decoding the text. State 0 is an empty completion's.
     """
 
     strings: tuple[str, ...]
     next_state: Tensor
-    """`[A, V + 1]`, int16. The last column stands for all tokens without a text."""
+    """`[A, V + 1]`, int16. The last column is for tokens without text."""
     completes: Tensor
-    """`[A, V + 1]`, bool: whether a string ends inside of the token, at its last character or before."""
+    """`[A, V + 1]`, bool: whether a string ends inside the token, at its last character or before."""
 
     def to(self, device: torch.device) -> "StopStrings":
         return StopStrings(self.strings, self.next_state.to(device), self.completes.to(device))
 
     def step(self, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Read one more token a row: `[N]`, `[N]` int64 -> the states after it, and whether it completes a string."""
+        """Read one token per row: `[N]`, `[N]` int64 -> the states after it, and whether it completes a string."""
         columns = tokens.clamp(max=self.next_state.shape[1] - 1)  # a head may be wider than the vocabulary
         return self.next_state[states, columns].long(), self.completes[states, columns]
 
@@ -46,15 +46,15 @@ class Limits:
     end_ids: tuple[int, ...]
     """A completion ends with any of these tokens."""
     stop: StopStrings | None = None
-    """Or with the token that completes one of these strings. The token stays whole, and with it what it has after the
-    string; its log-probability counts like any other's."""
+    """A completion also ends with the token that completes one of these strings. The whole token is kept, with any text
+    after the string, and its log-probability counts like any other."""
     min_new_tokens: int = 0
-    """None of `end_ids` may be drawn as one of the first so many tokens (`lmix.functional.without_tokens`), and a
-    string that is complete before does not end the completion."""
+    """None of `end_ids` can be drawn among the first `min_new_tokens` tokens (`lmix.functional.without_tokens`), and a
+    string that is completed before that does not end the completion."""
 
     def end_of(self, ids: Sequence[int]) -> int | None:
-        """How many of these tokens make a completion that has ended; None where they do not end it. For samplers that
-        have the tokens on the host."""
+        """Number of tokens up to the one that ends the completion; None if none does. For samplers that have the tokens
+        on the host."""
         state = torch.zeros(1, dtype=torch.long)
         for count, token in enumerate(ids, start=1):
             completes = False
@@ -72,13 +72,13 @@ def limits_of(
     stop: Sequence[str] = (),
     min_new_tokens: int = 0,
 ) -> Limits:
-    """Limits from settings; the fields are those of `Limits`, `stop` as strings."""
+    """Limits from settings. The arguments are the fields of `Limits`, with `stop` as strings."""
     strings = stop_strings(tokenizer, tuple(stop)) if stop else None
     return Limits(max_new_tokens, tuple(end_ids), strings, min_new_tokens)
 
 
 def check_limits(where: str, max_new_tokens: int | None, stop: Sequence[str], min_new_tokens: int = 0) -> None:
-    """Raise ValueError where settings of the names `where` + field can't be limits."""
+    """Raise ValueError if settings are not valid limits. `where` goes before their names in the message."""
     if isinstance(stop, str) or not all(stop):
         raise ValueError(f"{where}stop must be a list of strings, none of them empty, not {stop!r}")
     if min_new_tokens < 0 or (max_new_tokens is not None and min_new_tokens > max_new_tokens):

@@ -11,7 +11,7 @@ from lmix.rollout.limits import Limits
 from lmix.rollout.types import Rollout
 
 WORTH_SHARING = 0.9
-"""Reading prompts once must leave fewer tokens than this part of whole rows': its mask costs something."""
+"""Prompts are shared only if this leaves less than this fraction of the tokens, because the mask has a cost."""
 
 
 @dataclass
@@ -19,26 +19,26 @@ class Packed:
     """Rollouts as one right-padded batch. B rows, T tokens of the longest, N completion tokens in all."""
 
     input_ids: Tensor
-    """`[B, T]`, whole rows, or completions alone where there is a prefix; padding is any legal token, and nothing reads
-    it."""
+    """`[B, T]`, prompts with completions; with a prefix, completions only. Padding is any valid token, and is never
+    read."""
     predicts: Tensor
-    """`[N]`, flat places in `MixedPolicy.stream_hidden`'s `[B, T]` that predict a completion token, row by row."""
+    """`[N]`, flat indices into `MixedPolicy.stream_hidden`'s `[B, T]` that predict a completion token, row by row."""
     targets: Tensor
     """`[N]`, those completion tokens."""
     positions: Tensor
-    """`[N]`, each one's place in its completion, from 0."""
+    """`[N]`, position of each of them in its completion, from 0."""
     mask: Tensor
     """`[B, C]`, true for the tokens of each row's completion; C of the longest."""
     counted: Tensor
-    """`[B, C]`, true for those of them that count in the loss."""
+    """`[B, C]`, true for completion tokens that count in the loss."""
     frozen_hidden: dict[str, Tensor]
     """`[N, H]` of each frozen stream; empty unless every rollout has it."""
     demonstration: Tensor
     """`[B]`, bool: rows that were not sampled."""
     prefix: Prefix | None = None
-    """The prompts, each once, where rows share them."""
+    """The prompts, each once, if rows share them."""
     limits: Limits | None = None
-    """What those that were sampled were drawn within."""
+    """Limits that the sampled rows were drawn with."""
 
     def unflatten(self, values: Tensor) -> Tensor:
         """`[N]` -> `[B, C]` with zeros in the padding; keeps the gradient."""
@@ -96,7 +96,7 @@ def length_mask(rollouts: Sequence[Rollout]) -> Tensor:
 
 
 def counted_mask(rollouts: Sequence[Rollout]) -> Tensor:
-    """`[B, C]`, true for tokens that count in the loss: the completion's, unless `Rollout.mask` says less."""
+    """`[B, C]`, true for tokens that count in the loss: the completion's, unless `Rollout.mask` excludes them."""
     counted = length_mask(rollouts)
     for row, rollout in enumerate(rollouts):
         if rollout.mask is not None:
@@ -108,21 +108,21 @@ def mini_batch_places(places: Sequence[int], total: int, parts: int) -> list[lis
     """Split a step's groups in order into mini-batches that differ by one group at most.
 
     Args:
-        places: this rank's groups among those of all ranks.
-        total: groups of all ranks.
-        parts: mini-batches; where there are fewer groups, each is one.
+        places: indices of this rank's groups among those of all ranks.
+        total: number of groups of all ranks.
+        parts: number of mini-batches; if there are fewer groups, each group is one.
 
     Returns:
-        For each mini-batch, indices into `places`; a rank may have none in it.
+        For each mini-batch, indices into `places`; none if this rank has no group in it.
     """
     parts = min(parts, total)
     return [[i for i, place in enumerate(places) if place * parts // total == part] for part in range(parts)]
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Split rows into micro-batches of at most `budget` padded tokens (a longer row stands alone), longest first.
+    """Split rows into micro-batches of at most `budget` padded tokens (a longer row is one by itself), longest first.
 
-    Rows of like length come together, so that little is padding.
+    Rows of similar length are put together, so that there is little padding.
 
     Returns:
         Lists of row numbers; every row is in exactly one.
@@ -139,10 +139,13 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]
 def micro_batches(rollouts: Sequence[Rollout], budget: int, share_prompts: bool = True) -> tuple[list[list[int]], bool]:
     """Split rollouts into passes of at most `budget` padded tokens, by the cheaper of two plans.
 
-    Whole rows, those of like length together; or each prompt once for the completions that follow it in the same pass.
+    The first plan has whole rows, those of similar length together. The second reads each prompt once for all of its
+    completions in the same pass.
 
     Args:
-        share_prompts: whether the second plan is there to be chosen.
+        rollouts: the rows.
+        budget: maximum padded tokens of a pass.
+        share_prompts: whether the second plan is allowed.
 
     Returns:
         Lists of row numbers, every row in exactly one; and whether to pack them with `share_prompts`.
@@ -157,7 +160,10 @@ def micro_batches(rollouts: Sequence[Rollout], budget: int, share_prompts: bool 
 
 
 def shared_prompt_batches(rollouts: Sequence[Rollout], budget: int) -> list[list[int]]:
-    """Rows of one prompt stay together, as far as the budget goes; prompts with like completions come together."""
+    """Split rows into micro-batches that keep the rows of one prompt together, as far as the budget allows.
+
+    Prompts whose completions have similar lengths are put together.
+    """
     longest: dict[int, int] = {}
     place: dict[int, int] = {}
     for r in rollouts:

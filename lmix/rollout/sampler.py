@@ -1,4 +1,4 @@
-"""The interface of samplers: whatever draws completions from a mixed policy. `engine.py` is lmix's own."""
+"""The interface of samplers, which draw completions from a mixed policy. lmix's own sampler is in `engine.py`."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -13,11 +13,11 @@ Progress = Callable[[int, int, int], None]
 
 
 class SamplerLost(ValueError):
-    """What draws completions has ended or does not answer. A run can be resumed from its last checkpoint."""
+    """The sampler has ended or does not answer. A run can be resumed from its last checkpoint."""
 
 
 class Sampler(Protocol):
-    """Draws completions. Training, evaluation, the alpha rule and `lmix generate` use nothing else of it."""
+    """Draws completions. Training, evaluation, the alpha rule and `lmix generate` use only these two methods."""
 
     def generate(
         self,
@@ -32,15 +32,15 @@ class Sampler(Protocol):
         """Complete each prompt `samples` times.
 
         Args:
-            prompts: what is completed. A row's random numbers depend on its prompt's `problem.id` and not on what it
-                is batched with.
+            prompts: the prompts to complete. A row's random numbers depend on its prompt's `problem.id` and not on
+                the other rows of its batch.
             limits: where completions end.
             draw: sampled or greedy, and from which seed.
-            mixture: what is drawn from; a list has one for each of the G samples, so that one call decodes several
-                mixtures of the same prompts.
+            mixture: the distribution to draw from. A list has one for each of the G samples, so that one call can
+                decode several mixtures of the same prompts.
             samples: G.
-            keep_frozen: keep the frozen streams' hidden states, so that scoring needs no pass of theirs. A sampler that
-                has none leaves `Rollout.frozen_hidden` None.
+            keep_frozen: keep the frozen streams' hidden states, so that scoring needs no pass of these streams. A
+                sampler that can't do this leaves `Rollout.frozen_hidden` None.
             progress: see `Progress`.
 
         Returns:
@@ -49,5 +49,5 @@ class Sampler(Protocol):
         ...
 
     def sync(self, policy: MixedPolicy) -> None:
-        """Take over the policy's weights. Every rank calls it before the first `generate`, and after each update."""
+        """Load the policy's current weights. Every rank calls it before the first `generate`, and after each update."""
         ...

@@ -21,17 +21,17 @@ from lmix.rollout.vllm_sampler import VLLMSampler
 from lmix.rollout.vllm_servers import ServedVLLM
 
 LEAST_BATCH = 8192
-"""Tokens of one of vLLM's passes."""
+"""Least value of vLLM's `max_num_batched_tokens`."""
 
 
 class SamplerChoice(ABC):
-    """Settings of a sampler, which `make` makes once there is a policy."""
+    """Settings of a sampler, which `make` creates once there is a policy."""
 
     keeps_frozen = False
-    """Whether it can keep the frozen streams' hidden states; otherwise the update makes passes of theirs."""
+    """Whether the sampler can keep the frozen streams' hidden states; otherwise the update computes them."""
 
     def check(self, backbone: BackboneConfig, adapters: AdapterConfig) -> None:  # noqa: B027  # most need none
-        """Raise ValueError, in one line, where it can't draw from such a policy. Nothing is loaded yet."""
+        """Raise a one-line ValueError if the sampler can't draw from such a policy. Nothing is loaded at that point."""
 
     @abstractmethod
     def make(
@@ -43,24 +43,24 @@ class SamplerChoice(ABC):
         places: int,
         compiled: bool = False,
     ) -> Sampler:
-        """The sampler.
+        """Create the sampler.
 
         Args:
-            policy: what is drawn from.
-            backbone: where its model was loaded from.
-            mixture: what will be drawn from at first.
+            policy: the policy to draw from.
+            backbone: the settings that its model was loaded with.
+            mixture: the mixture to draw from at first.
             slots: rows that are decoded at once.
-            places: tokens of the longest prompt and its completion.
-            compiled: by `torch.compile`; of lmix's engine alone.
+            places: maximum tokens of a prompt with its completion.
+            compiled: use `torch.compile`; lmix's engine only.
         """
 
     def settings(self) -> dict[str, Any]:
-        """Its name and fields, as JSON."""
+        """The name of the class and its fields, for JSON."""
         return {"class": type(self).__name__, **vars(self)}
 
 
 class LmixEngine(SamplerChoice):
-    """lmix's own engine, on the weights that are trained."""
+    """lmix's own engine, which samples from the weights that are trained."""
 
     keeps_frozen = True
 
@@ -77,13 +77,13 @@ class LmixEngine(SamplerChoice):
 
 
 class VLLM(SamplerChoice):
-    """vLLM beside the trainer, on the same device; each rank has its own (docs/serve.md).
+    """vLLM on the trainer's device, one instance for each rank (docs/serve.md).
 
-    It is another program than the trainer: watch train/sampler_gap_k3, and see objective.sampler_weight_cap. Streams
-    are adapters of one backbone; alpha 0 or 1 costs as much as any other.
+    Its kernels differ from the trainer's: watch train/sampler_gap_k3, and see objective.sampler_weight_cap. All streams
+    must be adapters of one backbone. alpha 0 or 1 is not cheaper than any other alpha.
 
     Args:
-        memory: part of the device's memory that vLLM takes, for weights, keys and values.
+        memory: fraction of the device's memory that vLLM takes, for weights, keys and values.
         sleep: free that memory while the policy is updated; GPUs only.
         options: further arguments of vllm.LLM, such as {enforce_eager: true}.
     """
@@ -114,7 +114,7 @@ class VLLM(SamplerChoice):
             "max_num_seqs": slots,
             "max_num_batched_tokens": max(LEAST_BATCH, places),
             "disable_log_stats": True,
-            # on a CPU vLLM 0.32 can't draw by a seed after a part of a prompt
+            # on a CPU vLLM 0.32 can't sample with a seed after a partial prefill
             **({} if on_gpu else {"enable_chunked_prefill": False}),
             **self.options,
         }
@@ -122,22 +122,22 @@ class VLLM(SamplerChoice):
             MixedPolicyForCausalLM.from_policy(policy, mixture, backbone).save_pretrained(folder)
             load_tokenizer(backbone.path).save_pretrained(folder)
             local = LocalVLLM(Path(folder), settings, policy.device, self.sleep and on_gpu)
-        local.set_mixture(mixture)  # the folder holds no temperature
+        local.set_mixture(mixture)  # the folder does not store the temperature
         return VLLMSampler(local, mixture)
 
 
 class VLLMServers(SamplerChoice):
-    """vLLM servers somewhere else, which all ranks share and which share prompts (docs/serve.md).
+    """Remote vLLM servers, shared by all ranks. Prompts are divided among them (docs/serve.md).
 
-    Each serves the folder that `lmix export` wrote of the run's adapters, with VLLM_SERVER_DEV_MODE=1. After each step
-    the policy's adapter goes there by a folder that trainer and servers see.
+    Each server serves a folder that `lmix export` wrote with the run's adapters, with VLLM_SERVER_DEV_MODE=1. After
+    each step, the servers read the policy's new adapter from a shared folder.
 
     Args:
-        urls: of the servers, such as [http://node1:8000].
-        folder: where adapters are written; one that trainer and servers see by the same path.
-        timeout: seconds in which an answer must be there; then the server counts as lost.
+        urls: URLs of the servers, such as [http://node1:8000].
+        folder: where adapters are written; trainer and servers must see it under the same path.
+        timeout: seconds to wait for an answer; after that the server counts as lost.
         retries: how often a lost server is tried again, with the run's weights; 0 ends the run.
-        retry_seconds: between two tries.
+        retry_seconds: seconds between two tries.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class VLLMServers(SamplerChoice):
 
 
 def check_streams(backbone: BackboneConfig, adapters: AdapterConfig) -> None:
-    """Raise ValueError where vLLM can't hold the streams."""
+    """Raise ValueError if vLLM can't run the streams."""
     paths = model_paths(backbone, adapters)
     if others := [path for path in paths if path != backbone.path]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which rollout sits in which slot: host lists, and nothing of the device."""
+"""Which rollout is in which slot. Uses lists on the host, and never the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from lmix.rollout.packing import token_budget_batches
 
 WORTH_SHRINKING = 0.8
-"""Live rows must be at most this part of the slots before the batch is made smaller."""
+"""The batch is made smaller only if it then has at most this fraction of its slots."""
 
 LEAST_HALF = 4
-"""Slots that the batch is never halved below: torch.compile treats a size of 1 as a case of its own."""
+"""The batch is never halved below this many slots: torch.compile treats a size of 1 as a special case."""
 
 
 def slots_taken(slots: int, samples: int, rows: int) -> int:
-    """Rows that are decoded at once: whole groups, at least one, and no more than there are."""
+    """Number of rows that are decoded at once: whole groups, at least one, and at most all rows."""
     return min(max(slots // samples, 1) * samples, rows)
 
 
@@ -29,15 +29,15 @@ class Finished:
 
 
 class Scheduler:
-    """Seats rows in slots. A group's rows start together, so that its prompt is read once.
+    """Assigns rows to slots. A group's rows start together, so that its prompt is read once.
 
     Args:
         prompt_lengths: tokens of each group's prompt.
         samples: rows of a group; row r is sample `r % samples` of group `r // samples`.
         slots: rows that are decoded at once.
-        max_new_tokens: tokens of a completion at most.
-        prefill_tokens: padded prompt tokens of one prefill.
-        halves: make the batch smaller by halves only, so that there are few sizes of it.
+        max_new_tokens: maximum tokens of a completion.
+        prefill_tokens: maximum padded prompt tokens of one prefill.
+        halves: make the batch smaller by halving only, so that it has few sizes.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Scheduler:
         self.waiting = list(range(len(prompt_lengths)))
         self.rows = len(prompt_lengths) * samples
         self.row_of: list[int | None] = [None] * slots_taken(slots, samples, self.rows)
-        """The row in each slot; None in a free one, which goes on computing what nobody reads."""
+        """The row in each slot; None in a free slot, whose results are ignored."""
         self.drawn = [0] * len(self.row_of)
         """Tokens of each slot's row so far."""
         self.ended, self.tokens_drawn = 0, 0
@@ -70,12 +70,12 @@ class Scheduler:
 
     @property
     def visible(self) -> int:
-        """Tokens of the longest row in a slot."""
+        """Tokens of the longest live row."""
         live = [(slot, row) for slot, row in enumerate(self.row_of) if row is not None]
         return max(self.prompt_lengths[row // self.samples] + self.drawn[slot] for slot, row in live)
 
     def admit(self) -> list[tuple[list[int], list[int]]]:
-        """Seat waiting groups when enough slots are free to be worth a prefill.
+        """Assign waiting groups to free slots, if enough are free to be worth a prefill.
 
         Returns:
             A pair for each prefill: groups, and their slots (G for each group).
@@ -99,7 +99,7 @@ class Scheduler:
         return [group * self.samples + sample for group in groups for sample in range(self.samples)]
 
     def count_token(self, slots: Sequence[int] | None = None) -> None:
-        """Note that a token was drawn in these slots, or in all."""
+        """Count one token drawn in these slots, or in all."""
         for slot in range(len(self.row_of)) if slots is None else slots:
             if self.row_of[slot] is not None and self.drawn[slot] < self.limit:
                 self.drawn[slot] += 1
@@ -109,7 +109,7 @@ class Scheduler:
         """Free the slots of rows that have ended or reached the limit.
 
         Args:
-            first_ends: place of the token that ends each slot's completion; the limit where none does.
+            first_ends: index of the token that ends each slot's completion; `max_new_tokens` if none does.
         """
         finished = []
         for slot, (row, first_end) in enumerate(zip(self.row_of, first_ends, strict=True)):
@@ -120,7 +120,7 @@ class Scheduler:
         return finished
 
     def shrink(self) -> list[int] | None:
-        """The slots to go on with, where no group waits and enough slots are free; None otherwise."""
+        """The slots to keep, if no group waits and enough slots are free; None otherwise."""
         live = [slot for slot, row in enumerate(self.row_of) if row is not None]
         size = len(self.row_of)
         if self.waiting or not live:

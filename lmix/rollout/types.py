@@ -1,4 +1,4 @@
-"""What sampling takes and gives: prompts, and groups of rollouts."""
+"""Inputs and outputs of sampling: prompts, and groups of rollouts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from lmix.rollout.limits import Limits
 from lmix.tasks.task import Judgement, Problem
 
 Who = Literal["mixed", "policy", "reference"]
-"""A mixture, or the one stream that is alone in it."""
+"""The mixture, or one of its streams alone."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem as the model reads it."""
+    """A problem as token ids."""
 
     problem: Problem
     ids: list[int]
@@ -39,29 +39,29 @@ class Rollout:
 
     prompt: Prompt
     sample: int
-    """Which of the prompt's G samples."""
+    """Index among the prompt's G samples."""
     completion_ids: list[int] = field(default_factory=list)
-    """Sampled tokens, with the one that ended the completion where it ended by itself."""
+    """Sampled tokens, including the one that ended the completion, if it was not truncated."""
     log_probs: Tensor = field(default_factory=lambda: torch.empty(0))
     """`[T]`, of the sampled tokens under the mixed policy, as the sampler computed them."""
     ended: bool = False
-    """Whether an end-of-sequence token was sampled within the limit, or a token that completed a stop string; otherwise
-    the completion is truncated."""
+    """Whether an end-of-sequence token, or a token that completes a stop string, was sampled within the limit;
+    otherwise the completion is truncated."""
     frozen_hidden: dict[str, Tensor] | None = None
-    """`[T, H]` of each of the mixture's frozen streams: hidden states that predicted each token, if they were kept."""
+    """`[T, H]` of each frozen stream of the mixture: the hidden states that predicted each token, if they were kept."""
     is_demonstration: bool = False
-    """Whether it was not sampled: the problem's worked solution."""
+    """Whether it is the problem's worked solution and was not sampled."""
     mask: Tensor | None = None
     """`[T]`, bool: the tokens that count in the loss; None counts all."""
     limits: Limits | None = None
-    """What it was drawn within: scoring leaves out the tokens that could not be drawn. None leaves out none."""
+    """Limits that it was drawn with: scoring excludes tokens that could not be drawn. None excludes none."""
     text: str = ""
-    """The completion without its end-of-sequence token, decoded. A stop string stays, as does what its token has after
-    it."""
+    """The decoded completion without its end-of-sequence token. A stop string is kept, with any text that its token has
+    after it."""
     judgement: Judgement | None = None
     """Format and correctness, once judged."""
     rewards: dict[str, float] = field(default_factory=dict)
-    """Each configured reward by name, before it is weighted."""
+    """The value of each configured reward by name, before weighting."""
     reward: float = 0.0
     """Their weighted sum: R of eq. 4."""
 
@@ -82,7 +82,7 @@ class Group:
     prompt: Prompt
     rollouts: list[Rollout]
     draw: Draw | None = None
-    """What the rollouts were drawn by."""
+    """How the rollouts were drawn."""
     who: Who = "mixed"
     """What they were drawn from: the run's mixture, or one of its streams alone."""
     held_out: bool = False

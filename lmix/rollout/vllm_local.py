@@ -1,4 +1,4 @@
-"""A vLLM beside the trainer, on the same device: in a process of its own, or in this one."""
+"""vLLM on the trainer's device, in a process of its own or in this one."""
 
 import itertools
 import os
@@ -17,17 +17,17 @@ from lmix.rollout.sampler import Progress, SamplerLost
 from lmix.rollout.vllm_sampler import Completion, Request
 
 RANK = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What tells a process its rank: vLLM would join the trainer's group."""
+"""Variables that tell a process its rank. They are hidden from vLLM, which would join the trainer's process group."""
 
 
 class LocalVLLM:
-    """vLLM's engine of one device. Its calls raise SamplerLost where its process has ended.
+    """A vLLM engine on one device; a `VLLMClient`. Its methods raise SamplerLost if its process has ended.
 
     Args:
-        folder: of `lmix export`; read while it starts.
-        settings: of `vllm.LLM`.
-        device: where it runs: the trainer's.
-        sleeps: free its memory between rollout phases; for GPUs.
+        folder: a folder of `lmix export`; read only while vLLM starts.
+        settings: arguments of `vllm.LLM`.
+        device: the trainer's device.
+        sleeps: free vLLM's memory between rollout phases; GPUs only.
 
     Raises:
         ValueError: vLLM is not installed, or does not start.
@@ -65,7 +65,7 @@ class LocalVLLM:
             self._call("lmix_set_mixture", *values)
 
     def set_policy(self, folder: Path) -> None:
-        """See `VLLMClient.set_policy`. While vLLM sleeps, it is noted for when it wakes."""
+        """See `VLLMClient.set_policy`. While vLLM sleeps, the adapter is not read; it is read when vLLM wakes."""
         self._policy = folder
         if not self.asleep:
             with lost_where_ended():
@@ -113,7 +113,7 @@ class LocalVLLM:
 
 @contextmanager
 def lost_where_ended() -> Iterator[None]:
-    """Raise SamplerLost for what vLLM raises once its process has ended."""
+    """Turn the error that vLLM raises after its process has ended into SamplerLost."""
     from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore
 
     try:
@@ -123,33 +123,33 @@ def lost_where_ended() -> Iterator[None]:
 
 
 def completion_of(output: Any) -> Completion:
-    """From vLLM's own."""
+    """Convert vLLM's output of one completion."""
     ids = list(output.token_ids)
     log_probs = [of_place[token].logprob for token, of_place in zip(ids, output.logprobs, strict=True)]
     return Completion(ids, log_probs, output.finish_reason == "stop")
 
 
 def start_error(error: Exception) -> str:
-    """Why vLLM does not start, in one line: of a setting that it refuses, what follows pydantic's own words."""
+    """Why vLLM does not start, in one line. For a rejected setting, the message without pydantic's text around it."""
     refused = re.search(r"Value error, (.*?)(?: \[type=|$)", str(error), re.MULTILINE)
     return refused[1] if refused else first_line(error)
 
 
 def check_installed() -> None:
-    """Raise ValueError, in one line, where vLLM is not there."""
+    """Raise a one-line ValueError if vLLM is not installed."""
     if find_spec("vllm") is None:
         raise ValueError("vLLM is not installed: pip install 'lmix[vllm]' in an environment of its own (docs/serve.md)")
 
 
 @contextmanager
 def environment(device: torch.device) -> Iterator[None]:
-    """What vLLM takes from the environment when it starts: one device, no rank of the trainer's, and less to print
-    unless the user says more."""
+    """Set the environment for vLLM's start: one visible device, not the trainer's rank, and fewer log messages unless
+    the user has set a level."""
     before = dict(os.environ)
     for name in [name for name in before if name in RANK or name.startswith("TORCHELASTIC_")]:
         del os.environ[name]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # this process is one of the trainer's group already
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # this process is already in the trainer's process group
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # a fork would lose the trainer's threads
     os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
@@ -163,5 +163,5 @@ def environment(device: torch.device) -> Iterator[None]:
 
 
 def visible_device(index: int, visible: str | None) -> str:
-    """How CUDA_VISIBLE_DEVICES names a device of this process, for a process that is to see no other."""
+    """The value of CUDA_VISIBLE_DEVICES that shows another process only this device."""
     return visible.split(",")[index] if visible else str(index)

@@ -1,4 +1,4 @@
-"""Rollouts by vLLM: one request a completion, whatever runs vLLM (`vllm_local.py`, `vllm_servers.py`)."""
+"""Rollouts by vLLM: one request per completion, wherever vLLM runs (`vllm_local.py`, `vllm_servers.py`)."""
 
 import tempfile
 from collections.abc import Sequence
@@ -22,51 +22,51 @@ class Request:
 
     prompt_ids: list[int]
     group: int
-    """Requests of the same number share their prompt, and so its keys and values."""
+    """Requests with the same number share their prompt, and so its keys and values."""
     weights: tuple[float, ...]
-    """Of the mixture's streams."""
+    """Weights of the mixture's streams."""
     sampling: dict[str, Any] = field(default_factory=dict)
-    """Further parameters, by vLLM's names."""
+    """Further sampling parameters, by vLLM's names."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What vLLM drew; T tokens."""
+    """A completion that vLLM has drawn; T tokens."""
 
     ids: list[int]
     log_probs: list[float]
-    """`[T]`, under what the tokens were drawn from."""
+    """`[T]`, under the distribution that the tokens were drawn from."""
     stopped: bool
-    """Whether vLLM ended it before the longest that it may be."""
+    """Whether it ended at an end token or a stop string, and not at the maximum length."""
 
 
 class VLLMClient(Protocol):
     """A vLLM that serves a folder of `lmix export`, wherever it runs."""
 
     def complete(self, requests: Sequence[Request], progress: Progress | None) -> list[Completion]:
-        """Draw all of them, in order."""
+        """Draw a completion for each request, and return them in the order of the requests."""
         ...
 
     def set_mixture(self, mixture: Mixture) -> None:
-        """Of requests without weights of their own; its kind, temperature and plausibility are those of all."""
+        """Set the mixture. Its weights are for requests without their own; the rest applies to all requests."""
         ...
 
     def set_policy(self, folder: Path) -> None:
-        """Take over the policy's adapter from a peft folder, and forget keys and values of the former one."""
+        """Load the policy's adapter from a peft folder, and drop cached keys and values of the previous one."""
         ...
 
 
 class VLLMSampler:
     """Draws completions by vLLM; a `Sampler`.
 
-    Each completion has a seed of its own, from (seed, step, problem, sample), so it does not depend on what else is
-    drawn, but for rounding. The tokens are not those of lmix's engine, which draws them in another way. No hidden
-    states come back: the update makes passes of the frozen streams.
+    Each completion has a seed of its own, from (seed, step, problem, sample). So, except for rounding, it does not
+    depend on what else is drawn. The tokens differ from those of lmix's engine, which draws them in another way. vLLM
+    returns no hidden states, so the update runs passes of the frozen streams.
 
     Args:
-        vllm: what draws.
-        mixture: what `vllm` was started with.
-        folder: where adapters are written for vLLM to read; None makes a folder in memory, where there is one.
+        vllm: the vLLM that draws.
+        mixture: the mixture that `vllm` was started with.
+        folder: where adapters are written for vLLM to read; None makes a temporary folder, in memory if possible.
     """
 
     def __init__(self, vllm: VLLMClient, mixture: Mixture, folder: Path | None = None) -> None:
@@ -79,12 +79,12 @@ class VLLMSampler:
         self.folder = folder
 
     def sync(self, policy: MixedPolicy) -> None:
-        """Write the policy's adapter, a few MB, and let vLLM read it in place."""
+        """Write the policy's adapter (a few MB), and make vLLM load it."""
         shared = torch.distributed.is_available() and torch.distributed.is_initialized() and self._temporary is None
         if not shared or torch.distributed.get_rank() == 0:
             policy.save_policy(self.folder / POLICY)
             self.vllm.set_policy(self.folder / POLICY)
-        if shared:  # one folder and the same servers for all ranks
+        if shared:  # all ranks have the same folder and the same servers
             torch.distributed.barrier()
 
     def generate(
@@ -120,7 +120,7 @@ class VLLMSampler:
         return groups
 
     def _settle(self, mixtures: Sequence[Mixture]) -> None:
-        """Let vLLM mix in this way; weights travel with each request.
+        """Set the kind, temperature and plausibility of vLLM's mixture. Weights are sent with each request.
 
         Raises:
             ValueError: mixtures that vLLM can't draw from together, or at all.
@@ -136,16 +136,16 @@ class VLLMSampler:
             self.vllm.set_mixture(self.mixture)
 
     def _weights(self, mixture: Mixture) -> tuple[float, ...]:
-        """A weight for each stream that vLLM runs; a mixture of the first two says nothing of the others."""
+        """A weight for each stream that vLLM runs; 0 for streams that the mixture does not name."""
         return mixture.weights + (0.0,) * (len(self.mixture.weights) - len(mixture.weights))
 
 
 def sampling_settings(limits: Limits, greedy: bool) -> dict[str, Any]:
-    """Limits by vLLM's names. Tokens end completions by their number alone, whatever vLLM's own settings are."""
+    """Limits by vLLM's names. Only `limits.end_ids` end a completion, whatever end tokens vLLM has configured."""
     settings = {
         "max_tokens": limits.max_new_tokens,
         "min_tokens": limits.min_new_tokens,
-        "temperature": 0.0 if greedy else 1.0,  # the mixture's own temperature is in its weights
+        "temperature": 0.0 if greedy else 1.0,  # the mixture applies its own temperature
         "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
@@ -155,17 +155,17 @@ def sampling_settings(limits: Limits, greedy: bool) -> dict[str, Any]:
         "logprobs": 0,
     }
     if limits.stop is not None:
-        # vLLM looks for them in the text that it decodes: all of it, and with the token that completes one
+        # vLLM searches decoded text: decode all of it, and keep the token that completes a string
         settings |= {"stop": list(limits.stop.strings), "include_stop_str_in_output": True}
         settings |= {"skip_special_tokens": False, "spaces_between_special_tokens": False}
     return settings
 
 
 def fill(rollout: Rollout, completion: Completion, limits: Limits) -> None:
-    """Take a completion over, up to where lmix's engine would have ended it.
+    """Copy a completion into a rollout, up to where lmix's engine would have ended it.
 
     Raises:
-        ValueError: vLLM has ended it where lmix would have gone on.
+        ValueError: vLLM has ended it where lmix would have continued.
     """
     end = limits.end_of(completion.ids)
     if end is None and completion.stopped:

@@ -1,4 +1,4 @@
-"""vLLM servers somewhere else, by HTTP: OpenAI's completions, and vLLM's own calls for what is served."""
+"""Remote vLLM servers over HTTP: OpenAI's completions, and vLLM's own endpoints that change what is served."""
 
 import json
 import time
@@ -34,13 +34,14 @@ class ServerFailed(SamplerLost):
 
 @dataclass(frozen=True)
 class Server:
-    """One server. Its calls raise SamplerLost where it does not answer, and ValueError where it refuses."""
+    """One server. Its methods raise SamplerLost if it does not answer, and ValueError if it rejects a request."""
 
     url: str
     timeout: float
+    """Seconds to wait for an answer."""
 
     def post(self, path: str, content: dict[str, Any] | None = None) -> Any:
-        """JSON of an answer; None where it has no body."""
+        """Send JSON, and return the JSON of the answer; None if it has no body."""
         request = HTTPRequest(
             self.url.rstrip("/") + path, json.dumps(content or {}).encode(), {"Content-Type": "application/json"}
         )
@@ -61,7 +62,7 @@ class Server:
         return json.loads(body) if body else None
 
     def call(self, method: str, *args: Any) -> dict[str, Any]:
-        """One of `lmix.vllm.worker`'s methods."""
+        """Call a method of `lmix.vllm.worker`."""
         answer = self.post("/collective_rpc", {"method": method, "args": list(args)})["results"][0]
         if "error" in answer:
             raise ValueError(f"server {self.url} refuses: {answer['error']}")
@@ -87,14 +88,14 @@ class Server:
 
 
 class ServedVLLM:
-    """Several servers that share prompts: the completions of one prompt are drawn by one of them.
+    """Several servers; a `VLLMClient`. Prompts are divided among them: one server draws all completions of a prompt.
 
     Args:
-        urls: of the servers, such as http://node1:8000.
-        timeout: seconds in which a completion, or a change of weights, must be there.
+        urls: URLs of the servers, such as http://node1:8000.
+        timeout: seconds to wait for a completion or a change of weights.
         retries: how often a server that does not answer is tried again.
-        retry_seconds: between two tries.
-        connections: requests that are under way at one server.
+        retry_seconds: seconds between two tries.
+        connections: concurrent requests per server.
     """
 
     def __init__(
@@ -106,10 +107,14 @@ class ServedVLLM:
         self.mixture: Mixture | None = None
 
     def check(self, streams: int, rank: int) -> None:
-        """See that all servers serve a mixed policy that the trainer's adapters fit into.
+        """Check that all servers serve a mixed policy that the run's adapters fit.
+
+        Args:
+            streams: number of streams of the run.
+            rank: largest rank of its adapters.
 
         Raises:
-            ValueError: one does not answer, or serves something else.
+            ValueError: a server does not answer, or serves something else.
         """
         for server in self.servers:
             try:
@@ -166,7 +171,7 @@ class ServedVLLM:
         return [found[place] for place in range(len(requests))]
 
     def _retried(self, server: Server, call: Callable[[], T]) -> T:
-        """The call's result; a server that was lost gets the run's weights again before it is tried again."""
+        """The call's result. A lost server gets the run's mixture and policy before it is tried again."""
         for tries_left in range(self.retries, -1, -1):
             try:
                 if tries_left < self.retries:
@@ -179,7 +184,7 @@ class ServedVLLM:
         raise AssertionError("unreachable")
 
     def _restore(self, server: Server) -> None:
-        """Give a server that may have been started anew the run's mixture and policy."""
+        """Send the run's mixture and policy to a server, which may have been restarted."""
         if self.mixture is not None:
             server.set_mixture(self.mixture)
         if self.policy is not None:

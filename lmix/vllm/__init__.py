@@ -1,16 +1,16 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""A mixed policy as one model of vLLM. Found by vLLM through the entry point `vllm.general_plugins`.
+"""The mixed policy as a vLLM model. vLLM finds this package through the entry point `vllm.general_plugins`.
 
-Only vLLM's own processes import the modules of this package; the rest of lmix talks to them by names.
+Only vLLM's processes import the modules of this package; the rest of lmix refers to them by name.
 """
 
 ARCHITECTURE = "MixedPolicyForCausalLM"
-"""What the folders of `lmix export` have in `architectures`."""
+"""The `architectures` entry of folders that `lmix export` writes."""
 WORKER = "lmix.vllm.worker.MixedPolicyWorker"
 
 
 def register() -> None:
-    """Make vLLM know folders that `lmix export` wrote. Called in each of its processes, perhaps several times."""
+    """Register the model and its settings with vLLM. vLLM calls this in each process, perhaps several times."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 

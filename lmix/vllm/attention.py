@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""Keys and values for each stream: attention layers of one decoder, once a stream.
+"""Keys and values for each stream, by one copy per stream of a decoder's attention layers.
 
 Legend: K streams, N tokens of a pass.
 """
@@ -15,12 +15,12 @@ from vllm.model_executor.layers.attention import Attention
 
 
 def stack_attention(layers: dict[str, Any], names: Iterable[str], streams: Sequence[str]) -> None:
-    """Give every stream but the first attention layers of its own, and so a part of vLLM's cache.
+    """Give each stream after the first its own attention layers, and so its own part of vLLM's cache.
 
     Args:
         layers: vLLM's table of the layers that have a cache; the copies are added to it.
-        names: those of the decoder's layers there.
-        streams: K names.
+        names: names of the decoder's layers in this table.
+        streams: names of the K streams.
 
     Raises:
         ValueError: a layer that is not ordinary attention.
@@ -43,6 +43,6 @@ def stack_attention(layers: dict[str, Any], names: Iterable[str], streams: Seque
 
 
 def stacked_attention(layers: Sequence[Attention], query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
-    """Each stream's attention over its own keys: `[K * N, ...]` in K blocks, one a stream."""
+    """Attention of each stream over its own keys. Tensors are `[K * N, ...]`, one block of rows for each stream."""
     blocks = [t.unflatten(0, (len(layers), -1)).unbind(0) for t in (query, key, value)]
     return torch.cat([Attention.forward(layer, *block, **given) for layer, *block in zip(layers, *blocks, strict=True)])

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""The backbone's weights, read from where they lie: an exported folder holds adapters only."""
+"""Load the backbone's weights from their own path, because an exported folder holds adapters only."""
 
 import copy
 from collections.abc import Generator
@@ -18,7 +18,7 @@ LOAD_FORMAT = "lmix"
 
 @register_model_loader(LOAD_FORMAT)
 class BackboneLoader(DefaultModelLoader):
-    """vLLM's loader of safetensors, for the model that the exported folder names."""
+    """vLLM's safetensors loader, for the backbone that the exported folder names."""
 
     def __init__(self, load_config: Any) -> None:
         plain = copy.copy(load_config)
@@ -54,7 +54,7 @@ def nf4_weights(config: PretrainedConfig) -> set[str]:
 
 
 def nf4_values(weight: Tensor, double_quantization: bool) -> Tensor:
-    """A weight as NF4 has it, in its own dtype: the values that the policy was trained on."""
+    """A weight rounded to its NF4 values, in its own dtype: the values that the policy was trained with."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     with torch.no_grad():

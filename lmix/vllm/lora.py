@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""Every stream's LoRA beside vLLM's linear layers, in buffers that are written in place: recorded graphs stay valid.
+"""LoRA of every stream on vLLM's linear layers, in buffers that are written in place, so that CUDA graphs stay valid.
 
 Legend: K streams, N tokens, r rank, D_in and D_out features.
 """
@@ -18,15 +18,17 @@ PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 class StackedLoRA(nn.Module):
-    """K low-rank products beside one layer, each on its stream's block of rows.
+    """The LoRA of K streams on one layer, each applied to its stream's block of rows.
 
-    vLLM packs layers that read the same input (query, key and value; gate and up): their A's lie one after the other,
-    and B is block-diagonal.
+    vLLM packs layers that read the same input (query, key and value; gate and up) into one. Their A factors are
+    stacked, and B is block-diagonal.
 
     Args:
-        pieces: output features of each packed layer, those of this rank.
-        width: D_in, that of this rank.
+        pieces: output features of each packed layer on this tensor-parallel rank.
+        width: D_in on this tensor-parallel rank.
         rank: the largest r.
+        streams: K.
+        dtype: dtype of the factors.
     """
 
     def __init__(self, pieces: list[int], width: int, rank: int, streams: int, dtype: torch.dtype) -> None:
@@ -38,7 +40,7 @@ class StackedLoRA(nn.Module):
         self.register_buffer("b", torch.zeros(streams, rank * len(pieces), sum(pieces), dtype=dtype), persistent=False)
 
     def write(self, stream: int, piece: int, a: Tensor, b: Tensor) -> None:
-        """Take over A `[r, D_in]` and B `[D_out, r]` with its scaling; the stream is zero before."""
+        """Copy A `[r, D_in]` and the scaled B `[D_out, r]` of one packed layer. The stream must be zero before."""
         ranks = slice(piece * self.rank, (piece + 1) * self.rank)
         start = sum(self.pieces[:piece])
         a_block = self.a[stream, ranks]
@@ -54,12 +56,12 @@ class StackedLoRA(nn.Module):
 
 
 class StackedLoRAMethod(LinearMethodBase):
-    """A layer's own product, whatever it is, and then the streams': before ranks are summed."""
+    """Applies a layer's own method, then the streams' LoRA, before the outputs of tensor-parallel ranks are summed."""
 
     def __init__(self, base: Any) -> None:
         self.base = base
 
-    def __getattr__(self, name: str) -> Any:  # vLLM's loaders ask methods for settings of their own
+    def __getattr__(self, name: str) -> Any:  # vLLM's loaders read attributes of the layer's own method
         return getattr(self.__dict__["base"], name)
 
     def create_weights(self, *_: Any, **__: Any) -> None:
@@ -73,17 +75,17 @@ class StackedLoRAMethod(LinearMethodBase):
 
 
 class LoRATable:
-    """Where each adapted layer of the checkpoint lies in vLLM's model.
+    """Maps each adapted layer of the checkpoint to its layer in vLLM's model.
 
     Args:
         model: vLLM's decoder.
-        packed: vLLM's name of a packed layer -> those of its pieces.
-        wanted: the checkpoint's names of all layers that some stream adapts.
+        packed: vLLM's name of a packed layer -> the names of its pieces.
+        wanted: names in the checkpoint of all layers that any stream adapts.
         rank: the largest r of any stream.
         streams: K.
 
     Raises:
-        ValueError: a layer that vLLM's model does not have under that name, or as no linear layer.
+        ValueError: a layer that is not a linear layer of that name in vLLM's model.
     """
 
     def __init__(
@@ -112,11 +114,11 @@ class LoRATable:
 
     @torch.no_grad()
     def write(self, stream: int, config: LoraConfig, weights: Mapping[str, Tensor]) -> None:
-        """Take over a stream's adapter, by peft's names. Layers that it does not adapt get zeros.
+        """Load a stream's adapter, with weights by peft's names. Layers that it does not adapt get zeros.
 
         Raises:
-            ValueError: a rank above the largest of the folder, or a layer that no stream of the folder adapts. Nothing
-                is written then.
+            ValueError: a rank above the largest one of the served folder, or a layer that no stream of that folder
+                adapts. Nothing is changed then.
         """
         factors = {name: (weights[f"{PREFIX}{name}{A}"], weights[f"{PREFIX}{name}{B}"]) for name in adapted(weights)}
         if unknown := sorted(set(factors) - set(self.places)):
@@ -136,7 +138,7 @@ class LoRATable:
 
 
 def adapted(weights: Mapping[str, Tensor]) -> set[str]:
-    """The layers that an adapter changes, by the checkpoint's names."""
+    """Names in the checkpoint of the layers that an adapter changes."""
     return {name.removeprefix(PREFIX).removesuffix(A) for name in weights if name.endswith(A)}
 
 
@@ -145,7 +147,7 @@ def largest_rank(weights: Mapping[str, Tensor]) -> int:
 
 
 def scaling(config: LoraConfig, name: str) -> float:
-    """What peft multiplies a layer's product by."""
+    """peft's scaling of a layer's low-rank product."""
     ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
     rank = ranks.get(get_pattern_key(list(ranks), name), config.r)
     alpha = alphas.get(get_pattern_key(list(alphas), name), config.lora_alpha)
@@ -153,7 +155,7 @@ def scaling(config: LoraConfig, name: str) -> float:
 
 
 def rank_part(module: Any, piece: int, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """What a tensor-parallel rank holds: columns of A where the input is split, rows of B where the output is."""
+    """A tensor-parallel rank's part: columns of A if the layer's input is split, rows of B if its output is split."""
     if module.tp_size == 1:
         return a, b
     if isinstance(module, RowParallelLinear):

@@ -1,7 +1,7 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""A mixed policy as one model of vLLM: any of its decoders on the rows of all streams, mixed before or after its head.
+"""The mixed policy as a vLLM model: one of vLLM's decoders on the rows of all streams, mixed before or after its head.
 
-Legend: K streams, N tokens of a pass, R tokens that something is drawn from, H hidden size, V vocabulary.
+Legend: K streams, N tokens of a pass, R rows that a token is drawn for, H hidden size, V vocabulary.
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ from lmix.vllm.settings import exported_mixture
 
 
 class InnerHead:
-    """vLLM's LM head, which gathers the vocabulary over ranks and caps logits by itself."""
+    """vLLM's LM head, which itself gathers the vocabulary over ranks and caps logits."""
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.bias = inner, getattr(getattr(inner, "lm_head", None), "bias", None)
@@ -38,20 +38,20 @@ class InnerHead:
 
 
 class ServedHead(Head):
-    """The LM head of all streams. Logits come out capped, so only which way streams are mixed depends on the cap."""
+    """The LM head of all streams. `softcap` only decides where streams are mixed: vLLM's head has capped the logits."""
 
     def logits(self, hidden: Tensor, stream: str = "") -> Tensor:
         return self.module(hidden)[..., : self.vocabulary]
 
 
-# the wrapper is compiled, and not the decoder in it: vLLM's shapes are those of N tokens
+# compile this wrapper and not the decoder inside: vLLM's shapes are for N tokens, and the decoder gets K * N
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": -1, "inputs_embeds": 0})
 class ServedMixedPolicy(nn.Module):
     """What `vllm serve` runs for a folder of `lmix export`.
 
     Attributes:
-        mixture: of requests that name no weights of their own; may be replaced at any time (`lmix.vllm.worker`), as
-            keys and values do not depend on it.
+        mixture: used for requests without weights of their own. It may be replaced at any time (`lmix.vllm.worker`),
+            because keys and values do not depend on it.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -101,7 +101,7 @@ class ServedMixedPolicy(nn.Module):
         return hidden.unflatten(0, (streams, -1)).transpose(0, 1).flatten(1)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """Logits of the mixture, float32 `[R, V]`, from `[R, K * H]`; each row's as its request asks."""
+        """Logits of the mixture, float32 `[R, V]`, from `[R, K * H]`, with the weights of each row's request."""
         mixture: Any = self.mixture
         if self.requests is not None:
             mixture = self.requests.rows(len(hidden_states), mixture)
@@ -109,7 +109,7 @@ class ServedMixedPolicy(nn.Module):
         return self.head.mixed_logits([hidden_K[name] for name in mixture.streams], mixture)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Take over the backbone's weights; the adapters were read beside the configuration."""
+        """Load the backbone's weights, and the adapters, which were read in the constructor."""
         loaded = {f"inner.{name}" for name in self.inner.load_weights(weights)}
         for stream, (config, factors) in self.adapters.items():
             self.lora.write(self.streams.index(stream), config, factors)
@@ -117,7 +117,7 @@ class ServedMixedPolicy(nn.Module):
         return loaded
 
     def set_adapter(self, stream: str, folder: str) -> None:
-        """Read a stream's adapter anew from a peft folder. Keys and values of before are then wrong.
+        """Reload a stream's adapter from a peft folder. Cached keys and values are then outdated.
 
         Raises:
             ValueError: no such stream, or an adapter that does not fit.
@@ -127,7 +127,7 @@ class ServedMixedPolicy(nn.Module):
         self.lora.write(self.streams.index(stream), *read_adapter(folder))
 
     def set_mixture(self, mixture: Mixture) -> None:
-        """Mix so from the next token on. Raises ValueError unless it has a weight for each stream."""
+        """Use this mixture from the next token on. Raises ValueError unless it has a weight for each stream."""
         if len(mixture.weights) != len(self.streams):
             raise ValueError(f"weights must be {len(self.streams)} numbers, one a stream, not {list(mixture.weights)}")
         self.mixture = mixture

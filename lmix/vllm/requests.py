@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""The mixture's weights by request: `alpha` or `weights` among a request's extra arguments."""
+"""Weights of the mixture per request: `alpha` or `weights` among a request's extra arguments."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,18 +12,19 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, proces
 from lmix.model.mixture import Mixture, RowMixtures, stream_names
 
 OF_INSTANCE: "dict[str, RequestMixtures]" = {}
-"""By vLLM's instance: the model reads the weights of the batch that its runner has made."""
+"""Instance id of vLLM -> its `RequestMixtures`, from which the model reads the weights of the current batch."""
 
 
 class RequestMixtures(LogitsProcessor):
-    """Keeps each request's weights, in the order of the batch's rows, for the model to mix by.
+    """Keeps each request's weights for the model, in the order of the batch's rows.
 
-    It changes no logits itself. vLLM tells a logits processor, before each pass, which request is in which row.
+    It is a logits processor because vLLM tells these, before each pass, which request is in which row. It changes no
+    logits itself.
     """
 
     NAME = "lmix.vllm.requests:RequestMixtures"
     default: ClassVar[Mixture | None] = None
-    """The exported mixture: what requests are checked against, in the process that takes them."""
+    """The exported mixture, which requests are checked against in the process that receives them."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         OF_INSTANCE[vllm_config.instance_id] = self
@@ -35,7 +36,7 @@ class RequestMixtures(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Raise ValueError for weights that are none; vLLM's server answers with status 400."""
+        """Raise ValueError for invalid weights; vLLM's server then answers with status 400."""
         if cls.default is not None:
             requested(sampling_params.extra_args, cls.default)
         if sampling_params.prompt_logprobs is not None and weights_of(sampling_params.extra_args) is not None:
@@ -55,10 +56,10 @@ class RequestMixtures(LogitsProcessor):
         process_dict_updates(self.weights_of_row, batch_update, lambda params, *_: weights_of(params.extra_args))
 
     def rows(self, count: int, default: Mixture) -> Mixture | RowMixtures:
-        """The mixtures of the batch's rows; `default` where no request has weights of its own.
+        """The mixtures of the batch's rows; `default` if no request has weights of its own.
 
-        Only the first call after an update is for the rows that tokens are drawn for. Others, such as for a prompt's
-        log-probabilities, get the default.
+        Only the first call after an update is for rows that tokens are drawn for. Further calls, such as those for a
+        prompt's log-probabilities, get the default.
         """
         is_due, self.is_due = self.is_due, False
         if not is_due or not self.weights_of_row:
@@ -67,7 +68,7 @@ class RequestMixtures(LogitsProcessor):
         if self._rows is None or self._key != (
             weights,
             default,
-        ):  # mostly they are the last token's
+        ):  # usually they are the same as at the last token
             sums = all(replace(default, weights=row).sums_to_one for row in set(weights))
             tensor = torch.tensor(weights, dtype=torch.float32, device=self.device)
             tempered = default.temperature, default.plausibility
@@ -77,14 +78,14 @@ class RequestMixtures(LogitsProcessor):
 
 
 def weights_of(extra: Mapping[str, Any] | None) -> tuple[float, ...] | None:
-    """A request's weights, checked by `requested` before; None where it names none."""
+    """A request's weights, which `requested` has checked; None if it names none."""
     if extra and "alpha" in extra:
         return 1.0 - float(extra["alpha"]), float(extra["alpha"])
     return tuple(map(float, extra["weights"])) if extra and "weights" in extra else None
 
 
 def requested(extra: Mapping[str, Any] | None, default: Mixture) -> Mixture:
-    """The mixture that a request asks for. Raises ValueError, in one line, where it can't be had."""
+    """The mixture that a request asks for. Raises a one-line ValueError if it is invalid."""
     if not extra or not {"alpha", "weights"} & set(extra):
         return default
     if {"alpha", "weights"} <= set(extra):

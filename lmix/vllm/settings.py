@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""What a mixed policy needs of vLLM's settings, so that `vllm serve FOLDER` needs no flag, and what can't be served."""
+"""vLLM's settings for a mixed policy, so that `vllm serve FOLDER` needs no flag, and checks of unsupported settings."""
 
 import os
 from typing import Any
@@ -16,7 +16,7 @@ from lmix.vllm.requests import RequestMixtures
 
 
 class MixedPolicySettings(VerifyAndUpdateConfig):
-    """vLLM calls these two with its settings, before anything is loaded."""
+    """Hooks that vLLM calls with its settings, before anything is loaded."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
@@ -24,7 +24,7 @@ class MixedPolicySettings(VerifyAndUpdateConfig):
         if not isinstance(config, MixedPolicyConfig) or "path" not in config.backbone:
             raise ValueError(f"folder {model_config.model!r} holds no mixed policy: give one that lmix export wrote")
         check_servable(config.backbone["path"], load_config(config.backbone["path"]))
-        # a log-probability is that of the distribution that a token was drawn from
+        # report log-probabilities of the distribution that tokens are drawn from
         model_config.logprobs_mode = "processed_logprobs"
         model_config.logits_processors = [*(model_config.logits_processors or ()), RequestMixtures.NAME]
 
@@ -45,7 +45,7 @@ class MixedPolicySettings(VerifyAndUpdateConfig):
         parallel.worker_extension_cls = parallel.worker_extension_cls or lmix.vllm.WORKER
         if vllm_config.load_config.load_format == "auto":
             vllm_config.load_config.load_format = LOAD_FORMAT
-        # weights by request are a logits processor of the first model runner
+        # weights per request need the logits processors of vLLM's first model runner
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         RequestMixtures.default = exported_mixture(vllm_config.model_config.hf_config)
 
