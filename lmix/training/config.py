@@ -12,7 +12,7 @@ class SamplingConfig:
     """How rollouts are sampled. There is no top-k or top-p, since in training they would make the ratio wrong."""
 
     samples_per_prompt: int = 8
-    """G, the number of completions per prompt."""
+    """G, the completions of one prompt."""
     max_new_tokens: int = 512
     """Length limit in tokens. A completion that has not ended by then is cut and counts as unsolved."""
     slots: int | Literal["auto"] = 64
