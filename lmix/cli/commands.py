@@ -10,6 +10,7 @@ from typing import Any
 
 from lmix.cli.environment import quieten
 from lmix.cli.messages import explain
+from lmix.cli.overview import asked
 from lmix.cli.trainer import run_trainer
 
 FUNCTIONS = {
@@ -29,11 +30,18 @@ FUNCTIONS = {
 
 def main(args: list[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 for a user's mistake, 130 for SIGINT, 143 for SIGTERM."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        if (text := asked(args)) is not None:
+            print(text)
+            return 0
+    except ValueError as error:
+        print(f"lmix: error: {error}", file=sys.stderr)
+        return 1
     from jsonargparse import set_parsing_settings
     from lightning.fabric.utilities.rank_zero import rank_zero_only
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    args = sys.argv[1:] if args is None else args
     if os.getcwd() not in sys.path:  # so that the command `lmix`, like `python -m lmix`, finds a user's own classes
         sys.path.insert(0, os.getcwd())
     quieten()

@@ -20,12 +20,6 @@ DEFAULTS = {
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
-DESCRIPTION = """Reinforcement learning with logit averaging.
-Start with: fit --config lmix:demo (lmix: names one of lmix's own configs). Settings: fit --model.help=lmix.GRPOModule,
-fit --model.help=lmix.SFTModule, fit --data.task.help=lmix.tasks.MathTask (or CnK12Task, MMLUTask, ArithmeticTask,
-DatasetTask). Other commands, each with --help: evaluate, sweep, compare, audit, power, generate, rewards, export,
-merge, delta, report, plan."""
-
 
 def run_trainer(args: list[str], start: bool = True) -> Any:
     """Run one of Lightning's commands; without `start`, only create its parts. Returns the LightningCLI."""
@@ -97,7 +91,7 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
         parser_kwargs={
             "exit_on_error": False,
             "prog": "python -m lmix",
-            "description": DESCRIPTION,
+            "description": "Reinforcement learning with logit averaging. `lmix --help` lists all commands.",
             **{name: {"exit_on_error": False} for name in COMMANDS},
         },
         args=args,

@@ -1,5 +1,6 @@
 """The style of all figures: colours and markers of methods, axes, labels at the ends of lines, and file formats."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from lmix.report.bands import family
 
 TEXT, GRID = "#333333", "#E3E3E3"
 FONT = 9
+LABEL_WIDTH = 30
+"""Characters of a line of a label beside the axes."""
 LEADER = {"arrowstyle": "-", "linewidth": 1, "shrinkA": 3, "shrinkB": 4, "relpos": (0, 0.5)}
 """Style of the stroke from a line's end to its label."""
 LINE_STYLES = ("-", "--", ":", "-.")
@@ -113,12 +116,13 @@ def label_ends(axis: Axes, ends: Sequence[End]) -> None:
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()
     low, high = axis.get_ylim()
-    lines = max((end.text.count("\n") + 1 for end in ends), default=1)
+    texts = [wrapped(end.text) for end in ends]
+    lines = max((text.count("\n") + 1 for text in texts), default=1)
     height = (1.25 * lines + 0.25) * FONT * figure.dpi / 72 / axis.get_window_extent().height
     places = spread([(end.y - low) / (high - low) for end in ends], height)
-    for end, place in zip(ends, places, strict=True):
+    for end, text, place in zip(ends, texts, places, strict=True):
         axis.annotate(
-            end.text,
+            text,
             xy=(end.x, end.y),
             xytext=(1.04, place),
             textcoords="axes fraction",
@@ -128,6 +132,14 @@ def label_ends(axis: Axes, ends: Sequence[End]) -> None:
             arrowprops=LEADER | {"color": end.colour},
             annotation_clip=False,
         )
+
+
+def wrapped(text: str) -> str:
+    """A label in lines that leave the axes most of the figure's width."""
+    lines = (
+        textwrap.wrap(line, LABEL_WIDTH, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")
+    )
+    return "\n".join(piece for line in lines for piece in line)
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

@@ -136,3 +136,14 @@ def test_saving_twice_gives_the_same_bytes(runs, tmp_path):
     second = save(figures.accuracy_against_step(runs), tmp_path / "second")
     assert [path.name for path in first] == ["first.png", "first.svg"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_method_with_many_settings_leaves_the_axes_most_of_the_width(make_run, recwarn):
+    # ends beyond the last step: matplotlib gives up, with a warning, where a label takes all of the width
+    name = "fixed, normaliser=response, advantage_std=sample, mini_batches=8, betas=[0.9, 0.95], schedule=constant"
+    run = read_run(make_run("run", solving(0.25, 0.5), config(0)))
+    figure = figures.accuracy_against_step([run], {name: 0.5})
+    figure.draw_without_rendering()
+    assert not [warning for warning in recwarn if "constrained_layout" in str(warning.message)]
+    assert figure.axes[0].get_position().width > 0.5
+    assert any(text.replace("\n", " ") == name for text in labels(figure))
