@@ -15,7 +15,7 @@ from lmix.report.bands import family
 TEXT, GRID = "#333333", "#E3E3E3"
 FONT = 9
 LABEL_WIDTH = 30
-"""Characters of a line of a label beside the axes."""
+"""Maximum characters per line of a label next to the axes."""
 LEADER = {"arrowstyle": "-", "linewidth": 1, "shrinkA": 3, "shrinkB": 4, "relpos": (0, 0.5)}
 """Style of the stroke from a line's end to its label."""
 LINE_STYLES = ("-", "--", ":", "-.")
@@ -135,7 +135,7 @@ def label_ends(axis: Axes, ends: Sequence[End]) -> None:
 
 
 def wrapped(text: str) -> str:
-    """A label in lines that leave the axes most of the figure's width."""
+    """Break a label into lines of at most `LABEL_WIDTH` characters, so that the axes keep enough width."""
     lines = (
         textwrap.wrap(line, LABEL_WIDTH, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")
     )
