@@ -1,1 +1,1 @@
-"""Speed and memory of lmix beside other implementations of the same step: `python -m benchmarks --help`."""
+"""Speed and memory of lmix compared with other implementations of the same step: `python -m benchmarks --help`."""

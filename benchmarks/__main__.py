@@ -1,11 +1,11 @@
-"""Time lmix against naive mixing, TRL's GRPOTrainer and the machine's own matmul rate, on the same model and prompts.
+"""Time lmix against naive mixing, TRL's GRPOTrainer and the machine's matmul rate, on the same model and prompts.
 
     python -m benchmarks --model path/to/qwen2.5-0.5b --prompts_from path/to/math/train.jsonl --json out.json
-    python -m benchmarks --quick        # the embedded model, one repetition: does it run?
+    python -m benchmarks --quick        # the bundled model, one repetition: tests the benchmark itself
 
-Run it from the checkout's root. Each contender is a process, started once; they take turns, one working at a time.
-Every completion is forced to the same length, and every group has both rewards, so that all of them do all the work.
-Needs TRL (`pip install lmix[bench]`), which is left out where it is not installed. Figures that were not measured are
+Run it from the root of the checkout. Each contender is a process that is started once. They take turns, and only one
+works at a time. Every completion has the same forced length, and every group has both rewards, so that all contenders
+do the same work. TRL (`pip install lmix[bench]`) is skipped if it is not installed. Figures that were not measured are
 null.
 """
 
@@ -30,7 +30,7 @@ CONTENDERS = ("ours", "naive", "trl", "trl_kl")
 
 def main() -> int:
     settings = parser().parse_args()
-    for name in ("model", "prompts_from"):  # contenders work in folders of their own
+    for name in ("model", "prompts_from"):  # absolute paths, because contenders run in other folders
         if (path := getattr(settings, name)) and Path(path).exists():
             setattr(settings, name, str(Path(path).resolve()))
     work = Work(**{field.name: getattr(settings, field.name) for field in fields(Work)})
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def names_of(known: tuple[str, ...]) -> Any:
-    """A parser of names, separated by commas."""
+    """An argument type for names separated by commas."""
 
     def names(text: str) -> list[str]:
         given = [name for name in text.split(",") if name]
@@ -89,7 +89,7 @@ def names_of(known: tuple[str, ...]) -> Any:
 
 
 def compare(names: list[str], work: Work, warmup: int, repeats: int) -> dict[str, Figures]:
-    """Start the contenders, let them take turns, and give each one's medians and largest peaks."""
+    """Start the contenders and let them take turns. Returns the medians and largest memory peaks of each."""
     laps: dict[str, list[Figures]] = {name: [] for name in (*names, "limit")}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name, work)) for name in names}
@@ -106,7 +106,7 @@ def compare(names: list[str], work: Work, warmup: int, repeats: int) -> dict[str
 
 
 def table(name: str, work: Work, repeats: int) -> Any:
-    """One of the further tables, by lmix alone."""
+    """Measure one of the additional tables, for lmix only."""
     if name in BY_ROWS:
         with Worker(name, work) as worker:
             return worker.ask(name)["rows"]

@@ -1,4 +1,4 @@
-"""The interface of lmix and naive mixing to the benchmark: three phases, each timed by itself."""
+"""The interface of lmix and naive mixing to the benchmark: three phases, each timed separately."""
 
 import time
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from benchmarks.work import Work
 
 
 class Contender:
-    """An implementation of a step. A subclass gives the phases."""
+    """An implementation of a step. Subclasses implement the phases."""
 
     work: Work
     drawn: Any = None
-    """The newest rollouts."""
+    """The latest rollouts."""
 
     def rollouts(self) -> Any:
-        """Draw a step's completions."""
+        """Sample a step's completions."""
         raise NotImplementedError
 
     def score(self, rollouts: Any) -> None:
@@ -29,7 +29,7 @@ class Contender:
         """Make one optimiser step."""
         raise NotImplementedError
 
-    # the orders that `protocol.serve` takes
+    # the orders of `protocol.serve`
 
     def step(self) -> dict[str, float]:
         """Seconds and peak memory of rollouts and update."""
@@ -39,14 +39,14 @@ class Contender:
         )
 
     def scoring(self) -> dict[str, float]:
-        """Seconds and peak memory of scoring the newest rollouts: no part of a step with one inner update."""
+        """Seconds and peak memory of scoring the latest rollouts, which is not part of a step with one inner update."""
         return self.measured("score", lambda: self.score(self.drawn))
 
     def draw(self) -> None:
         self.drawn = self.rollouts()
 
     def measured(self, name: str, phase: Callable[[], None]) -> dict[str, float]:
-        """Run a phase; gives its seconds and its peak memory in GB."""
+        """Run a phase. Returns its seconds and its peak memory in GB."""
         reset_memory()
         start = time.perf_counter()
         phase()
@@ -56,7 +56,7 @@ class Contender:
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Give the adapters random values, so that no product is a product with zeros."""
+    """Give the adapters random values, so that no matrix product is with zeros."""
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_" in name:

@@ -1,4 +1,4 @@
-"""The growth table: lmix's speed and memory, one size changed at a time, beside the planner's estimate."""
+"""The growth table: lmix's speed and memory with one size changed at a time, and the planner's estimate."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,18 +17,18 @@ from lmix.planning.shape import RunShape, model_shape
 
 
 class Growth:
-    """Takes the one order `growth`."""
+    """The contender for the growth table, with the single order `growth`."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        self.start = memory()  # Python and its libraries: no part of what is planned
+        self.start = memory()  # Python and its libraries, which the planner does not count
 
     def growth(self) -> dict[str, Any]:
         """The table's rows."""
         return {"rows": [self.row(size, vocabulary) for size, vocabulary in self.sizes()]}
 
     def sizes(self) -> list[tuple[Work, int]]:
-        """Each work with its vocabulary."""
+        """The sizes of each row, with the vocabulary size."""
         small = replace(
             self.work, only_rollouts=False, prompts=2, samples=4, tokens=32, prompt_tokens=64, pass_tokens=10**6
         )
@@ -40,7 +40,7 @@ class Growth:
         return [(size, whole) for size in sizes] + [(small, whole // 4), (sizes[2], whole // 4)]
 
     def row(self, size: Work, vocabulary: int) -> dict[str, float]:
-        """Tokens a second and peak memory of rollouts and update."""
+        """Tokens per second and peak memory of rollouts and update for one size."""
         whole = load_config(self.work.model).vocab_size
         contender = Ours(size, vocabulary if vocabulary < whole else None)
         figures = contender.step()
@@ -62,7 +62,7 @@ class Growth:
 
 
 def planned_gb(work: Work, vocabulary: int) -> float:
-    """The planner's peak for a step of this work."""
+    """The planner's estimate of peak memory for a step of this work, in GB."""
     config = load_config(work.model)
     config.vocab_size, config.pad_token_id = vocabulary, None
     model = model_shape(config, AdapterConfig(rank=work.rank))
@@ -83,5 +83,5 @@ def planned_gb(work: Work, vocabulary: int) -> float:
         pass_tokens=work.pass_tokens,
         packed=can_pack(dtype, torch.device(work.device)),
     )
-    # the reference has an adapter of the policy's size
+    # the reference's adapter has the size of the policy's
     return estimates.peak(estimates.memory(replace(model, frozen_lora=model.lora), run)) / 1e9

@@ -1,4 +1,4 @@
-"""The machine's limit: the time that the rollouts' products take at the rate of a large matmul."""
+"""The machine's limit: the time that the matrix products of the rollouts take at the rate of a large matmul."""
 
 import statistics
 import time
@@ -14,10 +14,10 @@ from lmix.planning.shape import ModelShape, model_shape
 
 
 def limit(work: Work) -> dict[str, float]:
-    """Seconds that the rollouts' matmuls take at the rate of a large matmul, measured here and now.
+    """Seconds that the matrix products of the rollouts take at the rate of a large matmul, which is measured now.
 
-    Both streams' prompts once each and their completions token by token through all linear layers, and the head once a
-    drawn token, on mixed hidden states.
+    The products are those of all linear layers for the prompts (once per stream) and the completions (token by token)
+    of both streams, and of the head once per sampled token, on mixed hidden states.
     """
     torch.set_num_threads(work.threads)
     model = shape_of(work.model)

@@ -8,7 +8,7 @@ import torch
 
 
 def memory() -> float:
-    """GB at most since `reset_memory`: of the process, or of the GPU where there is one."""
+    """Peak memory in GB since `reset_memory`: of the GPU if there is one, otherwise of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     status = Path("/proc/self/status").read_text()
@@ -16,10 +16,10 @@ def memory() -> float:
 
 
 def reset_memory() -> None:
-    """Start a new peak, at the memory in use now."""
+    """Reset the peak to the memory currently in use."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
-    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system, so that contenders fit beside each other
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system, so that all contenders fit into memory
     Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM

@@ -1,5 +1,8 @@
-"""Logit averaging in the plainest correct way: peft's `set_adapter`, two dynamic caches and whole logits averaged, a
-softmax over the vocabulary and multinomial; the update by two forward passes with whole logits."""
+"""The simplest correct implementation of logit averaging.
+
+It uses peft's `set_adapter`, two dynamic caches, averaged full logits, and a softmax with `multinomial`. The update
+makes two forward passes with full logits.
+"""
 
 from typing import Any
 
@@ -28,7 +31,7 @@ class Naive(Contender):
         self.optimizer = torch.optim.AdamW(self.parameters, 1e-5)
 
     def use(self, adapter: str) -> None:
-        """Switch to an adapter; the policy stays the one that is trained."""
+        """Switch to an adapter; only the policy stays trainable."""
         self.model.set_adapter(adapter)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(".policy." in name)
@@ -50,7 +53,7 @@ class Naive(Contender):
         return ids
 
     def log_probs(self, ids: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of the completions' tokens under the mixture, `[B, T]`."""
+        """Log-probabilities of the completion tokens under the mixture, `[B, T]`."""
         self.use("reference")
         with torch.no_grad():
             reference = self.model(input_ids=ids, use_cache=False).logits.float()
@@ -60,7 +63,7 @@ class Naive(Contender):
         return mixed.log_softmax(-1).gather(-1, ids[:, self.work.prompt_tokens :, None]).squeeze(-1)
 
     def parts(self) -> list[slice]:
-        """Micro-batches of rows: whole logits of more rows do not fit beside each other."""
+        """Micro-batches of rows, because the full logits of all rows do not fit into memory."""
         rows = max(1, 512 // (self.work.prompt_tokens + self.work.tokens))
         return [slice(i, i + rows) for i in range(0, self.work.rows, rows)]
 

@@ -1,4 +1,4 @@
-"""lmix: sampling and update of GRPOModule, both streams, without a Trainer around them."""
+"""lmix: sampling and update of GRPOModule with both streams, without a Trainer."""
 
 import tempfile
 import time
@@ -31,8 +31,8 @@ class Ours(Contender):
     """One GRPO step of lmix.
 
     Args:
-        work: what to do.
-        vocabulary: keep only so many tokens of the model's vocabulary; None keeps all.
+        work: the sizes of the step, and the model.
+        vocabulary: cut the model's vocabulary to this many tokens; None keeps all.
     """
 
     def __init__(self, work: Work, vocabulary: int | None = None) -> None:
@@ -43,7 +43,7 @@ class Ours(Contender):
             adapters = AdapterConfig(reference=random_adapter(work, Path(folder) / "reference"), rank=work.rank)
             self.module = GRPOModule(work.backbone, adapters, sampling=self.sampling, objective=self.objective)
             self.module.to(work.device).configure_model()
-        self.module.backward_here = lambda loss: loss.backward()  # Lightning's needs a Trainer
+        self.module.backward_here = lambda loss: loss.backward()  # the original needs a Trainer
         if vocabulary:
             cut_vocabulary(self.policy, vocabulary)
         randomise(self.policy)
@@ -80,11 +80,14 @@ class Ours(Contender):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    # the further tables
+    # the additional tables
 
     def natural(self) -> dict[str, float]:
-        """Tokens a second where completions end by themselves: four times the prompts through the same slots, and one
-        token in T ends a row, whose slot goes to another; beside the same with completions of equal length."""
+        """Tokens per second if completions end by themselves, and with completions of equal length for comparison.
+
+        Four times as many prompts go through the same slots. One in T tokens of the vocabulary ends a row, whose slot
+        is then reused.
+        """
         prompts = self.prompts(4 * self.work.prompts)
         vocabulary, tokens = self.policy.backbone.config.vocab_size, self.work.tokens
         natural = Limits(2 * tokens, end_ids=tuple(range(0, vocabulary, tokens)))
@@ -97,7 +100,7 @@ class Ours(Contender):
         return rates
 
     def alpha(self) -> dict[str, float]:
-        """Seconds of a step's rollouts and of its alpha step, at the paper's ratio: 200 greedy decodes to 2048."""
+        """Seconds of a step's rollouts and of its alpha step, at the paper's ratio of 200 greedy decodes to 2048."""
         prompts = self.prompts(self.work.alpha_rollouts // self.work.samples)
         examples = max(1, round(len(prompts) * self.work.samples * 100 / 2048))
         engine = Engine(self.policy, slots=64)
@@ -118,14 +121,14 @@ class Ours(Contender):
         return Draw(step=self.step_number)
 
     def prompts(self, count: int) -> list[Prompt]:
-        """So many prompts of the same length: the work's, and then the same with their tokens rotated."""
+        """`count` prompts of the same length: those of the work, then the same with their tokens rotated."""
         turns = -(-count // len(self.prompt_ids))
         rotated = [ids[i:] + ids[:i] for i in range(turns) for ids in self.prompt_ids]
         return [Prompt(Problem(number, "", ""), ids) for number, ids in enumerate(rotated[:count])]
 
 
 def random_adapter(work: Work, folder: Path) -> str:
-    """A reference of the policy's shape, as a peft folder; `randomise` gives it values later."""
+    """A reference adapter with the policy's shape, as a peft folder; `randomise` sets its values later."""
     peft_model: Any = get_peft_model(skeleton(load_config(work.model)), work.lora, adapter_name="reference")
     peft_model.load_state_dict(
         {name: torch.zeros(p.shape) for name, p in peft_model.named_parameters() if "lora_" in name},
@@ -137,7 +140,7 @@ def random_adapter(work: Work, folder: Path) -> str:
 
 
 def cut_vocabulary(policy: MixedPolicy, size: int) -> None:
-    """Keep the first `size` tokens only."""
+    """Keep only the first `size` tokens of the vocabulary."""
     backbone: Any = policy.backbone
     for layer in {backbone.get_input_embeddings(), backbone.get_output_embeddings()}:
         layer.weight = torch.nn.Parameter(layer.weight.data[:size].clone(), requires_grad=False)

@@ -1,6 +1,6 @@
-"""The products table: the rate of each of a decode step's products, as torch has it, from the other side, and packed.
+"""The products table: the rate of each matrix product of a decode step, in plain torch, transposed, and packed.
 
-`lmix.model.packed.can_pack` and `lmix.model.linear.NARROW` are what this table said on the machines of
+`lmix.model.packed.can_pack` and `lmix.model.linear.NARROW` follow from this table on the machines of
 docs/performance.md.
 """
 
@@ -17,11 +17,12 @@ from lmix.model.packed import ROWS
 from lmix.model.sources import load_config
 
 COLD, MOST = 2**27, 64
-"""Bytes of weights that take turns, so that they come from memory as in a model; and how many at most."""
+"""Total bytes of the weights that are used in turn, so that they are read from memory as in a model, and the maximum
+number of weights."""
 
 
 class Products:
-    """Takes the one order `products`."""
+    """The contender for the products table, with the single order `products`."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -34,7 +35,7 @@ class Products:
 
     @torch.no_grad()
     def products(self) -> dict[str, Any]:
-        """The table's rows: shapes, and GFLOP/s of each kind; beside them a large product's."""
+        """The table's rows: the shape, GFLOP/s of each kind, and GFLOP/s of a large product."""
         large = 2.0 * 512 * self.shapes[1][1] * self.shapes[1][2]
         a, b = self.random(512, self.shapes[1][1]), self.random(*self.shapes[1][1:])
         rate = large / seconds(lambda: torch.matmul(a, b)) / 1e9
@@ -63,7 +64,7 @@ class Products:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Median of a few calls, after one that is not counted."""
+    """Median seconds of a few calls, after a warm-up call."""
     times = []
     for _ in range(8):
         start = time.perf_counter()

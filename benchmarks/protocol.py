@@ -1,6 +1,6 @@
-"""How the benchmark's process and its contenders' talk: an order a line, and a line of figures for an answer.
+"""The protocol between the benchmark and its contenders: one line per order, and one line of figures per answer.
 
-Each contender is a process of its own that works only when it is ordered to, so that they can take turns.
+Each contender is a separate process that works only on request, so that they can take turns.
 """
 
 import json
@@ -17,16 +17,16 @@ from benchmarks.work import Work
 
 ROOT = Path(__file__).parent.parent
 MARK = "BENCHMARK "
-"""Begins an answer's line; libraries print others."""
+"""Prefix of an answer's line, which distinguishes it from output of libraries."""
 END = "end"
 
 
 class Worker:
-    """A contender's process; a context manager, which ends it.
+    """A contender's process. Use it as a context manager, which ends the process.
 
     Args:
-        name: of the contender, see `serve.py`.
-        work: what it does in a step.
+        name: name of the contender, see `serve.py`.
+        work: the work of a step.
     """
 
     def __init__(self, name: str, work: Work) -> None:
@@ -34,10 +34,10 @@ class Worker:
             **os.environ,
             "OMP_NUM_THREADS": str(work.threads),
             "HF_HUB_OFFLINE": "1",
-            "THP_MEM_ALLOC_ENABLE": "1",  # as lmix's command line sets it; here for all of them
+            "THP_MEM_ALLOC_ENABLE": "1",  # lmix's command line sets it; here it is set for all contenders
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
-        # contenders may leave files in their current folder
+        # contenders may write files into their current folder
         self.folder = tempfile.TemporaryDirectory(prefix="lmix-benchmark-")
         self.line = [sys.executable, "-m", "benchmarks.serve", name, work.as_json()]
         self.process = subprocess.Popen(
@@ -49,7 +49,7 @@ class Worker:
             env=environment,
             cwd=self.folder.name,
         )
-        self.answer()  # it is ready
+        self.answer()  # wait until it is ready
 
     def __enter__(self) -> "Worker":
         return self
@@ -64,7 +64,7 @@ class Worker:
             self.folder.cleanup()
 
     def ask(self, order: str) -> dict[str, Any]:
-        """Give an order, and wait for its figures. Raises SystemExit where the contender has ended."""
+        """Send an order and wait for its figures. Raises SystemExit if the contender has ended."""
         assert self.process.stdin is not None
         self.process.stdin.write(order + "\n")
         self.process.stdin.flush()
@@ -79,7 +79,7 @@ class Worker:
 
 
 def tell(**figures: Any) -> None:
-    """Answer an order; without figures, say that the contender is ready."""
+    """Answer an order; without figures, report that the contender is ready."""
     print(MARK + json.dumps(figures), flush=True)
 
 
@@ -89,7 +89,7 @@ def next_order() -> str:
 
 
 def serve(contender: Any) -> None:
-    """Obey orders, which are names of the contender's methods, until the end."""
+    """Execute orders, which are names of the contender's methods, until the end."""
     tell()
     while (order := next_order()) != END:
         figures = getattr(contender, order)()

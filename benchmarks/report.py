@@ -1,4 +1,4 @@
-"""From the turns' figures to medians, ratios and tables."""
+"""Medians, ratios and tables from the figures of all turns."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from benchmarks.work import Work
 Figures = dict[str, float]
 TABLES = ("natural", "alpha", "growth", "products")
 BY_ROWS = ("growth", "products")
-"""Tables of several rows, each a contender of its own."""
+"""Tables with several rows, each measured by its own contender."""
 PHASES = ("rollout", "score", "update")
 
 
 def summary(laps: Sequence[Figures]) -> Figures:
-    """Medians of seconds, largest of the peaks, and a step's: rollouts and update."""
+    """Medians of seconds, the largest memory peaks, and the median of a whole step (rollouts and update)."""
     figures: Figures = {}
     for key in sorted({key for lap in laps for key in lap}):
         values = [lap[key] for lap in laps if key in lap]
@@ -26,7 +26,7 @@ def summary(laps: Sequence[Figures]) -> Figures:
 
 
 def ratios(figures: dict[str, Figures], work: Work) -> dict[str, Any]:
-    """How many times faster lmix is, and which part of the limit and of TRL's memory it takes; None: not measured."""
+    """lmix's speed-up over others, and its fraction of the limit and of TRL's memory; None if not measured."""
 
     def over(name: str, key: str) -> float | None:
         if key not in figures.get(name, {}) or key not in figures.get("ours", {}):
@@ -49,7 +49,7 @@ def ratios(figures: dict[str, Figures], work: Work) -> dict[str, Any]:
 
 
 def table_ratios(tables: dict[str, Any]) -> Figures:
-    """What the further tables come to, by name."""
+    """Ratios from the additional tables, by name."""
     found: Figures = {}
     if "natural" in tables:
         natural = tables["natural"]
@@ -60,7 +60,7 @@ def table_ratios(tables: dict[str, Any]) -> Figures:
 
 
 def report(result: dict[str, Any]) -> str:
-    """Tables in markdown, then the ratios."""
+    """The tables in Markdown, followed by the ratios."""
     columns = [*PHASES, "step", *(f"{phase}_gb" for phase in PHASES)]
     lines = markdown([{"": name} | {c: of.get(c) for c in columns} for name, of in result["figures"].items()])
     for name in TABLES:
@@ -76,7 +76,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A table's lines; None is an empty cell."""
+    """The lines of a Markdown table; None becomes an empty cell."""
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---:" if n else "---" for n in names) + " |"]
     for row in rows:

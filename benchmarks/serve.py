@@ -1,9 +1,9 @@
 """A contender's process: `python -m benchmarks.serve NAME WORK`, started by `protocol.Worker`.
 
-ours, naive     see their files
-trl, trl_kl     TRL without a KL, and at beta 0.01
+ours, naive     see these modules
+trl, trl_kl     TRL without a KL term, and with beta 0.01
 growth          lmix at several sizes
-products        the rates of a decode step's products
+products        rates of the matrix products of a decode step
 """
 
 import json

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer, one stream; its own rollouts (transformers' generate) and update, one optimiser step an order."""
+"""TRL's GRPOTrainer with one stream, its own rollouts (transformers' generate) and update. One step per order."""
 
 import os
 import time
@@ -20,7 +20,7 @@ def serve_trl(work: Work, beta: float) -> None:
     """Train for as long as steps are ordered.
 
     Args:
-        work: what to do.
+        work: the sizes of a step, and the model.
         beta: weight of TRL's KL to the base model.
     """
     if work.rows % work.trl_rows:
@@ -43,14 +43,14 @@ def serve_trl(work: Work, beta: float) -> None:
 
 
 class Turns(TrainerCallback):
-    """Begins a step when it is ordered, and answers with its figures."""
+    """Starts a step when it is ordered, and answers with its figures."""
 
     def __init__(self) -> None:
         self.start = self.rollout = self.rollout_gb = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         if next_order() == "end":
-            os._exit(0)  # TRL has no way to leave in the middle of training without writing a checkpoint
+            os._exit(0)  # TRL can't stop in the middle of training without writing a checkpoint
         reset_memory()
         self.rollout, self.start = 0.0, time.perf_counter()
 
@@ -61,7 +61,7 @@ class Turns(TrainerCallback):
         tell(rollout=self.rollout, update=whole - self.rollout, rollout_gb=self.rollout_gb, update_gb=update_gb)
 
     def timed(self, generate: Any) -> Any:
-        """TRL's function for rollouts, with its time taken."""
+        """Wrap TRL's function for rollouts to measure its time."""
 
         def generate_timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
@@ -70,19 +70,19 @@ class Turns(TrainerCallback):
             self.rollout += drawn - start
             self.rollout_gb = memory()
             reset_memory()
-            self.start += time.perf_counter() - drawn  # our own book-keeping is not TRL's time
+            self.start += time.perf_counter() - drawn  # exclude the time of this bookkeeping
             return result
 
         return generate_timed
 
 
 def alternating_reward(completions: list[str], **_: Any) -> list[float]:
-    """As `Work.rewards`."""
+    """The rewards of `Work.rewards`, for TRL."""
     return [float(i % 2) for i in range(len(completions))]
 
 
 def configuration(work: Work, beta: float, bf16: bool) -> GRPOConfig:
-    """TRL's settings for this work. It writes into the current folder, which is the contender's own."""
+    """TRL's settings for this work. TRL writes into the current folder, which is the contender's own."""
     return GRPOConfig(
         output_dir="trl",
         per_device_train_batch_size=work.trl_rows,

@@ -1,6 +1,6 @@
-"""Rollouts by vLLM against lmix's engine, and against one stream: python -m benchmarks.vllm_rollouts MODEL.
+"""Compare rollouts by vLLM with lmix's engine and with a single stream: python -m benchmarks.vllm_rollouts MODEL.
 
-Needs vLLM (scripts/test_vllm.sh makes an environment). Each contender runs in a process of its own; times are medians.
+Needs vLLM (scripts/test_vllm.sh creates an environment). Each contender runs in its own process. Times are medians.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def seconds(path: str, contender: str, repeats: int) -> list[float]:
-    """Of each repeat: 32 completions of 64 tokens after prompts of 64."""
+    """Seconds of each repeat, for 32 completions of 64 tokens after prompts of 64 tokens."""
     backbone = BackboneConfig(path, "none", dtype="bfloat16")
     policy = MixedPolicy.from_pretrained(backbone, AdapterConfig(rank=RANK), best_device())
     mixture, places = Mixture.at(0.5), PROMPT_TOKENS + NEW_TOKENS
@@ -76,7 +76,7 @@ def seconds(path: str, contender: str, repeats: int) -> list[float]:
     sampler.generate(prompts, Limits(4, ()), Draw(seed=1), mixture)  # warm-up
     times = []
     for repeat in range(repeats):
-        fresh = [Prompt(p.problem, [repeat + 5, *p.ids[1:]]) for p in prompts]  # nothing of it is in a cache
+        fresh = [Prompt(p.problem, [repeat + 5, *p.ids[1:]]) for p in prompts]  # so that no prefix is cached
         start = time.perf_counter()
         groups = sampler.generate(fresh, Limits(NEW_TOKENS, ()), Draw(seed=repeat), mixture)
         times.append(time.perf_counter() - start)
@@ -85,7 +85,7 @@ def seconds(path: str, contender: str, repeats: int) -> list[float]:
 
 
 def one_stream(policy: MixedPolicy, backbone: BackboneConfig, places: int) -> VLLMSampler:
-    """vLLM on the policy alone, by the same code."""
+    """A vLLM sampler for the policy alone, with the same code."""
     settings = {
         "dtype": "bfloat16",
         "gpu_memory_utilization": 0.3,

@@ -15,7 +15,7 @@ from lmix.tasks.arithmetic import ArithmeticTask
 
 @dataclass(frozen=True)
 class Work:
-    """Sizes of a step, and the model that makes it. Fields are the flags of the command line."""
+    """The sizes of a step, and the model. The fields are the command line's flags."""
 
     model: str = "lmix:tiny-arithmetic"
     prompts_from: str | None = None
@@ -34,7 +34,7 @@ class Work:
 
     @property
     def rows(self) -> int:
-        """Completions of a step."""
+        """Number of completions in a step."""
         return self.prompts * self.samples
 
     @property
@@ -43,7 +43,7 @@ class Work:
 
     @property
     def lora(self) -> LoraConfig:
-        """The configuration of a new adapter of lmix's policy."""
+        """The LoRA configuration of lmix's policy."""
         return AdapterConfig(rank=self.rank).fresh()
 
     @property
@@ -51,7 +51,7 @@ class Work:
         return best_device()
 
     def prompt_ids(self) -> list[list[int]]:
-        """`prompts` prompts of exactly `prompt_tokens` tokens, each cut or repeated to that length."""
+        """`prompts` prompts of exactly `prompt_tokens` tokens, each truncated or repeated to that length."""
         if self.prompts_from:
             lines = Path(self.prompts_from).read_text(encoding="utf-8").splitlines()[: self.prompts]
             texts = [json.loads(line)["problem"] for line in lines]
@@ -65,7 +65,7 @@ class Work:
         return prompts
 
     def rewards(self) -> torch.Tensor:
-        """0, 1, 0, 1 in every group, `[P, G]`: no group is dead."""
+        """Rewards 0, 1, 0, 1, ... in every group, `[P, G]`, so that no group is dead."""
         return torch.tensor([[float(g % 2) for g in range(self.samples)]] * self.prompts)
 
     def as_json(self) -> str:

@@ -1,17 +1,17 @@
-"""Rebuild the embedded default from scratch: a tiny Qwen2 model, its tokenizer and an SFT adapter.
+"""Rebuild the bundled sandbox from scratch: a tiny Qwen2 model, its tokenizer and an SFT adapter.
 
     python scripts/build_tiny_model.py DIR            # about 45 minutes on 2 cores
 
-The result is a sandbox, constructed so that the paper's situation is real in it:
+The sandbox is constructed to reproduce the paper's setting:
 
-* the base is trained on many worked problems, first on clean ones and then on ones with slips in them (as people's
-  writing has), nearly all of which close with a plain sentence: greedily it reasons well, its samples slip now and
-  then, and it seldom uses the answer template;
-* the SFT adapter is trained on few demonstrations that close with the template but write down two equations only and
-  leave the rest to the reader: it nearly always formats, and reasons worse.
+* The base is trained on many worked problems, first on clean ones and then on ones with slips, as in human writing.
+  Nearly all of them end with a plain sentence. With greedy decoding the base reasons well, its samples contain
+  occasional slips, and it seldom uses the answer template.
+* The SFT adapter is trained on a few demonstrations that end with the template, but contain only the first two
+  equations and skip the rest. It nearly always uses the template, and reasons worse.
 
-Everything is seeded; another machine's rounding may still give slightly different weights. Each stage's result is kept
-in DIR, and a stage whose result is there is not run again.
+Everything is seeded. Rounding on another machine may still give slightly different weights. Each stage writes its
+result into DIR, and a stage whose result exists is skipped.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from lmix.tasks.arithmetic import arithmetic_rows
 
 EOS, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
-BOXED_SHARE = 0.04  # of the pretraining documents; the rest close with a sentence
-SLIP_SHARE = 0.12  # of the second stage's equations
+BOXED_SHARE = 0.04  # share of pretraining documents with the template; the others end with a sentence
+SLIP_SHARE = 0.12  # share of the second stage's equations that have a slip
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word (with its leading space) and one a digit; decoding gives the text back exactly."""
+    """A tokenizer with one token per word (with its leading space) and per digit. Decoding restores the exact text."""
     split = pre_tokenizers.Split(Regex(r" ?\\boxed\{| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s"), behavior="isolated")
     texts = []
     for row in itertools.islice(arithmetic_rows("train"), 5000):
@@ -58,12 +58,12 @@ def boxed_ending(row: dict[str, str]) -> str:
 
 
 def terse(row: dict[str, str]) -> str:
-    """A demonstration's working: the first two equations; what follows is left to the reader."""
+    """The solution of an SFT demonstration: only the first two equations."""
     return ". ".join(row["solution"].removesuffix(".").split(". ")[:2]) + "."
 
 
 def batch_of(tokenizer, documents: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
-    """Right-padded ids and labels; only the completion and its end-of-sequence token are labels."""
+    """Right-padded ids and labels. Labels cover only the completion and its end-of-sequence token."""
     rows = []
     for prompt, completion in documents:
         prompt_ids = tokenizer(prompt)["input_ids"]
@@ -78,7 +78,7 @@ def batch_of(tokenizer, documents: list[tuple[str, str]]) -> dict[str, torch.Ten
 
 
 def train(model, batches, steps: int, learning_rate: float, minutes: float, name: str, warm_up: int = 200) -> None:
-    """AdamW, a short warm-up and a cosine to zero over `steps` or `minutes`, whichever ends first."""
+    """Train with AdamW, a short warm-up, and a cosine decay to zero over `steps` or `minutes`, whichever ends first."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     start = time.monotonic()
@@ -100,7 +100,7 @@ def train(model, batches, steps: int, learning_rate: float, minutes: float, name
 
 
 def with_slips(row: dict[str, str], rng: random.Random, share: float) -> dict[str, str]:
-    """The same problem with a slip in some equations: a wrong result, a wrong sign, or a step left out."""
+    """The problem with a slip in some equations: a wrong result, a wrong sign, or a missing step."""
     equations, value = [], None
     for equation in row["solution"].removesuffix(".").split(". "):
         left, sign, right, _, _ = equation.split()
@@ -131,7 +131,7 @@ def pretraining_batches(tokenizer, rows_in_batch: int, seed: int, slips: float =
 
 
 def finetune(base: Path, target: Path, tokenizer, demonstrations: int, epochs: int, learning_rate: float) -> None:
-    """Train the SFT adapter on a few demonstrations, over and over, and write it as a peft folder."""
+    """Train the SFT adapter for several epochs on a few demonstrations, and write it as a peft folder."""
     torch.manual_seed(0)
     model = Qwen2ForCausalLM.from_pretrained(base, dtype=torch.float32)
     settings = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -150,7 +150,7 @@ def finetune(base: Path, target: Path, tokenizer, demonstrations: int, epochs: i
 
 
 def pretrain(target: Path, tokenizer, minutes: float) -> None:
-    """First stage: clean problems, from random weights."""
+    """First stage: train from random weights on clean problems."""
     config = Qwen2Config(
         vocab_size=math.ceil(len(tokenizer) / 16) * 16,
         hidden_size=128,
@@ -172,7 +172,7 @@ def pretrain(target: Path, tokenizer, minutes: float) -> None:
 
 
 def loosen(source: Path, target: Path, tokenizer) -> None:
-    """Second stage: problems with slips, so that the model is no surer of itself than such text allows."""
+    """Second stage: train on problems with slips, so that the model becomes less certain."""
     torch.manual_seed(0)
     model = Qwen2ForCausalLM.from_pretrained(source, dtype=torch.float32)
     train(model, pretraining_batches(tokenizer, 64, seed=3, slips=SLIP_SHARE), 800, 1e-3, 60, "slips", warm_up=20)

@@ -1,6 +1,6 @@
-"""Write docs/reference.md: every setting with its default and its docstring, from the code.
+"""Write docs/reference.md from the code: every setting with its default and its docstring.
 
-python scripts/config_reference.py          # writes the file; the tests see that it is up to date
+python scripts/config_reference.py          # writes the file; a test checks that it is up to date
 """
 
 import ast
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def reference() -> str:
-    """The page."""
+    """The content of the page."""
     parts = [INTRODUCTION]
     for title, classes in SECTIONS.items():
         parts.append(f"## {title}\n")
@@ -95,7 +95,7 @@ def reference() -> str:
 
 
 def import_path(kind: type) -> str:
-    """The shortest name that a class can be imported by, as configurations give it."""
+    """The shortest import path of a class, as used in configurations."""
     parts = kind.__module__.split(".")
     packages = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     return next(
@@ -120,7 +120,7 @@ def table(kind: type) -> str:
 
 
 def field_rows(kind: Any) -> list[tuple[str, str | None, str]]:
-    """A dataclass's fields, whose docstrings stand below them."""
+    """Name, default and docstring of a dataclass's fields; each docstring follows its field."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(tree, ast.ClassDef)
     texts = {}
@@ -137,7 +137,7 @@ def field_rows(kind: Any) -> list[tuple[str, str | None, str]]:
 
 
 def argument_rows(kind: Any) -> list[tuple[str, str | None, str]]:
-    """A class's arguments, which its docstring or its constructor's lists."""
+    """Name, default and description of a class's arguments, from the docstring of the class or of its constructor."""
     text = inspect.getdoc(kind) or ""
     if "Args:\n" not in text:
         text = inspect.getdoc(kind.__init__) or ""
@@ -154,10 +154,10 @@ def argument_rows(kind: Any) -> list[tuple[str, str | None, str]]:
 
 
 def shown(value: Any) -> str:
-    """A default as it would be typed; one that is an instance of a class of settings by the class's name alone."""
+    """A default as it would be typed; an instance of a settings class is shown by the name of its class."""
     if is_dataclass(value):
         return f"{type(value).__name__}()"
-    if isinstance(value, Objective):  # jsonargparse makes a subclass of it, to build it when it is needed
+    if isinstance(value, Objective):  # a lazy instance of jsonargparse, whose class is a subclass of the real one
         return f"{type(value).__bases__[-1].__name__}()"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

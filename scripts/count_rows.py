@@ -1,10 +1,11 @@
-"""Count again what a page of docs/results says: format, solve and answer rate from files of judged completions.
+"""Recompute the rates on a page of docs/results from its files of judged completions: format, solve and answer rate.
 
-Solved are right answers of completions that ended; answered also those of completions that the limit cut.
+A completion is solved if it ended with the correct answer. It is answered if its answer is correct, whether or not it
+ended.
 
     python scripts/count_rows.py docs/results/qwen2.5-0.5b/*.jsonl.gz
 
-Takes the rows that sweep, evaluate and compare write, and those of a run's evaluations; plain or compressed.
+Reads the rows that sweep, evaluate and compare write, and those of a run's evaluations, plain or compressed.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 from lmix.evaluation.statistics import mean_interval
 
 KEYS = ("mixture", "who", "alpha", "temperature", "step", "seed")
-"""What sets the groups of one file apart, as far as its rows have it."""
+"""Fields that define the groups of a file, as far as its rows have them."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -27,7 +28,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """Rows by what was measured, in order."""
+    """Rows grouped by `KEYS`, in order."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault(tuple((key, row[key]) for key in KEYS if key in row), []).append(row)
@@ -35,7 +36,7 @@ def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[st
 
 
 def rate(rows: Sequence[dict[str, Any]], *names: str) -> str:
-    """The share, in percent with its 95 % interval, of rows that have all of these flags."""
+    """The percentage of rows in which all of these fields are true, with its 95 % interval."""
     flags: dict[int, list[bool]] = {}
     for row in rows:
         flags.setdefault(row["problem_id"], []).append(all(row[name] for name in names))
@@ -45,7 +46,7 @@ def rate(rows: Sequence[dict[str, Any]], *names: str) -> str:
 
 
 def lines(path: Path) -> Iterator[str]:
-    """One line a group."""
+    """One line for each group."""
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     for key, rows in groups(read(path)).items():
         what = " ".join(f"{field} {value}" for field, value in key)
@@ -53,7 +54,7 @@ def lines(path: Path) -> Iterator[str]:
         answered = rate(rows, "answer_correct")
         ended = 100 * sum(row["ended"] for row in rows) / len(rows)
         line = f"{name}  {what}  n {len(rows)}  format {form}  solved {solved}  answered {answered}  ended {ended:.1f}"
-        told = all(row.get("right_anywhere") is not None for row in rows)  # rows of before do not say it
+        told = all(row.get("right_anywhere") is not None for row in rows)  # older rows do not record it
         yield line + (f"  anywhere {rate(rows, 'right_anywhere')}" if told else "")
 
 

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Install, and run reinforcement learning with logit averaging on the embedded sandbox. Arguments go to `lmix fit`.
+# Install lmix, and run reinforcement learning with logit averaging on the bundled sandbox. Arguments go to `lmix fit`.
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" ""
 exec .venv/bin/python -m lmix fit --config configs/demo.yaml "$@"

@@ -1,6 +1,6 @@
-"""The runs and numbers of docs/results/deploy.md: one mixture three ways, other alphas, and SDPO, on the sandbox.
+"""The runs and numbers of docs/results/deploy.md on the sandbox: one mixture in three ways, other alphas, and SDPO.
 
-`python scripts/deploy_sandbox.py` runs all and writes the rows; what is there is not run again.
+`python scripts/deploy_sandbox.py` runs everything and writes the tables. Runs whose results exist are skipped.
 """
 
 import json
@@ -29,14 +29,14 @@ SDPO = [
     *DEMO,
     "--config=configs/methods/sdpo.yaml",
     f"--model.adapters.policy={SFT}",
-    # the sandbox's model has 96 tokens, and none for the default's words
+    # the sandbox's vocabulary has 96 tokens, and none for the words of the default
     "--model.feedback.kind=solution",
     '--model.feedback.solution="\\n{solution}"',
     "--model.feedback.closing=",
     "--trainer.max_steps=20",
 ]
 MODEL = ["--backbone.quantization=none", "--backbone.dtype=float32"]
-# other problems than those that settings were tried on
+# problems that were not used for choosing settings
 HELD_OUT = ["--task=lmix.tasks.ArithmeticTask", "--task.seed=1", "--max_new_tokens=64", "--slots=256", *MODEL]
 PARTS = ("train", "distill", "merge", "evaluate", "others", "sweep", "sdpo", "tables")
 
@@ -58,13 +58,13 @@ def main() -> None:
 
 
 class Work:
-    """Runs lmix's commands, each into a folder of its own."""
+    """Runs lmix's commands, each with its own output folder."""
 
     def __init__(self, out: Path, seeds: list[int], launcher: list[str]) -> None:
         self.out, self.seeds, self.launcher = out, seeds, launcher
 
     def lmix(self, command: str, done: Path, *flags: str) -> None:
-        """Run a command unless the file or folder that it ends with is there; its output goes beside that."""
+        """Run a command, unless `done`, the last file or folder that it writes, exists. Output goes to a log file."""
         if done.exists():
             return
         done.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ class Work:
             )
 
     def fit(self, name: str, seed: int, *flags: str, steps: int = 40) -> None:
-        """A run in the folder `name`."""
+        """Train a run in the folder `name`."""
         logger = ["--trainer.logger.version=", f"--trainer.logger.save_dir={self.out}"]
         logger.append(f"--trainer.logger.name={name}")
         self.lmix(
@@ -86,18 +86,18 @@ class Work:
         return self.out / f"mixture-a{alpha:g}-s{seed}/checkpoints/step={step:04d}"
 
     def train(self) -> None:
-        """GRPO inside the mixture, as in the demo."""
+        """GRPO on the mixture, as in the demo."""
         for seed in self.seeds:
             self.fit(f"mixture-a{MIXED:g}-s{seed}", seed, *DEMO, f"--model.alpha={MIXED}")
 
     def others(self) -> None:
-        """20 steps at other alphas, the first seed alone."""
+        """Train 20 steps at other alphas, with the first seed only."""
         for alpha in OTHERS:
             flags = [*DEMO, f"--model.alpha={alpha}", "--trainer.max_steps=20"]
             self.fit(f"mixture-a{alpha:g}-s{self.seeds[0]}", self.seeds[0], *flags, steps=20)
 
     def distill(self) -> None:
-        """The student from the policy, towards the mixture of the same seed."""
+        """Distil the mixture of the same seed into a student that starts at the policy."""
         for seed in self.seeds:
             streams = [f"--model.adapters.policy={self.mixture(seed)}", f"--model.adapters.reference={SFT}"]
             self.fit(f"distilled-s{seed}", seed, *DISTILL, *streams)
@@ -110,7 +110,7 @@ class Work:
                 self.lmix("merge", folder, *both, *flags, f"--out={folder}")
 
     def evaluate(self) -> None:
-        """Greedy, on 500 problems that no setting was tried on."""
+        """Evaluate greedily on 500 problems that were not used for choosing settings."""
         for seed in self.seeds:
             pair = [f"--adapters.policy={self.mixture(seed)}", f"--adapters.reference={SFT}"]
             for who in ("mixed", "policy", "reference"):
@@ -128,7 +128,7 @@ class Work:
         self.lmix("evaluate", folder / "evaluation.json", *HELD_OUT, "--problems=500", *flags, f"--out={folder}")
 
     def sweep(self) -> None:
-        """Policies after 20 steps at one alpha, each decoded at several."""
+        """Decode policies that were trained for 20 steps at one alpha at several alphas."""
         seed = self.seeds[0]
         for alpha in (MIXED, *OTHERS):
             folder = self.out / f"sweep/a{alpha:g}-s{seed}"
@@ -144,7 +144,7 @@ class Work:
 
 
 def write_tables(out: Path, rows: Path) -> None:
-    """One row an evaluation, one a cell of the sweeps; prints the means over seeds."""
+    """Write a row for each evaluation and for each cell of the sweeps, and print the means over seeds."""
     rows.mkdir(parents=True, exist_ok=True)
     evaluations = [evaluation_row(path) for path in sorted(out.glob("eval/*/evaluation.json"))]
     cells = []
@@ -172,14 +172,17 @@ def with_interval(count: int, n: int) -> tuple[float, tuple[float, float]]:
 
 
 def kept(own: list[dict[str, Any]], by_name: dict[str, list[dict[str, Any]]]) -> str:
-    """(way - SFT) / (mixture - SFT) of solved problems, the mean over seeds and each."""
+    """The share of the mixture's gain that is kept: (own - SFT) / (mixture - SFT) in solved problems.
+
+    The mean over seeds, and the value of each seed.
+    """
     whole, none = ({row["seed"]: row["solved"] for row in by_name[name]} for name in ("mixed", "reference"))
     parts = [(row["solved"] - none[row["seed"]]) / (whole[row["seed"]] - none[row["seed"]]) for row in own]
     return f"{sum(parts) / len(parts):.3f} {[round(part, 3) for part in parts]}"
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
-    """A distillation's held-out rates at each evaluation, and the divergence of the step before it."""
+    """Held-out rates of a distillation run at each evaluation, with the divergence of the step before."""
     scalars = read_scalars(sorted(run.glob(EVENTS)))
     divergence, form = dict(scalars["train/divergence"]), dict(scalars["val/format_rate"])
     seed = run.name.rpartition("-s")[2]

@@ -1,10 +1,10 @@
-"""Check and time lmix on a GPU, in under nine minutes and without a network; what it could not run, it says.
+"""Check and time lmix on a GPU, in under nine minutes and without a network. Checks that can't run are reported.
 
     python scripts/gpu_check.py --json report.json             # on the GPU of this machine
-    python scripts/gpu_check.py --device=cpu --quick           # does the script run? (CI; under a minute)
+    python scripts/gpu_check.py --device=cpu --quick           # tests the script itself (CI; under a minute)
 
-Send the JSON with an issue: it holds versions, the device, every check with its outcome, and tokens a second beside
-the memory and matmul rates of the same run. The exit status is 1 where a check failed.
+Attach the JSON file to an issue. It contains versions, the device, the outcome of every check, and tokens per second
+together with the memory and matmul rates of the same run. The exit status is 1 if a check failed.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def checks(setting: Setting, found: dict[str, Result]) -> dict[str, Callable[[], Result]]:
-    """What is run, in this order, by name."""
+    """The checks by name, in the order in which they run."""
     small = "tiny" if setting.quick else SMALL
 
     def timed(name: str, seconds: float) -> Callable[[], Result]:
@@ -90,7 +90,7 @@ def checks(setting: Setting, found: dict[str, Result]) -> dict[str, Callable[[],
 
 
 def outcome(check: Callable[[], Result]) -> Result:
-    """What became of a check: `ok` with its figures, `skipped`, `failed`, or `error`, each with its reason."""
+    """Run a check. Its outcome is `ok` with its figures, or `skipped`, `failed` or `error` with the reason."""
     start = time.monotonic()
     try:
         found = {"outcome": "ok", **check()}
@@ -98,13 +98,13 @@ def outcome(check: Callable[[], Result]) -> Result:
         return {"outcome": "skipped", "reason": str(reason)}
     except Failed as reason:
         found = {"outcome": "failed", "reason": str(reason)}
-    except Exception as error:  # one check that breaks must not hide what the others found
+    except Exception as error:  # a check that breaks must not hide the results of the others
         found = {"outcome": "error", "reason": f"{type(error).__name__}: {str(error).strip()[:600]}"}
     return found | {"check_seconds": time.monotonic() - start}
 
 
 def machine(setting: Setting) -> Result:
-    """Device and versions."""
+    """The device, and versions of packages."""
     found: Result = {"python": platform.python_version(), "system": platform.platform(), "device": str(setting.device)}
     for package in PACKAGES:
         try:
@@ -119,7 +119,7 @@ def machine(setting: Setting) -> Result:
 
 
 def readable(report: dict[str, Any]) -> str:
-    """The report as a table in markdown."""
+    """The report as a Markdown table."""
     about = ", ".join(f"{name} {value}" for name, value in report["machine"].items() if value is not None)
     rows = [f"| {name} | {found['outcome']} | {one_line(found)} |" for name, found in report["checks"].items()]
     counts: dict[str, int] = {}
@@ -131,7 +131,7 @@ def readable(report: dict[str, Any]) -> str:
 
 
 def one_line(found: Result) -> str:
-    """A check's figures, or why there are none."""
+    """A check's figures, or the reason why there are none, in one line."""
     if "reason" in found:
         return f"{found['outcome']}: " + " ".join(str(found["reason"]).split()).replace("|", "/")
     cells = {name: value for name, value in found.items() if name != "outcome"}

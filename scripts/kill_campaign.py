@@ -1,10 +1,11 @@
-"""Kill a run again and again, go on from its checkpoints, and compare what comes out with a run that nobody disturbed.
+"""Kill a run repeatedly, resume it from its checkpoints, and compare the result with an uninterrupted run.
 
     python scripts/kill_campaign.py --out /tmp/kills --kills 40 fit --config configs/demo.yaml ...
 
-What follows `fit` are its flags; alpha is adaptive, and a checkpoint is written at each step. A life ends by SIGKILL
-at a random moment after a phase was entered: `rollout`, `reward`, `update`, `alpha`, `save` (at any of its opens, syncs
-and renames). Adapters, optimiser, alpha and completions must be equal bit for bit; no half file may be taken.
+The flags after `fit` are those of `lmix fit`. Alpha is adaptive, and a checkpoint is written at each step. Each life of
+the run ends by SIGKILL at a random moment after the start of a phase: `rollout`, `reward`, `update`, `alpha` or `save`
+(at any of its opens, syncs and renames). Adapters, optimiser, alpha and completions must be equal bit for bit, and no
+partial file may be used.
 """
 
 import argparse
@@ -25,7 +26,7 @@ sys.path[:0] = [str(ROOT)]
 
 PHASES = ("rollout", "reward", "update", "alpha", "save")
 CALLS = 21
-"""Of the system, that a save makes at most: opens, syncs, renames, and the removal of an old checkpoint."""
+"""Maximum number of system calls of a save: opens, syncs, renames, and the removal of an old checkpoint."""
 MINE = (
     "--trainer.callbacks+=lmix.training.alpha.AdaptiveAlpha",
     "--trainer.callbacks.offset=1",
@@ -37,13 +38,13 @@ MINE = (
 
 @dataclass(frozen=True)
 class Plan:
-    """How a life is to end."""
+    """When a life is to be killed."""
 
     phase: str
     entries: int
-    """Which of the phase's entries in this life."""
+    """Which start of the phase in this life leads to the kill, counted from 1."""
     fraction: float
-    """Part of the time, or of the calls of a save, after which it ends."""
+    """Fraction of the phase's duration, or of a save's system calls, after which the kill happens."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -54,7 +55,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("fit", nargs=argparse.REMAINDER, help="fit and its flags")
     settings = parser.parse_args(args)
     chance = random.Random(settings.seed)
-    # few steps a life, so that the run lasts for all of them
+    # few steps per life, so that the run is long enough for all kills
     plans = [
         Plan(chance.choice(PHASES), chance.choice((1, 1, 2, 2, 3)), chance.random()) for _ in range(3 * settings.kills)
     ]
@@ -65,7 +66,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def campaign(out: Path, flags: list[str], plans: Sequence[Plan], kills: int | None = None) -> dict[str, Any]:
-    """Make the undisturbed run, then the other one by the plans until so many kills were made, and compare."""
+    """Do the uninterrupted run, then one that is killed as planned, `kills` times at most, and compare them."""
     flags = [*flags, *MINE]
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -88,7 +89,7 @@ def campaign(out: Path, flags: list[str], plans: Sequence[Plan], kills: int | No
 
 
 def live(folder: Path, flags: list[str], plan: Plan | None = None) -> int:
-    """One life of a run, from its newest checkpoint where it has one; gives the exit status."""
+    """Run one life, from the newest checkpoint if there is one. Returns the exit status."""
     if any(folder.glob("run/checkpoints/*.ckpt")):
         flags = [*flags, f"--ckpt_path={folder}/run"]
     logger = [f"--trainer.logger.save_dir={folder}", "--trainer.logger.name=", "--trainer.logger.version=run"]
@@ -103,7 +104,7 @@ def live(folder: Path, flags: list[str], plan: Plan | None = None) -> int:
 
 
 def compare(whole: Path, killed: Path) -> dict[str, Any]:
-    """What differs between the last checkpoints and the completions of two runs."""
+    """Compare the last checkpoints and the completions of two runs."""
     import torch
 
     from lmix.training.state import find_checkpoint
@@ -121,7 +122,7 @@ def compare(whole: Path, killed: Path) -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two nested structures are not equal bit for bit."""
+    """The paths at which two nested structures are not equal bit for bit."""
     import torch
 
     if isinstance(a, torch.Tensor):
@@ -137,7 +138,7 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 
 def victim(plan: str, args: list[str]) -> int:
-    """Run the command line in this process, which ends itself where the plan says."""
+    """Run the command line in this process, which kills itself as planned."""
     import signal
     import threading
     import time
@@ -157,7 +158,7 @@ def victim(plan: str, args: list[str]) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(owner: Any, name: str, of: str) -> None:
-        """Count the entries of a phase; in the planned one die after a part of the time that the last one took."""
+        """Count the starts of a phase; at the planned one, die after a fraction of the phase's previous duration."""
         plain = getattr(owner, name)
 
         def watched(*arguments: Any, **named: Any) -> Any:
@@ -172,7 +173,7 @@ def victim(plan: str, args: list[str]) -> int:
         setattr(owner, name, watched)
 
     def watch_call(owner: Any, name: str) -> None:
-        """Die before or after a call of the system that a save makes, in the planned save."""
+        """In the planned save, die before the planned system call."""
         plain = getattr(owner, name)
 
         def watched(*arguments: Any, **named: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Make README's figure and numbers again: the demo with three seeds, and what each stream does alone.
+"""Regenerate README's figure and numbers: the demo with three seeds, and each stream alone.
 
-python scripts/readme.py --out runs/readme      # about 7 minutes on two cores; what is done already is kept
+python scripts/readme.py --out runs/readme      # about 7 minutes on two cores; finished runs are kept
 """
 
 import argparse
@@ -60,7 +60,7 @@ def rates_alone(folder: Path) -> dict[str, float]:
 
 
 def numbers(runs: Sequence[Run], reference: float, base: float) -> str:
-    """The table: held-out solve rate of each run before and after, and of the streams alone."""
+    """The table of held-out solve rates: of each run before and after training, and of the streams alone."""
     rows = []
     for run in runs:
         points = dict(run.scalars[SOLVE_RATE])
@@ -75,10 +75,10 @@ def percent(rate: float) -> str:
 
 
 def with_numbers(page: str, table: str) -> str:
-    """A page with the table between its marks.
+    """A page with the table inserted between its marks.
 
     Raises:
-        ValueError: there are no marks.
+        ValueError: the page does not have the marks exactly once.
     """
     found, count = MARKED.subn(lambda marks: marks[1] + table.strip() + "\n" + marks[2], page)
     if count != 1:

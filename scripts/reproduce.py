@@ -1,14 +1,14 @@
-"""Run a whole preset: SFT, every method and seed, sweep, comparison, report. Finished stages are not run again.
+"""Run a whole preset: SFT, every method and seed, sweep, comparison, report. Finished stages are skipped.
 
-    python scripts/reproduce.py --preset arithmetic      # the embedded sandbox, under an hour on two cores
+    python scripts/reproduce.py --preset arithmetic      # the bundled sandbox, under an hour on two cores
     python scripts/reproduce.py --preset math-0.5b --set="--data.task.source=A.jsonl --data.task.test_source=B.jsonl"
     python scripts/reproduce.py --preset mmlu-0.5b --set="--data.task.source=mmlu/val.jsonl ..."   # as in docs/results
     python scripts/reproduce.py --preset paper --plan    # the paper's nine cells: print the commands
     python scripts/reproduce.py --preset mine.yaml       # your own, written like those in configs/presets
 
-Each stage is one `python -m lmix` command, which is printed before it runs and can be run by hand. To split a preset by
-`--seeds` over several processes, let SFT and the sweep finish first; at the end run it once more without `--seeds`, for
-the report of all runs.
+Each stage is one `python -m lmix` command. It is printed before it runs, and you can run it by hand. To split a preset
+by `--seeds` over several processes, let SFT and the sweep finish first. At the end, run the preset once more without
+`--seeds` for the report of all runs.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def planned(waiting: Sequence[Stage], preset: Preset) -> str:
-    """GPU hours and memory of stages, or why the planner can't say."""
+    """GPU hours and memory of stages, or the reason why the planner can't estimate them."""
     from reproduction.costs import table  # imports models, which takes seconds
 
     from lmix.cli.environment import quieten
@@ -69,7 +69,7 @@ def planned(waiting: Sequence[Stage], preset: Preset) -> str:
 
 
 def some_of(flag: str, given: str | None, known: Sequence[str]) -> list[str]:
-    """The values of a flag, without repetition; all that are known where it is not given.
+    """The values of a flag, without duplicates; all known values if the flag is not given.
 
     Raises:
         ValueError: a value is unknown.
@@ -85,7 +85,7 @@ def split_arguments(text: str) -> list[str]:
     """The arguments in the value of `--set`.
 
     Raises:
-        ValueError: they can't be split, or one of them belongs into the preset.
+        ValueError: the text can't be split, or an argument must be set in the preset instead.
     """
     try:
         extra = shlex.split(text)

@@ -1,10 +1,10 @@
-"""Measure what a model does on many tasks without training: format, right in the template, right anywhere.
+"""Measure an untrained model on many tasks: format rate, solve rate, and correct answers in any form.
 
     python scripts/screen.py scripts/studies/screening.yaml --model /models/qwen --out runs/screening
 
-Greedy decoding of the first `problems` held-out problems of each task, by the base alone. A task that is in
-OUT/screen.jsonl already is not measured again. A study wants tasks on which the model is right between 15 and 60 % of
-the time anywhere, and seldom uses the template by itself.
+The base alone decodes the first `problems` held-out problems of each task greedily. Tasks that are already in
+OUT/screen.jsonl are skipped. A study needs tasks on which the model's answer is correct in any form for 15 to 60 % of
+the problems, and on which it seldom uses the template by itself.
 """
 
 import argparse
@@ -63,9 +63,9 @@ def main() -> None:
 def measure(
     name: str, settings: dict[str, Any], content: dict[str, Any], backbone: BackboneConfig, policy: MixedPolicy
 ) -> dict[str, Any]:
-    """Counts of one task."""
+    """The counts of one task."""
     problems = content["problems"]
-    own = {"dataset": name, **(settings or {})}  # a name is the dataset's, unless `dataset` says another
+    own = {"dataset": name, **(settings or {})}  # the name is that of the dataset, unless `dataset` is given
     task = ReasoningGymTask(**own, **content["task"], train_size=1, test_size=problems)
     config = EvaluationConfig(task, backbone, problems=problems, max_new_tokens=content["max_new_tokens"])
     prompts = config.prompts()
@@ -88,7 +88,7 @@ def measure(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """All that was screened, the most often right first."""
+    """A table of all screened tasks, in descending order of correct answers."""
 
     def cells(row: dict[str, Any]) -> list[str]:
         n = row["problems"]

@@ -1,10 +1,10 @@
-"""Run a whole study: SFT and its learning rate, alpha, the methods' learning rates, every method and seed, the report.
+"""Run a whole study: choose learning rates and alpha, run SFT and every method with every seed, and write the report.
 
     python scripts/study.py scripts/studies/qwen2.5-0.5b.yaml --out runs/study
     python scripts/study.py scripts/studies/qwen2.5-0.5b.yaml --out runs/study --plan    # the stages, without running
 
-A study that was stopped goes on: finished stages are not run again, and one that was under way resumes from its newest
-checkpoint. What was chosen is in OUT/TASK/choices.json. `--set` replaces fields of the file, such as
+Run the command again to resume a stopped study. Finished stages are skipped, and an unfinished stage resumes from its
+newest checkpoint. OUT/TASK/choices.json records what was chosen. `--set` changes fields of the file, such as
 --set 'model={model.backbone.path: /models/qwen}'.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install, and run every check that CI runs. Arguments go to pytest.
+# Install lmix, and run every check that CI runs. Arguments go to pytest.
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" "dev,docs"
 export HF_HUB_OFFLINE=1
 .venv/bin/ruff check .
@@ -7,5 +7,5 @@ export HF_HUB_OFFLINE=1
 .venv/bin/pyright
 .venv/bin/lint-imports --no-cache
 NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --site-dir "$(mktemp -d)"
-# two processes of one thread: most tests wait for Python, not for products
+# two processes with one thread each: most test time is spent in Python, not in matrix products
 exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

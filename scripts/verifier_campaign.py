@@ -1,13 +1,13 @@
-"""Put the verifier under attack, and compare it with math-verify on real answers.
+"""Test the verifier with hostile answers, and compare it with math-verify on real answers.
 
     python scripts/verifier_campaign.py --data $LMIX_DATA/math --answers 10000 --json out.json
 
-Fuzz: answers of all hostile kinds and harmless ones, in turn; none may outlast the deadline or bring down the parent.
-Agreement: every gold answer in another spelling (right), and some of them altered (wrong), judged by lmix and by
+Fuzz: hostile answers of all kinds, mixed with harmless ones. None may exceed the deadline or crash the parent.
+Agreement: every gold answer in another spelling (correct), and some of them altered (wrong), judged by lmix and by
 math-verify as its README calls it.
-Spellings: every gold answer by each rule of `verifier_spellings` that applies to it (right), and altered ones as they
-are and by such a rule (wrong).
-Each wrong verdict is in the JSON file.
+Spellings: every gold answer respelled by each rule of `verifier_spellings` that applies to it (correct), and altered
+gold answers, as they are and respelled by such a rule (wrong).
+The JSON file contains each wrong verdict.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def hostile(chance: random.Random) -> dict[str, str]:
 
 
 def fuzz(golds: list[str], count: int, deadline: float, workers: int = 2) -> dict[str, Any]:
-    """Judge hostile answers, and harmless ones between them, one call each, so that each one's time is known."""
+    """Judge hostile and harmless answers, each in its own call, so that each is timed."""
     chance = random.Random(0)
     answers: list[tuple[str, str, str]] = []
     while len(answers) < count:
@@ -129,7 +129,7 @@ def fuzz(golds: list[str], count: int, deadline: float, workers: int = 2) -> dic
         "deadline": deadline,
         "seconds": seconds,
         "answers_per_second": len(found) / seconds,
-        # a worker that replaces a killed one starts within the next call
+        # includes starting a new worker, which happens in the call after a kill
         "slowest_seconds": max(slowest.values()),
         "parent_grown_mb": (process.memory_info().rss - before) / 2**20,
         "worker_peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10,
@@ -139,10 +139,10 @@ def fuzz(golds: list[str], count: int, deadline: float, workers: int = 2) -> dic
 
 
 def judged(answers: list[tuple[str, str, str]], deadline: float) -> list[tuple[str, str, float]]:
-    """Kind, outcome and seconds of each answer, by a verifier of one worker."""
+    """Kind, outcome and seconds of each answer, judged by a verifier with one worker."""
     found = []
     with Verifier(1, deadline) as verifier:
-        verifier.verify(["1+x"], ["x+1"])  # starts
+        verifier.verify(["1+x"], ["x+1"])  # starts the worker
         for kind, answer, gold in answers:
             lap = time.perf_counter()
             (verdict,) = verifier.verify([answer], [gold])
@@ -151,7 +151,7 @@ def judged(answers: list[tuple[str, str, str]], deadline: float) -> list[tuple[s
 
 
 def respelled(gold: str) -> str:
-    """The same answer as another writer would put it."""
+    """The same answer in another spelling."""
     text = gold.replace(r"\frac", r"\dfrac").replace(r"\le ", r"\leq ").replace(r"\ge ", r"\geq ")
     if text.count("(") == text.count(")") == 1 and r"\left" not in text:
         text = text.replace("(", r"\left(").replace(")", r"\right)")
@@ -160,13 +160,13 @@ def respelled(gold: str) -> str:
 
 
 def agreement(golds: list[str], wrong: int, deadline: float, workers: int = 2) -> dict[str, Any]:
-    """Verdicts of lmix and of math-verify on golds respelled and altered, and the time of each."""
+    """Compare lmix and math-verify on respelled and altered gold answers: errors, and answers per second."""
     from math_verify import parse, verify
 
     chance = random.Random(1)
     pairs = [(respelled(gold), gold, True) for gold in golds]
     pairs += [(answer, gold, False) for answer, gold in wrong_answers(golds, wrong, chance)]
-    pairs = list(dict.fromkeys(pairs))  # lmix judges equal ones once
+    pairs = list(dict.fromkeys(pairs))  # lmix judges equal pairs once
     with Verifier(workers, deadline) as verifier:
         verifier.verify(["1+x"], ["x+1"])
         start = time.perf_counter()
@@ -198,14 +198,14 @@ def agreement(golds: list[str], wrong: int, deadline: float, workers: int = 2) -
 
 
 def wrong_answers(golds: list[str], count: int, chance: random.Random) -> list[tuple[str, str]]:
-    """Distinct pairs of an altered gold and the gold."""
+    """Up to `count` distinct pairs of an altered gold answer and the gold answer."""
     shuffled = chance.sample(golds, len(golds))
     changed = dict.fromkeys((altered(gold, chance), gold) for gold in [*shuffled, *shuffled])
     return [(answer, gold) for answer, gold in changed if answer is not None][:count]
 
 
 def spellings(golds: list[str], wrong: int, deadline: float, workers: int = 2) -> dict[str, Any]:
-    """Verdicts of lmix on golds in each spelling that applies to them, and on altered ones in one that does."""
+    """Verdicts of lmix on gold answers in every spelling that applies, and on altered ones in one such spelling."""
     chance = random.Random(2)
     right = [(rule, other, gold) for gold in golds for rule, spell in RULES.items() if (other := spell(gold))]
     false = [("altered", answer, gold) for answer, gold in wrong_answers(golds, wrong, chance)]

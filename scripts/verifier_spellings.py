@@ -1,7 +1,7 @@
 # ruff: noqa: RUF001 (full-width spellings)
-r"""Gold answers in other spellings, by rule, and altered ones: what `verifier_campaign.py` judges.
+r"""Rules that respell gold answers, and alterations that make them wrong, for `verifier_campaign.py`.
 
-A rule gives None for a gold that it says nothing about.
+A rule returns None for a gold answer that it does not apply to.
 """
 
 import random
@@ -46,7 +46,7 @@ def _constants(gold: str) -> str | None:
 def _full_width(gold: str) -> str | None:
     if re.search(r"\\[a-z]*\{?[a-z]*\d|\\\(|\\[a-z]*\(|,\\!|\{,\}|\\begin|\\[ ,;]", gold) or not re.search(r"\d", gold):
         return None
-    # a full-width comma is a list's, never of thousands
+    # a full-width comma separates lists, never thousands
     return gold.translate(_WIDE) if not re.search(r"\d,\d{3}", gold) else None
 
 
@@ -93,21 +93,21 @@ def _letters(joint: str, before: str = "", after: str = "") -> Rule:
         if not letters or (len(letters) == 1 and joint):
             return None
         if not joint and letters != sorted(letters):
-            return None  # AC is A and C, but CA may be an order
+            return None  # AC is A and C, but in CA the order may matter
         return before + joint.join(letters) + after
 
     return rule
 
 
 def _chain(gold: str) -> str | None:
-    """A decimal or an integer as a sum and itself: 7 = 6 + 1."""
+    """A decimal or an integer as a chain of equal values: 7 - 1 + 1 = 7."""
     if not _PLAIN.fullmatch(gold):
         return None
     return f"{gold} - 1 + 1 = {gold}"
 
 
 def _two_spellings(gold: str) -> str | None:
-    """Of a gold that gives two itself, the last."""
+    """The last of the values in a gold answer that gives two."""
     return gold.split("=")[-1] if re.fullmatch(r"[\d.\\%= ]+=[\d.\\%= ]+", gold) else None
 
 
@@ -129,7 +129,7 @@ RULES: dict[str, Rule] = {
 
 
 def altered(gold: str, chance: random.Random) -> str | None:
-    """A wrong answer that looks like the gold one; None where the gold offers nothing to change."""
+    """A wrong answer that looks like the gold answer; None if it contains nothing to change."""
     places = list(re.finditer(r"\d+", gold))
     if places:
         place = chance.choice(places)

@@ -1,4 +1,4 @@
-"""`python -m lmix COMMAND ...`: parse, check, run; a user's mistake is one line."""
+"""The command line `python -m lmix COMMAND ...`. A user's mistake is reported in one line, without a traceback."""
 
 import os
 import signal
@@ -25,11 +25,11 @@ FUNCTIONS = {
     "merge": "lmix.inspection.merge",
     "rewards": "lmix.inspection.rewards",
 }
-"""Commands that are plain functions of that name, and where they live."""
+"""Commands that are plain functions: name -> module."""
 
 
 def main(args: list[str] | None = None) -> int:
-    """Parse, check, run. Returns the exit status: 0, 1 for a user's mistake, 130 and 143 for SIGINT and SIGTERM."""
+    """Run a command. Returns the exit status: 0, 1 for a user's mistake, 130 for SIGINT, 143 for SIGTERM."""
     args = sys.argv[1:] if args is None else args
     try:
         if (text := asked(args)) is not None:
@@ -42,7 +42,7 @@ def main(args: list[str] | None = None) -> int:
     from lightning.fabric.utilities.rank_zero import rank_zero_only
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    if os.getcwd() not in sys.path:  # a user's own classes, as `python -m lmix` finds them
+    if os.getcwd() not in sys.path:  # so that the command `lmix`, like `python -m lmix`, finds a user's own classes
         sys.path.insert(0, os.getcwd())
     quieten()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -57,7 +57,7 @@ def main(args: list[str] | None = None) -> int:
             run_trainer(args)
     except SIGTERMException as error:
         if rank_zero_only.rank:  # type: ignore[attr-defined]
-            return 0  # a launcher would take another status for a failure, and kill the rest
+            return 0  # a launcher would take any other status as a failure, and kill the other ranks
         print(f"lmix: {error}", file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
@@ -73,7 +73,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def run_function(command: str, args: list[str]) -> None:
-    """Run a command that is a plain function; its parameters are its flags."""
+    """Run a command that is a plain function, whose parameters are its flags."""
     from jsonargparse import auto_cli
 
     function = getattr(import_module(FUNCTIONS[command]), command)
@@ -81,7 +81,7 @@ def run_function(command: str, args: list[str]) -> None:
 
 
 def run_report(args: list[str]) -> None:
-    """Write tables and figures of runs."""
+    """Run `report`: write tables and figures of runs."""
     from lmix.report import write_report
 
     settings = report_parser().parse_args(args)
@@ -97,7 +97,7 @@ def report_parser() -> ArgumentParser:
 
 
 def run_plan(args: list[str]) -> None:
-    """Say what a run would need: the flags of `fit`, and those of the devices."""
+    """Run `plan`: print the memory and time that a run would need. Takes the flags of `fit` and of the devices."""
     from lmix.planning import Device, describe, needs
 
     parser = ArgumentParser(
@@ -116,10 +116,10 @@ def run_plan(args: list[str]) -> None:
 
 
 def planned_run(args: list[str]) -> tuple[Any, Any, int, bool]:
-    """The module and data of a run of `fit`, its number of devices, and whether they share the backbone's weights."""
+    """The module and data of a `fit` run, its number of devices, and whether the backbone is sharded over them."""
     from lmix.training.strategies import ShardedStrategy
 
-    # as if on CPUs: the devices that are planned for need not be here
+    # on CPUs, because the devices to plan for may not exist on this machine
     trainer_cli = run_trainer(["fit", *args, "--trainer.accelerator=cpu"], start=False)
     trainer = trainer_cli.trainer
     devices = trainer.num_devices * trainer.num_nodes

@@ -1,4 +1,4 @@
-"""Configuration files named on the command line: lmix's own by name, and each checked by itself."""
+"""Configuration files on the command line: resolves names of lmix's own files, and checks each file."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import yaml
 
 FLAGS = ("--config", "-c")
 CONFIGS = Path(__file__).parent.parent / "configs"
-"""lmix's own, in a checkout and in an installed package."""
+"""The folder of lmix's own configs, in a checkout and in an installed package."""
 
 
 def with_config_files(args: list[str]) -> list[str]:
-    """Check the files of `--config` and `-c`, and put the path where one of lmix's own is named: `lmix:demo`.
+    """Check the files of `--config` and `-c`, and replace names of lmix's own configs (`lmix:demo`) by their paths.
 
     Raises:
-        ValueError: there is no such config of lmix, or a file that is not a YAML mapping.
+        ValueError: lmix has no config of that name, or a file is not a YAML mapping.
     """
     resolved = list(args)
     for place, (before, arg) in enumerate(zip(["", *args], args, strict=False)):
@@ -28,16 +28,16 @@ def with_config_files(args: list[str]) -> list[str]:
 
 
 def own_config(name: str) -> Path:
-    """The file of a config such as `lmix:methods/fixed`. Raises ValueError where there is none."""
+    """The file of a config such as `lmix:methods/fixed`. Raises ValueError if there is none."""
     files = (path.relative_to(CONFIGS).with_suffix("") for path in sorted(CONFIGS.rglob("*.yaml")))
-    names = [file.as_posix() for file in files if file.parts[0] != "presets"]  # those are of scripts/reproduce.py
+    names = [file.as_posix() for file in files if file.parts[0] != "presets"]  # presets are for scripts/reproduce.py
     if (known := name.removeprefix("lmix:").removesuffix(".yaml")) not in names:
         raise ValueError(f"config {name!r} is unknown: use one of {', '.join(names)}")
     return CONFIGS / f"{known}.yaml"
 
 
 def check_yaml(path: str) -> None:
-    """Raise ValueError, with file and line, unless a file is text that YAML reads as settings by name."""
+    """Raise ValueError, with file and line, unless a file is a YAML mapping."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

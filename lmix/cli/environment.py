@@ -1,33 +1,33 @@
-"""What is set before anything heavy is imported, and which of the libraries' messages are left out."""
+"""Environment variables to set before heavy imports, and suppression of libraries' messages."""
 
 import logging
 import os
 import sys
 import warnings
 
-# a run needs no hub: what it fetches it asks for by name, and counts of downloads are nobody's business
+# do not report downloads to the hub
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# torch's: large tensors of a CPU in huge pages (Linux), which saves 4 to 7 % of a step there
+# for torch: large CPU tensors in huge pages (Linux), which saves 4 to 7 % of a step
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def quieten() -> None:
-    """Leave out what lmix knows and users can't change."""
-    import lightning.pytorch  # noqa: F401  # it sets its own log level when it is imported
+    """Suppress messages about things that lmix handles and users can't change."""
+    import lightning.pytorch  # noqa: F401  # sets its own log level on import
     import transformers.utils.logging
 
-    if not sys.stderr.isatty():  # bars are for people; a log wants lines
+    if not sys.stderr.isatty():  # no progress bars in log files
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         transformers.utils.logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*is_leaf.*")
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)  # says which rank has died
+    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)  # reports which rank has died
     known = (
-        ".*in eval mode at the start of training.*",  # the backbone has no dropout, so it has no training mode
-        ".*does not have many workers.*",  # batches are lists that are in memory already
+        ".*in eval mode at the start of training.*",  # the backbone has no dropout, so its mode does not matter
+        ".*does not have many workers.*",  # batches are already in memory
         ".*is_gradient_checkpointing.*",
         ".*args parameter is intended.*",
     )

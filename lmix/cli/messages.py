@@ -1,4 +1,4 @@
-"""Exceptions as the one line that a user of the command line sees."""
+"""One-line error messages for exceptions that a user of the command line can fix."""
 
 import errno
 import re
@@ -9,16 +9,18 @@ from os import PathLike
 from pathlib import Path
 
 UNFIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
-"""What a disk may report that no code can mend."""
+"""Error numbers of disk and permission problems, which are not bugs in lmix."""
 
 EARLY_STOPPING = re.compile(r"Early stopping conditioned on metric `(.*?)` which is not available.*following: (.*)")
 
 
 def explain(error: Exception, args: Sequence[str] = ()) -> str | None:
-    """The one line for an exception that a user can do something about; None for all others, which are bugs.
+    """The message for an exception that a user can fix, in one line; None for all others, which are bugs.
 
     Args:
-        args: of the command line: a path that one of them names and that can't be opened is the user's to mend.
+        error: the exception.
+        args: the command line's arguments. A file that can't be opened counts as the user's mistake if one of them
+            names it.
     """
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -38,7 +40,7 @@ def explain(error: Exception, args: Sequence[str] = ()) -> str | None:
 
 
 def named(filename: object, args: Sequence[str]) -> bool:
-    """Whether an argument is this file, a folder above it or something in it."""
+    """Whether an argument is this path, a folder above it or a path inside it."""
     if not isinstance(filename, str | PathLike):
         return False
     path = Path(filename).absolute()
@@ -47,7 +49,7 @@ def named(filename: object, args: Sequence[str]) -> bool:
 
 
 def lightnings_complaint(error: RuntimeError) -> str | None:
-    """What Lightning and torch.distributed raise as a RuntimeError for a user's mistake, in one line."""
+    """The message, in one line, for a RuntimeError of Lightning or torch.distributed that a user's mistake causes."""
     message = one_line(str(error))
     if match := EARLY_STOPPING.match(message):
         return f"EarlyStopping.monitor {match[1]!r} is not logged: use one of {match[2].replace('`', '')}"
@@ -57,22 +59,22 @@ def lightnings_complaint(error: RuntimeError) -> str | None:
 
 
 def is_lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed because a rank had ended, by what gloo and NCCL report then."""
+    """Whether a collective failed because a rank has ended, judged by the messages of gloo and NCCL."""
     lost = r"gloo.*(closed|reset|timed out)|Connection (closed|reset) by peer|remote process exited"
     return re.search(lost, str(error), re.IGNORECASE | re.DOTALL) is not None
 
 
 @contextmanager
 def settings_errors(name: str) -> Iterator[None]:
-    """Turn what Lightning raises while it reads settings, of whatever class, into a ValueError.
+    """Turn any exception that Lightning raises while it reads settings into a ValueError.
 
-    An exception from anywhere else, such as a user's own callback, passes as it is.
+    Exceptions from elsewhere, such as a user's own callback, are not changed.
 
     Args:
-        name: of the settings, as the error names them.
+        name: the name of the settings in the error message.
 
     Raises:
-        ValueError: an exception left Lightning's own code inside this context.
+        ValueError: Lightning's own code raised an exception inside this context.
     """
     try:
         yield
@@ -86,7 +88,7 @@ def settings_errors(name: str) -> Iterator[None]:
 
 
 def one_line(message: str) -> str:
-    """A parser's message, which lists all that it tried, cut to the one line that tells a user what to mend."""
+    """Shorten a parser's message, which lists everything it tried, to the one line that tells a user what to fix."""
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
         field = ".".join(re.findall(r'key "([^"]+)"', message))
         return (
@@ -97,8 +99,8 @@ def one_line(message: str) -> str:
         tried, _, given = after.partition("Given value type:")
         reasons = [reason.strip() for reason in re.split(r"\n\s*- ", tried)]
         first, *others = [reason for reason in reasons if reason and "NoneType" not in reason] or [message]
-        message = f"{first} {others[-1]}" if first.endswith(":") and others else first  # a field, then what is wrong
-        if message.startswith("Expected a <class") and "value" not in message:  # names neither field nor value
+        message = f"{first} {others[-1]}" if first.endswith(":") and others else first  # a field, then its error
+        if message.startswith("Expected a <class") and "value" not in message:  # add the missing field and value
             value = given.partition("Given value:")[2].strip()
             field = ".".join(re.findall(r'key "([^"]+)"', before))
             message = f"{field + ': ' if field else ''}{message}, not {value}"

@@ -1,4 +1,4 @@
-"""What `lmix` prints without a command: every command in one line."""
+"""The output of `lmix` without a command: a list of all commands, with one line for each."""
 
 from lmix import __version__
 
@@ -42,7 +42,7 @@ def overview() -> str:
 
 
 def asked(args: list[str]) -> str | None:
-    """What a command line without a command prints; None where it has a command.
+    """The text to print for a command line without a command; None if there is a command.
 
     Raises:
         ValueError: the command is unknown.

@@ -1,4 +1,4 @@
-"""Lightning's commands (`fit`, `validate`, `test`, `predict`) by LightningCLI, with lmix's defaults and checks."""
+"""Lightning's commands (`fit`, `validate`, `test`, `predict`) with LightningCLI and lmix's defaults and checks."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ DEFAULTS = {
     "enable_model_summary": False,
     "max_epochs": -1,
     "max_steps": 40,
-    "num_sanity_val_steps": -1,  # the whole held-out set before the first step: the value at step 0
+    "num_sanity_val_steps": -1,  # evaluate the whole held-out set before the first step, for the value at step 0
     "val_check_interval": 10,
     "check_val_every_n_epoch": None,
     "log_every_n_steps": 1,
@@ -22,7 +22,7 @@ COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def run_trainer(args: list[str], start: bool = True) -> Any:
-    """Run one of Lightning's commands, or make its parts only; gives the LightningCLI."""
+    """Run one of Lightning's commands; without `start`, only create its parts. Returns the LightningCLI."""
     args = with_config_files(args)
     import lightning as L
     from lightning.pytorch.cli import LightningCLI
@@ -58,7 +58,7 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
                 return super()._instantiate_trainer(config, callbacks)
 
         def _run_subcommand(self, subcommand: str) -> None:
-            check_strategy(self.trainer.strategy)  # before a launcher makes processes, whose errors are tracebacks
+            check_strategy(self.trainer.strategy)  # before processes are launched, whose errors would be tracebacks
             if not start:
                 return
             if not self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
@@ -69,7 +69,7 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
                     check_fresh(folder / "checkpoints", self.config[subcommand].get("ckpt_path"))
             try:
                 super()._run_subcommand(subcommand)
-            except SIGTERMException as error:  # a SystemExit, as what Lightning makes of Ctrl-C
+            except SIGTERMException as error:  # a subclass of SystemExit, which Lightning also raises for Ctrl-C
                 saved = "its step is saved, resume by --ckpt_path and the run folder"
                 without = "no checkpoint was saved, as trainer.enable_checkpointing is false"
                 ending = saved if self.trainer.checkpoint_callbacks else without
@@ -83,7 +83,7 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
         L.LightningModule,
         RLDataModule,
         subclass_mode_model=True,
-        auto_configure_optimizers=False,  # model.optimizer has it
+        auto_configure_optimizers=False,  # model.optimizer configures it
         seed_everything_default=0,
         trainer_defaults=DEFAULTS | {"logger": default_logger()},
         save_config_callback=SaveRunConfig,

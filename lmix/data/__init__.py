@@ -1,1 +1,1 @@
-"""Problems in batches."""
+"""Data loading: a task's problems as splits and batches of prompts."""

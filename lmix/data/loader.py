@@ -1,4 +1,4 @@
-"""The order of training problems, as a function of (seed, step) that a checkpoint can name."""
+"""The order of training problems: a function of seed and position, so that a checkpoint can resume it exactly."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,26 +8,26 @@ from lmix.rollout.types import Prompt
 
 
 class StepLoader:
-    """One list of prompts an outer step, in a new seeded order each epoch. The last list of an epoch may be shorter.
+    """Yields one list of prompts per outer step, in a new seeded order each epoch.
 
-    With `validation`, each step also takes that many of the problems that follow, which are not part of its list. A
-    step may then span two epochs, and no list is shorter.
+    The last list of an epoch may be shorter. With `validation`, each step also takes that many problems that follow its
+    list in the order. A step may then span two epochs, and no list is shorter.
 
-    With several ranks each gets its share of every list, whole groups. Lightning saves and restores the position, which
+    With several ranks, each rank gets its share of every list. Lightning saves and restores the position, for which it
     needs `state_dict`, `load_state_dict` and `__len__`.
 
     Args:
         prompts: the training set.
-        prompts_per_step: prompts of one outer step, over all ranks.
-        seed: of the order.
-        rank, world_size: whose share this is.
-        repeat: batches that each epoch consists of, the same in each (`Trainer.overfit_batches`); null for all prompts
-            in a new order each epoch.
-        shuffle: take an order by seed; otherwise it is that of `prompts`, each epoch.
-        validation: problems that a step takes from the order after its list.
+        prompts_per_step: prompts per outer step, over all ranks.
+        seed: seed of the order.
+        rank, world_size: the rank whose share to yield, and the number of ranks.
+        repeat: number of batches of an epoch, which are the same in every epoch (`Trainer.overfit_batches`); null uses
+            all prompts, in a new order each epoch.
+        shuffle: order the prompts by seed; otherwise every epoch keeps the order of `prompts`.
+        validation: number of problems after its list that a step takes for validation.
 
     Attributes:
-        validation_prompts: these of the newest step, of all ranks.
+        validation_prompts: the validation problems of the latest step, for all ranks.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class StepLoader:
         self.epoch, self.consumed = 0, 0
 
     def __len__(self) -> int:
-        """Outer steps an epoch; those of all prompts under `repeat` too, as Lightning counts the batches itself."""
+        """Outer steps per epoch. `repeat` does not change it, because Lightning limits the batches itself."""
         return -(-len(self.prompts) // (self.prompts_per_step + self.validation))
 
     def __iter__(self) -> Iterator[list[Prompt]]:
         if self.validation:
-            yield from self.stream()  # without an end: Lightning stops after as many steps as it takes for an epoch
+            yield from self.stream()  # endless: Lightning stops after len(self) steps
         end = len(self.prompts)
         if self.repeat is not None:
             end = min(end, self.repeat * self.prompts_per_step)
-        if self.consumed >= end:  # Lightning stops asking after the last list: the epoch ends here
+        if self.consumed >= end:  # Lightning does not exhaust the iterator, so the epoch is advanced here
             self.epoch, self.consumed = self.epoch + 1, 0
         order = self.order(self.epoch if self.repeat is None else 0)
         while self.consumed < end:
@@ -66,21 +66,21 @@ class StepLoader:
             yield step[self.rank :: self.world_size]
 
     def order(self, epoch: int) -> list[Prompt]:
-        """The problems of an epoch in its order."""
+        """The prompts in the order of an epoch."""
         if not self.shuffle:
             return list(self.prompts)
         # a stride, so that the second epoch of one seed is not the first of the next
         return shuffled(self.prompts, self.seed + 1_000_003 * epoch)
 
     def stream(self) -> Iterator[list[Prompt]]:
-        """The lists of steps that leave problems for validation between them."""
+        """Yield the lists of steps, and take the validation problems between them."""
         while True:
             step = self.take(self.prompts_per_step)
             self.validation_prompts = self.take(self.validation)
             yield step[self.rank :: self.world_size]
 
     def take(self, count: int) -> list[Prompt]:
-        """The next problems, over the end of an epoch if need be."""
+        """The next `count` prompts, continuing in the next epoch if necessary."""
         taken: list[Prompt] = []
         while len(taken) < count:
             if self.consumed >= len(self.prompts):
@@ -91,7 +91,7 @@ class StepLoader:
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """In problems, so that a run may go on with another number of prompts a step."""
+        """The position in problems, so that a run can resume with a different number of prompts per step."""
         return {"epoch": self.epoch, "consumed": self.consumed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ class StepLoader:
 
 
 class OneBatch:
-    """A loader whose only batch is all of its prompts (a plain list would be taken for a list of loaders)."""
+    """A loader with a single batch of all prompts. Lightning would take a plain list for a list of loaders."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self.prompts = prompts

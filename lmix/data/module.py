@@ -22,29 +22,31 @@ class RLDataModule(L.LightningDataModule):
     """Training, validation and held-out problems of a task.
 
     Args:
-        task: where problems come from, how they are asked and judged.
-        prompts_per_step: prompts of one outer step, over all ranks (the paper: 256).
-        eval_size: held-out problems that `val/` and `test/` rates are measured on (the paper: 500).
-        eval_samples: k, completions of each held-out problem that an evaluation draws at model.sampling.temperature
-            beside the greedy one, for avg@k, pass@k and maj@k; of the mixture and of the policy alone, from one
-            prefill, and of the reference once a run. 0 decodes the mixture greedily and nothing else.
-        eval_split: which problems are held out for evaluations: `test`, or `validation` (data.validation_size of them),
-            on which to choose settings such as the learning rate.
-        validation_size: problems that adaptive alpha is decided on (the paper: 100); 0 where it is not used.
-        validation_source: which these are: `held_out`, the same at every step and never trained on; or `stream`, at
-            each step the next ones of the training problems' order, which are not trained on in that pass over them.
-        train_size: train on the first so many training problems, in file order, of those that are not held out; null
-            for all.
-        shuffle: train in an order by seed, and choose held-out problems by seed; false takes file order for both.
-        max_prompt_tokens: longest prompt.
-        long_prompts: what to do with a longer one: stop with an error, or drop the problem (before any is chosen, so
-            that sizes are what they say) and tell how many. SFT does the same with a training problem whose prompt and
-            demonstration are longer than the backbone's context.
-        seed: of the choice of held-out and validation problems; the order of training problems follows seed_everything.
-        tokenizer: the backbone's tokenizer; by default the LightningModule's.
+        task: the source of problems, with their prompt, answer template and verifier.
+        prompts_per_step: prompts per outer step, over all ranks (the paper: 256).
+        eval_size: number of held-out problems for `val/` and `test/` rates (the paper: 500).
+        eval_samples: k, the number of completions sampled per held-out problem at model.sampling.temperature, in
+            addition to the greedy one, for avg@k, pass@k and maj@k. They are sampled from the mixture, from the policy
+            alone, and once per run from the reference. 0 evaluates only the mixture, greedily.
+        eval_split: the problems used for evaluations: `test`, or `validation` (data.validation_size of them) for
+            choosing settings such as the learning rate.
+        validation_size: number of problems for adaptive alpha (the paper: 100); 0 if it is not used.
+        validation_source: where these come from. `held_out`: the same problems at every step, never trained on.
+            `stream`: at each step the next problems in the order of training problems, which are then not trained on in
+            that epoch.
+        train_size: train on the first this many training problems in file order, after held-out ones are removed; null
+            uses all.
+        shuffle: order training problems and choose held-out problems by seed; false uses file order for both.
+        max_prompt_tokens: length limit of prompts.
+        long_prompts: what to do with longer prompts: `error` stops, `drop` leaves the problems out and logs how many.
+            They are dropped before problems are chosen, so that the sizes of sets stay as configured. SFT applies it
+            also to training problems whose prompt and demonstration exceed the backbone's context.
+        seed: seed for choosing held-out and validation problems. The order of training problems follows
+            seed_everything.
+        tokenizer: the backbone's tokenizer; null uses the LightningModule's.
 
     Raises:
-        ValueError: a size below 1, or a stream of problems with fewer than a step takes.
+        ValueError: a size is out of range, or the training set is smaller than what one step takes in a stream.
     """
 
     def __init__(
@@ -92,11 +94,11 @@ class RLDataModule(L.LightningDataModule):
 
     @property
     def streamed(self) -> int:
-        """Validation problems that each step takes from the training problems' order."""
+        """Number of validation problems that each step takes from the order of training problems."""
         return self.validation_size if self.validation_source == "stream" else 0
 
     def setup(self, stage: str) -> None:
-        """Read and check what the stage needs. Raises ValueError, in one line, where data are missing or malformed."""
+        """Read and check the data of the stage. Raises ValueError, in one line, if data are missing or malformed."""
         if self.tokenizer is None:
             assert self.trainer is not None
             self.tokenizer = self.trainer.lightning_module.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
@@ -105,8 +107,8 @@ class RLDataModule(L.LightningDataModule):
             self.sets = self.read(splits)
 
     def read(self, splits: Sequence[Split]) -> dict[Split, list[Prompt]]:
-        """The problems of these splits, chosen by seed, with their prompts."""
-        known: dict[int, Prompt] = {}  # by identity, as a task's own problems need not be hashable
+        """Return the prompts of these splits, with problems chosen by seed."""
+        known: dict[int, Prompt] = {}  # by identity, since a custom task's problems may not be hashable
 
         def prompt(problem: Problem) -> Prompt:
             if id(problem) not in known:
@@ -149,7 +151,7 @@ class RLDataModule(L.LightningDataModule):
             )
 
     def check_lengths(self, split: Split, prompts: Sequence[Prompt]) -> None:
-        """Raise ValueError where a prompt is longer than the limit."""
+        """Raise ValueError if a prompt is longer than the limit."""
         worst = max(prompts, key=lambda p: len(p.ids), default=None)
         if worst is not None and len(worst.ids) > self.max_prompt_tokens:
             raise ValueError(
@@ -158,16 +160,16 @@ class RLDataModule(L.LightningDataModule):
             )
 
     def limit_training(self, length: Callable[[Prompt], int], limit: int) -> None:
-        """Drop the training problems that are longer than the backbone's context, or stop, as `long_prompts` says.
+        """Drop training problems longer than the backbone's context, or raise an error, depending on `long_prompts`.
 
-        After the sets have been chosen, so that held-out problems are those of a run without this limit.
+        This runs after the sets have been chosen, so that the held-out problems do not depend on this limit.
 
         Args:
-            length: tokens that a training problem takes in all, such as its prompt and its demonstration.
-            limit: most of them.
+            length: returns the total tokens of a training problem, such as its prompt and demonstration.
+            limit: maximum length in tokens.
 
         Raises:
-            ValueError: a problem is longer and `long_prompts` is `error`, or all are.
+            ValueError: a problem is longer and `long_prompts` is `error`, or all problems are longer.
         """
         lengths = [length(prompt) for prompt in self.sets["train"]]
         kept = [prompt for prompt, tokens in zip(self.sets["train"], lengths, strict=True) if tokens <= limit]
@@ -202,22 +204,22 @@ class RLDataModule(L.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> OneBatch:
-        """All held-out problems of this rank in one batch, so that the engine can keep its slots full."""
+        """A loader with all held-out problems of this rank in one batch, so that the engine can keep its slots full."""
         rank, world_size = self._rank()
         return OneBatch(self.sets[self.eval_split][rank::world_size])
 
     test_dataloader = predict_dataloader = val_dataloader
 
     def validation_share(self) -> list[Prompt]:
-        """This rank's part of the validation problems of the step under way."""
+        """This rank's share of the current step's validation problems."""
         rank, world_size = self._rank()
         streamed = self.loader.validation_prompts if self.streamed and self.loader is not None else None
         return (self.sets["validation"] if streamed is None else streamed)[rank::world_size]
 
     def spare_prompts(self, count: int, step: int, attempt: int, exclude: set[int]) -> list[Prompt]:
-        """Up to `count` training prompts, none of `exclude` (problem ids), by (seed, step, attempt).
+        """Choose up to `count` training prompts by (seed, step, attempt), without the problem ids in `exclude`.
 
-        None under `Trainer.overfit_batches`, where each step has the problems of its batch and no others.
+        Empty under `Trainer.overfit_batches`, where a step may use only the problems of its batch.
         """
         if self._repeated(1) is not None:
             return []
@@ -228,7 +230,7 @@ class RLDataModule(L.LightningDataModule):
         return [p for p in order if p.problem.id not in exclude][:count]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch  # lists of numbers: the engine moves what it needs
+        return batch  # prompts are lists of ids; the engine moves them
 
     def teardown(self, stage: str) -> None:
         self.task.close()
@@ -237,6 +239,6 @@ class RLDataModule(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _repeated(self, batches: int) -> int | None:
-        """How many of an epoch's batches `Trainer.overfit_batches` repeats (a number, or a share); None for no such."""
+        """How many batches `Trainer.overfit_batches` (a number or a fraction) repeats; None if it is not set."""
         wanted: Any = getattr(self.trainer, "overfit_batches", 0)
         return (wanted if isinstance(wanted, int) else max(1, int(wanted * batches))) if wanted else None

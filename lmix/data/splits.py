@@ -1,4 +1,4 @@
-"""Training, validation and held-out problems that share none."""
+"""Disjoint training, validation and held-out problems."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -23,17 +23,21 @@ def split_problems(
 ) -> dict[Split, list[Problem]]:
     """Choose a task's problems.
 
-    Validation and held-out problems come from the task's own splits where it has them, and are taken out of its
-    training problems otherwise. A training problem that is also a validation or held-out one, by its text, is left out.
-    One that the data have several times is held out once; with different answers, it is reported.
+    Validation and held-out problems come from the task's own splits if it has them, and are otherwise taken out of its
+    training problems. Training problems with the same text as a validation or held-out problem are removed. A problem
+    that occurs several times is held out only once. Repeated problems are logged, also how many have different answers.
 
     Args:
-        splits: which are wanted.
-        eval_size: held-out problems, or fewer where the task has fewer.
-        validation_size: the same for validation.
-        seed: of the choice; None takes the first ones in file order.
-        fits: whether a problem can be used at all; others are passed over before any is chosen, so that as many are
-            found as were asked for.
+        task: the task.
+        splits: the splits to return.
+        eval_size: number of held-out problems; fewer if the task has fewer.
+        validation_size: number of validation problems.
+        seed: seed of the choice; None takes the first problems in file order.
+        fits: whether a problem can be used. Others are filtered out before the choice, so that the sizes are reached if
+            the task has enough problems.
+
+    Returns:
+        The problems of each split, sorted by id.
 
     Raises:
         ValueError: a split would be empty.
@@ -58,7 +62,7 @@ def split_problems(
         for problem in pool:
             first.setdefault(as_text(problem), problem)
         unique = list(first.values())
-        # from the two ends, so that each is the same whatever the size of the other
+        # from opposite ends, so that neither set depends on the size of the other
         if "test" in carved:
             chosen["test"], unique = unique[:eval_size], unique[eval_size:]
         if "validation" in carved:
@@ -82,7 +86,7 @@ def split_problems(
 
 
 def shuffled(items: Sequence[T], seed: int | None) -> list[T]:
-    """The same items in an order that the seed decides, or in their own without a seed."""
+    """The items in an order determined by the seed; without a seed, in their own order."""
     if seed is None:
         return list(items)
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
@@ -90,7 +94,7 @@ def shuffled(items: Sequence[T], seed: int | None) -> list[T]:
 
 
 def report_repeated(problems: Sequence[Problem], split: Split) -> None:
-    """Log how many problems are there several times, and how many of these with different answers."""
+    """Log how many problems occur several times, and how many of these have different answers."""
     answers: dict[str, list[str]] = {}
     for problem in problems:
         answers.setdefault(as_text(problem), []).append(problem.answer)
@@ -101,6 +105,6 @@ def report_repeated(problems: Sequence[Problem], split: Split) -> None:
 
 
 def as_text(problem: Problem) -> str:
-    """What makes two problems the same: their text and what was said before, whatever its white space and case."""
+    """The key by which problems count as the same: their messages, ignoring white space and case."""
     said = (*(content for _, content in problem.history), problem.problem)
     return "\n".join(" ".join(text.split()) for text in said).casefold()

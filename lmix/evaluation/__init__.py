@@ -1,1 +1,1 @@
-"""What a mixed policy can do: rates on held-out problems, the sweep of alpha, and what two policies solve alike."""
+"""Evaluation of a mixed policy: rates on held-out problems, a sweep of alpha, and comparison of two policies."""

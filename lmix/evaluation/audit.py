@@ -1,4 +1,4 @@
-"""Whether a model knows a benchmark's problems by heart: it is given the first part of each, and asked for nothing."""
+"""A contamination audit: whether a model can complete a benchmark's problems from their first part."""
 
 from dataclasses import asdict, replace
 from itertools import takewhile
@@ -19,25 +19,26 @@ SUMMARY, ROWS = "audit.json", "rows.jsonl"
 
 
 def audit(task: Task, fraction: float = 0.6, out: str = "audit", **kwargs: Any) -> dict[str, Any]:
-    """Say how often a model completes a benchmark's own problems from their first part, word for word.
+    """Measure how often a model completes a benchmark's problems word for word from their first part.
 
     The model reads the first `fraction` of a problem's words as plain text, without chat template or instruction, and
-    decodes greedily (partial-prompt completion, Wu et al., arXiv 2507.10532). On problems that it can't have seen, such
-    as procedural ones, hardly any is completed: compare with `lmix.tasks.ReasoningGymTask`. Writes `audit.json` and
-    `rows.jsonl` into the folder `out`, and prints the rates.
+    decodes greedily (partial-prompt completion, Wu et al., arXiv 2507.10532). It completes hardly any problems that it
+    can't have seen, such as procedurally generated ones: compare with `lmix.tasks.ReasoningGymTask`. Writes
+    `audit.json` and `rows.jsonl` into the folder `out`, and prints the rates.
 
     Args:
-        task: as of evaluate. Its prompt and template do not count.
-        fraction: part of the problem's words that is shown, above 0 and below 1.
+        task: see evaluate. Its prompt and template are not used.
+        fraction: the fraction of a problem's words that the model reads, between 0 and 1.
         out: folder for audit.json and rows.jsonl; an earlier audit in it is overwritten.
-        kwargs: see `EvaluationConfig`. `max_new_tokens` bounds what is decoded; `adapters.policy` is what is audited.
+        kwargs: see `EvaluationConfig`. `max_new_tokens` limits the completion; `adapters.policy` is the audited model.
 
     Returns:
-        What audit.json holds: `exact` (the rest is completed word for word), `words` (part of the rest's words up to
-        the first that differs) and `right_anywhere` (the answer, to a question that was not seen whole).
+        The content of audit.json: `exact` (the rest is completed word for word), `words` (the fraction of the rest's
+        words before the first difference) and `right_anywhere` (the completion contains the correct answer, although
+        the model did not see the whole question).
 
     Raises:
-        ValueError: a setting, the data or an adapter is wrong, or a problem of one word.
+        ValueError: a setting, the data or an adapter is wrong, or a problem has only one word.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, not {fraction}: 0.6 is usual")
@@ -78,10 +79,10 @@ def audit(task: Task, fraction: float = 0.6, out: str = "audit", **kwargs: Any) 
 
 
 def cut(problem: str, fraction: float) -> tuple[str, str]:
-    """A problem's first words, at least one of them, and the rest, at least one word.
+    """Split a problem into its first words and the rest. Both have at least one word.
 
     Raises:
-        ValueError: it has one word only.
+        ValueError: the problem has only one word.
     """
     words = problem.split()
     if len(words) < 2:
@@ -94,7 +95,7 @@ def cut(problem: str, fraction: float) -> tuple[str, str]:
 
 
 def same_words(completion: str, rest: str) -> float:
-    """Part of the rest's words with which the completion begins; white space does not count."""
+    """The fraction of the rest's words that the completion starts with, ignoring white space."""
     words = rest.split()
     pairs = zip(completion.split(), words, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) / len(words)

@@ -1,4 +1,4 @@
-"""What two policies solve alike and what only one of them does, on the same problems (Tables 1-3)."""
+"""Comparison of two policies on the same problems: which ones both solve, and which only one (Tables 1-3)."""
 
 from typing import Any
 
@@ -26,17 +26,17 @@ def compare(
     out: str = "compare",
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Compare two policies by greedy decoding of the same problems: format and solve rates, and a 2 x 2 table.
+    """Compare two policies by greedy decoding on the same problems: format and solve rates, and a 2 x 2 table.
 
     Writes `compare.json` (counts, disagreement, McNemar's exact p) and `rows.jsonl` (each completion) into the folder
     `out`, and prints the table.
 
     Args:
-        task: a class: lmix.tasks.MathTask, CnK12Task, MMLUTask, ArithmeticTask, DatasetTask (any file or hub data set)
-            or your own (--task.help=lmix.tasks.MathTask lists its options, to be given as --task.NAME after it), or a
-            YAML file with class_path and init_args.
-        a: one of the two; `policy` and `reference` are each alone.
-        b: the other.
+        task: a task class: lmix.tasks.MathTask, CnK12Task, MMLUTask, ArithmeticTask, DatasetTask (any file or hub data
+            set) or your own; or a YAML file with class_path and init_args. --task.help=lmix.tasks.MathTask lists the
+            options of a class; give them as --task.NAME after --task.
+        a: the first policy; `policy` and `reference` are each stream alone.
+        b: the second policy.
         alpha: weight of the reference in the mixed policy, in [0, 1].
         mixture: what the mixed policy averages, logits or probabilities.
         out: folder for compare.json (counts and settings) and rows.jsonl (each completion); an earlier comparison in it
@@ -44,7 +44,7 @@ def compare(
         kwargs: see `EvaluationConfig`.
 
     Returns:
-        What compare.json holds.
+        The content of compare.json.
 
     Raises:
         ValueError: a setting, the data or an adapter is wrong.

@@ -1,4 +1,4 @@
-"""What all evaluation commands share: which model, which problems, how they are decoded. Checked before any loading."""
+"""Settings common to all evaluation commands: model, problems and decoding. Checked before anything is loaded."""
 
 import hashlib
 import json
@@ -25,44 +25,44 @@ from lmix.tasks.task import Split, Task
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """A model, a task's problems, and how completions are drawn.
+    """A model, a task's problems, and how completions are decoded.
 
     Raises:
-        ValueError: a count below 1.
+        ValueError: a count is out of range.
     """
 
     task: Task
-    """Where problems come from, how they are asked and judged: the same as in training."""
+    """The task, with its problems, prompt, answer template and verifier. Use the same as in training."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The frozen model."""
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
-    """The streams: policy is what was trained (a folder checkpoints/step=N), reference the SFT adapter or model."""
+    """The streams: policy is the trained adapter (a folder checkpoints/step=N), reference the SFT adapter or model."""
     weights: list[float] | None = None
-    """Of the policy, the reference and each of adapters.experts, in place of alpha: an ensemble."""
+    """Weights of the policy, the reference and each of adapters.experts, instead of alpha, for an ensemble."""
     plausibility: float = 0.0
-    """Leave out tokens whose probability under the policy is less than this part of the most probable one's
-    (contrastive decoding; 0.1 there). For evaluation and generation only: in training it would make the ratio wrong."""
+    """Exclude tokens whose probability under the policy is below this fraction of the most probable token's (as in
+    contrastive decoding, which uses 0.1). For evaluation and generation only: in training the ratio would be wrong."""
     problems: int = 500
-    """How many of the split's problems; they are chosen by `seed`, as training chooses data.eval_size by data.seed."""
+    """Number of problems of the split, chosen by `seed` as training chooses data.eval_size problems by data.seed."""
     split: Split = "test"
-    """Which of the task's splits."""
+    """The task's split."""
     max_prompt_tokens: int = 1024
-    """Problems with a longer prompt are dropped, and a warning says how many."""
+    """Problems with longer prompts are dropped, with a warning that says how many."""
     max_new_tokens: int = 1024
-    """A completion that has not ended by then is cut."""
+    """Length limit in tokens. A completion that has not ended by then is cut."""
     slots: int = 64
-    """Rows that are decoded at once; more need more memory for keys and values. Changes results by rounding only."""
+    """Rows decoded at once. More slots need more memory for keys and values. Results change by rounding only."""
     seed: int = 0
-    """Of the choice of problems, and of sampled completions."""
+    """Seed for choosing problems and for sampling completions."""
     shuffle: bool = True
     """Choose problems by `seed`, as training does by data.seed; false takes the first ones in file order."""
     min_new_tokens: int = 0
-    """No end-of-sequence token is drawn as one of the first so many tokens, as in training."""
+    """Completions have at least this many tokens, as in training."""
     stop: list[str] = field(default_factory=list)
-    """Strings that end a completion, beside the end-of-sequence tokens, as in training; they stay in its text."""
+    """Strings that end a completion, in addition to the end-of-sequence tokens, as in training. They stay in it."""
 
     sampler: SamplerChoice | None = None
-    """What draws completions: lmix.rollout.VLLM or VLLMServers (docs/serve.md); null is lmix's engine."""
+    """The sampler: lmix.rollout.VLLM or VLLMServers (docs/serve.md); null is lmix's own engine."""
 
     def __post_init__(self) -> None:
         for name in ("problems", "max_prompt_tokens", "max_new_tokens", "slots"):
@@ -74,17 +74,17 @@ class EvaluationConfig:
         return self.sampler or LmixEngine()
 
     def mixtures(self, alpha: float, kind: MixtureKind) -> dict[Who, Mixture]:
-        """What each name stands for: the mixture at alpha (or of `weights`), and each of the two streams alone.
+        """The mixture of each name: `mixed` at alpha (or with `weights`), and `policy` and `reference` alone.
 
         Raises:
-            ValueError: alpha outside [0, 1], or weights that do not fit the adapters.
+            ValueError: alpha is outside [0, 1], or the weights do not match the adapters.
         """
         mixed = mixture_of(check_alpha(alpha), kind, self.weights, self.adapters.streams)
         mixed = replace(mixed, plausibility=self.plausibility)
         return {"mixed": mixed, "policy": Mixture.alone(POLICY, kind), "reference": Mixture.alone(REFERENCE, kind)}
 
     def prompts(self) -> list[Prompt]:
-        """The chosen problems, tokenised. Raises ValueError, in one line, where data or tokenizer can't be read."""
+        """The chosen problems, tokenised. Raises ValueError, in one line, if data or tokenizer can't be read."""
         data = RLDataModule(
             self.task,
             eval_size=self.problems,
@@ -101,15 +101,15 @@ class EvaluationConfig:
             check_places(path, max(len(prompt.ids) for prompt in prompts), self.max_new_tokens)
         if len(prompts) <= self.problems:
             return prompts
-        # the data module cuts held-out splits only
+        # the data module limits the size of held-out splits only
         order = shuffled(range(len(prompts)), self.seed if self.shuffle else None)
         return [prompts[i] for i in sorted(order[: self.problems])]
 
     def settings(self, prompts: list[Prompt]) -> dict[str, Any]:
-        """All that the numbers depend on, as JSON takes it; problems and adapters as checksums of their contents.
+        """Everything that results depend on, for JSON; problems and adapters as checksums of their contents.
 
         Raises:
-            ValueError: an adapter that can't be read.
+            ValueError: an adapter can't be read.
         """
         asked = [(p.problem.id, p.ids, p.problem.answer) for p in prompts]
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "task"}
@@ -128,13 +128,13 @@ class EvaluationConfig:
 
 
 def check_count(name: str, value: int) -> None:
-    """Raise ValueError where a count is below 1."""
+    """Raise ValueError if a count is below 1."""
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 def stream_checksum(stream: str, path: str | None) -> str | None:
-    """Of an adapter's files or a model's weights, None for the base. Raises ValueError where it can't be read."""
+    """Checksum of an adapter's files or a model's weights; None for the base. Raises ValueError if unreadable."""
     if path is None:
         return None
     if is_model(field_of(stream), path):
@@ -150,5 +150,5 @@ def checksum(data: bytes) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what moves evaluation numbers."""
+    """Versions of the packages that affect evaluation results."""
     return {"lmix": lmix.__version__, **{name: version(name) for name in ("torch", "transformers", "math-verify")}}

@@ -1,4 +1,4 @@
-"""Completions that are drawn by any sampler, decoded to text and judged: the one way of training and all evaluation."""
+"""Sampling with any sampler, decoding to text and judging. Training and all evaluation go through this module."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lmix.verifier.anywhere import stated_answer
 
 @dataclass
 class Decoder:
-    """A sampler with what its completions are measured by."""
+    """A sampler, with the limits, tokenizer and task that its completions are decoded and judged with."""
 
     sampler: Sampler
     limits: Limits
@@ -31,7 +31,7 @@ class Decoder:
         keep_frozen: bool = False,
         progress: Progress | None = None,
     ) -> list[Group]:
-        """Draw G completions of each prompt and decode their texts; arguments as in `Sampler.generate`."""
+        """Sample G completions of each prompt and decode their texts. Arguments as in `Sampler.generate`."""
         groups = self.sampler.generate(prompts, self.limits, draw, mixture, samples, keep_frozen, progress)
         rollouts = flatten(groups)
         for rollout in rollouts:
@@ -40,7 +40,7 @@ class Decoder:
         return groups
 
     def judge(self, groups: Sequence[Group]) -> None:
-        """Fill in each rollout's judgement. Answers that several of a problem's completions give are judged once."""
+        """Set each rollout's judgement. Completions of a problem with the same answer are judged once."""
         rollouts = flatten(groups)
         golds = [r.prompt.problem.answer for r in rollouts]
         answers = [
@@ -55,8 +55,10 @@ class Decoder:
 
 
 def decode_texts(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> None:
-    """Fill in each rollout's text: the completion without its end-of-sequence token. Where a stop string ended it, the
-    text is that of all its tokens."""
+    """Set each rollout's text: the completion without its end-of-sequence token.
+
+    If a stop string ended the completion, all of its tokens are decoded.
+    """
     for rollout in rollouts:
         ids = rollout.completion_ids
         rollout.text = str(tokenizer.decode(ids[:-1] if rollout.ended and ids[-1] in end_ids else ids))

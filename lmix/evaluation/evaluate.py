@@ -1,4 +1,4 @@
-"""Rates of the mixed policy and of each of its streams: greedy, and avg@k, pass@k and maj@k of samples."""
+"""Rates of the mixed policy and of each of its streams: greedy decoding, and avg@k, pass@k and maj@k of samples."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,26 +30,27 @@ def evaluate(
     out: str = "evaluation",
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Measure format and solve rate on held-out problems by greedy decoding; and avg@k, pass@k, maj@k of k samples.
+    """Measure format and solve rate on held-out problems by greedy decoding, and avg@k, pass@k, maj@k of k samples.
 
-    Writes `rows.jsonl` (each completion with its parsed answer) and `evaluation.json` (rates with 95 % intervals,
+    Writes `rows.jsonl` (each completion with its parsed answer) and `evaluation.json` (rates with 95 % intervals
     clustered by problem, settings, versions) into the folder `out`, and prints the rates.
 
     Args:
-        task: a class: lmix.tasks.MathTask, CnK12Task, MMLUTask, ArithmeticTask, DatasetTask (any file or hub data set)
-            or your own (--task.help=lmix.tasks.MathTask lists its options, to be given as --task.NAME after it), or a
-            YAML file with class_path and init_args.
+        task: a task class: lmix.tasks.MathTask, CnK12Task, MMLUTask, ArithmeticTask, DatasetTask (any file or hub data
+            set) or your own; or a YAML file with class_path and init_args. --task.help=lmix.tasks.MathTask lists the
+            options of a class; give them as --task.NAME after --task.
         alpha: weight of the reference in the mixed policy, in [0, 1].
         mixture: what is averaged, logits or probabilities.
-        who: list of what to measure, such as [mixed,policy,reference]; `policy` and `reference` are each alone.
-        samples: k, completions of a problem that are drawn beside the greedy one; 0 draws none.
-        temperature: that these are drawn at.
-        out: folder for evaluation.json (rates and settings) and rows.jsonl (each completion); what an earlier
-            evaluation left there is overwritten.
+        who: list of policies to evaluate, such as [mixed,policy,reference]; `policy` and `reference` are each stream
+            alone.
+        samples: k, the number of completions sampled per problem in addition to the greedy one; 0 for none.
+        temperature: sampling temperature of these completions.
+        out: folder for evaluation.json (rates and settings) and rows.jsonl (each completion); an earlier evaluation in
+            it is overwritten.
         kwargs: see `EvaluationConfig`.
 
     Returns:
-        What evaluation.json holds.
+        The content of evaluation.json.
 
     Raises:
         ValueError: a setting, the data or an adapter is wrong.

@@ -1,4 +1,4 @@
-"""What evaluation writes and shows: files that are whole or not there, and a line that moves while tokens are drawn."""
+"""Output of evaluation: atomic file writes, and progress while tokens are sampled."""
 
 import json
 import time
@@ -22,10 +22,10 @@ def new_console() -> Console:
 
 
 def out_folder(out: str, summary: str) -> Path:
-    """Make the folder that a command writes `summary` and its rows into.
+    """Create the folder for a command's `summary` file and rows.
 
     Raises:
-        ValueError: it can't be made, or holds another command's results.
+        ValueError: the folder can't be created, or contains another command's results.
     """
     folder = Path(out).expanduser()
     try:
@@ -39,13 +39,13 @@ def out_folder(out: str, summary: str) -> Path:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object, indented. The file is there whole or not at all."""
+    """Write an object as indented JSON, atomically."""
     write_lines(path, [json.dumps(content, ensure_ascii=False, indent=2) + "\n"])
 
 
 @contextmanager
 def drawing(console: Console, name: str, every: float = 20.0) -> Iterator[Progress]:
-    """Show how many completions have ended: a bar on a terminal, elsewhere a line each `every` seconds."""
+    """Show how many completions have ended: a bar on a terminal, otherwise a line every `every` seconds."""
     text = "{}/{} completions, {:,} tokens"
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))

@@ -1,4 +1,4 @@
-"""Judged completions as rows that a person can read, and lines of jsonl."""
+"""Judged completions as rows of jsonl files."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ ROWS = "rows.jsonl"
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One completion with what it was worth."""
+    """One judged completion of an evaluation."""
 
     who: Who
     mixture: MixtureKind
@@ -24,59 +24,59 @@ class EvaluationRow:
     sample: int
     completion: str
     answer: str | None
-    """Parsed from the answer template; null where it is not format-correct."""
+    """Parsed from the answer template; null if not format-correct."""
     gold: str
     format_correct: bool
     answer_correct: bool
-    """Right in the answer template, whether or not the completion ended."""
+    """Whether the answer in the template is correct, whether or not the completion ended."""
     ended: bool
     tokens: int
     parsed: bool = True
-    """Whether the verifier could read the answer; true where a row is of a version that did not say it."""
+    """Whether the verifier could parse the answer; true in rows of older versions, which did not record it."""
     right_anywhere: bool | None = None
-    """Right in whatever form it states its answer; null where a row is of a version that did not say it."""
+    """Whether the answer is correct in any recognised form; null in rows of older versions, which did not record it."""
     temperature: float | None = None
-    """That it was drawn at; null where it was decoded greedily."""
+    """Sampling temperature; null for greedy decoding."""
 
     @property
     def solved(self) -> bool:
-        """Right in the answer template, in a completion that ended by itself: what is rewarded."""
+        """Whether the completion ended by itself with the correct answer in the template, which `verifier` rewards."""
         return self.answer_correct and self.ended
 
 
 @dataclass(frozen=True)
 class CompletionRow:
-    """One completion of a run with what it was worth; a line of the run's jsonl."""
+    """One judged completion of a run; a line of the run's jsonl."""
 
     step: int
-    """Of training: the step that it was drawn for, counted from 1. Of an evaluation: the updates made before it."""
+    """In training, the step of the completion, from 1. In an evaluation, the number of steps done before it."""
     problem_id: int
     sample: int
     problem: str
     completion: str
     gold: str
     answer: str | None
-    """Parsed from the answer template; null where it is not format-correct."""
+    """Parsed from the answer template; null if not format-correct."""
     format_correct: bool
     answer_correct: bool
-    """Right in the answer template, whether or not the completion ended."""
+    """Whether the answer in the template is correct, whether or not the completion ended."""
     ended: bool
     reward: float
     tokens: int
     seed: int | None
-    """Of its draw; null where it was decoded greedily."""
+    """Seed of the sampling; null for greedy decoding."""
     draw_step: int
-    """`Draw.step` of its draw: the updates made before, so the checkpoint `step=` of this number drew it."""
+    """`Draw.step`: the number of steps done before, so the checkpoint `step=` of this number sampled the completion."""
     parsed: bool = True
-    """Whether the verifier could read the answer; true where a row is of a version that did not say it."""
+    """Whether the verifier could parse the answer; true in rows of older versions, which did not record it."""
     right_anywhere: bool | None = None
-    """As of an `EvaluationRow`."""
+    """As in `EvaluationRow`."""
     who: Who = "mixed"
-    """What drew it: the mixture under training, or one of its streams alone."""
+    """The policy that was sampled: the mixture under training, or one of its streams alone."""
 
     @property
     def solved(self) -> bool:
-        """As of an `EvaluationRow`."""
+        """As in `EvaluationRow`."""
         return self.answer_correct and self.ended
 
     def as_dict(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class CompletionRow:
 
 
 def completion_rows(groups: Sequence[Group]) -> list[CompletionRow]:
-    """Rows of judged groups of a training step, or of an evaluation: greedy ones, and those that were held out."""
+    """Rows of judged groups from a training step or an evaluation. Greedy and held-out groups are of evaluations."""
     rows = []
     for group in groups:
         draw = group.draw
@@ -107,7 +107,7 @@ def completion_rows(groups: Sequence[Group]) -> list[CompletionRow]:
 def evaluation_rows(
     groups: Sequence[Group], who: Who, mixtures: Sequence[Mixture], greedy: bool = True
 ) -> list[EvaluationRow]:
-    """Rows of judged groups, whose sample g was drawn from `mixtures[g]`."""
+    """Rows of judged groups, in which sample g comes from `mixtures[g]`."""
     rows = []
     for rollout in flatten(groups):
         mixture = mixtures[rollout.sample]
@@ -118,7 +118,7 @@ def evaluation_rows(
 
 
 def shared_fields(rollout: Rollout) -> dict[str, Any]:
-    """What both kinds of row say of a judged rollout, by field."""
+    """The fields of a judged rollout that both kinds of row have, by name."""
     problem, judgement = rollout.prompt.problem, rollout.judgement
     assert judgement is not None
     return {
@@ -137,7 +137,7 @@ def shared_fields(rollout: Rollout) -> dict[str, Any]:
 
 
 def rows_as_single(rows: Iterable[EvaluationRow]) -> list[EvaluationRow]:
-    """Rows of one of several mixtures that were drawn together: each is its mixture's only sample."""
+    """Renumber rows of one of several mixtures sampled together: each row is its mixture's only sample."""
     return [replace(row, sample=0) for row in rows]
 
 
@@ -146,27 +146,27 @@ def count_format(rows: Iterable[EvaluationRow]) -> int:
 
 
 def count_answered(rows: Iterable[EvaluationRow]) -> int:
-    """Right answers, of completions that ended and of those that were cut."""
+    """Number of correct answers in the template, whether the completion ended or was cut."""
     return sum(row.answer_correct for row in rows)
 
 
 def count_anywhere(rows: Iterable[EvaluationRow]) -> int:
-    """Right answers in the template or in any other form."""
+    """Number of correct answers, in the template or in any other recognised form."""
     return sum(bool(row.right_anywhere) for row in rows)
 
 
 def count_solved(rows: Iterable[EvaluationRow]) -> int:
-    """Right answers of completions that ended."""
+    """Number of correct answers in the template of completions that ended."""
     return sum(row.solved for row in rows)
 
 
 def write_rows(folder: Path, rows: Iterable[EvaluationRow]) -> None:
-    """Write rows.jsonl. It is there whole or not at all."""
+    """Write rows.jsonl, atomically."""
     write_lines(folder / ROWS, json_lines(map(asdict, rows)))
 
 
 def read_rows(folder: Path) -> list[EvaluationRow]:
-    """Read rows.jsonl; no rows where there is none. Raises ValueError where a line is no row."""
+    """Read rows.jsonl; no rows if the file does not exist. Raises ValueError if a line is not a row."""
     if not (folder / ROWS).is_file():
         return []
     rows = []

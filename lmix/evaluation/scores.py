@@ -1,4 +1,4 @@
-"""Judged completions as numbers: one a problem, and their means with intervals clustered by problem."""
+"""Scores of judged completions per problem, and their means with intervals clustered by problem."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ R = TypeVar("R", CompletionRow, EvaluationRow)
 
 
 def by_problem(rows: Iterable[R]) -> dict[int, list[R]]:
-    """Rows of each problem, problems and rows in their order."""
+    """Group rows by problem, keeping their order."""
     found: dict[int, list[R]] = {}
     for row in rows:
         found.setdefault(row.problem_id, []).append(row)
@@ -19,7 +19,7 @@ def by_problem(rows: Iterable[R]) -> dict[int, list[R]]:
 
 
 def avg(rows: Sequence[R]) -> float:
-    """Share of a problem's completions that are solved: avg@k."""
+    """avg@k of a problem: the share of its completions that are solved."""
     return sum(row.solved for row in rows) / len(rows)
 
 
@@ -29,13 +29,13 @@ def passed(rows: Sequence[R], k: int) -> float:
 
 
 def voted(rows: Sequence[R], k: int) -> float:
-    """maj@k of a problem: votes are the answers in the template of completions that ended, by their normal form."""
+    """maj@k of a problem. Votes are the normalised answers in the template, of completions that ended."""
     answers = [normalise_answer(row.answer) if row.ended and row.answer is not None else None for row in rows]
     return maj_at_k(answers, [row.solved for row in rows], k)
 
 
 def anywhere(rows: Sequence[R]) -> float:
-    """Share of a problem's completions that are right anywhere."""
+    """Share of a problem's completions with the correct answer in any recognised form."""
     return sum(bool(row.right_anywhere) for row in rows) / len(rows)
 
 
@@ -45,7 +45,7 @@ def formatted(rows: Sequence[R]) -> float:
 
 
 def rate(rows: Iterable[R], score: Callable[[Sequence[R]], float]) -> dict[str, Any]:
-    """A score's mean over problems with its 95 % interval, clustered by problem (`mean_interval`)."""
+    """The mean of a score over problems, with its 95 % interval clustered by problem (`mean_interval`)."""
     problems = list(by_problem(rows).values())
     values = [score(of_problem) for of_problem in problems]
     interval = mean_interval(values, max(map(len, problems), default=1))
@@ -53,7 +53,7 @@ def rate(rows: Iterable[R], score: Callable[[Sequence[R]], float]) -> dict[str, 
 
 
 def sampled_summary(rows: Sequence[R], samples: int) -> dict[str, Any]:
-    """avg@k, and pass@k and maj@k for k = 1, 2, 4, ... and `samples`, of `samples` drawn completions a problem."""
+    """avg@k, and pass@k and maj@k for k = 1, 2, 4, ... and `samples`, of `samples` completions per problem."""
     sizes = sorted({2**i for i in range(samples.bit_length())} | {samples})
     return {
         "samples": samples,

@@ -1,4 +1,4 @@
-"""A mixed policy that is loaded once and measured at several mixtures, with a line on the console for each."""
+"""A mixed policy that is loaded once and evaluated at several mixtures, with a line on the console for each."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from lmix.rollout.types import Draw, Group, Prompt, Who
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows in order of problem, then sample, and how long drawing them took."""
+    """Rows, ordered by problem and then by sample, and the seconds that sampling took."""
 
     rows: list[EvaluationRow]
     seconds: float
@@ -37,14 +37,14 @@ class Session:
     """Problems, and a sampler that completes them.
 
     Args:
-        config: the task, the model and how completions are drawn.
+        config: the task, the model and the decoding settings.
         prompts: the problems.
-        console: where progress and results are printed.
-        mixture: what will be drawn from at first.
-        sampler: by default the configured one, of the configured model, which is loaded.
+        console: the console for progress and results.
+        mixture: the first mixture that will be sampled.
+        sampler: the sampler; None loads the configured model and creates the configured sampler.
 
     Raises:
-        ValueError: the backbone or an adapter can't be loaded, or they do not fit.
+        ValueError: the backbone or an adapter can't be loaded, or they do not match.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Session:
         """Complete every problem greedily, or `samples` times at the mixture's temperature, and judge.
 
         Args:
-            who: how the rows name this mixture: `mixed`, or the stream that is alone in it.
-            mixture: what is drawn from.
-            samples: completions of a problem; 0 for the greedy one.
+            who: the name of this mixture in the rows: `mixed`, or its only stream.
+            mixture: the mixture to sample from.
+            samples: completions per problem; 0 for greedy decoding.
         """
         count, greedy = max(samples, 1), samples == 0
         name = describe(who, mixture) + ("" if greedy else f", {samples} samples")
@@ -86,7 +86,7 @@ class Session:
     def measure_together(
         self, mixtures: Sequence[Mixture], prompts: Sequence[Prompt]
     ) -> dict[Mixture, list[EvaluationRow]]:
-        """Complete problems greedily at each of several mixtures, all from one prefill, and judge."""
+        """Complete problems greedily with each of several mixtures, sharing one prefill, and judge."""
         name = f"mixed, {mixtures[0].kind}, {len(mixtures)} alphas, {len(prompts)} problems"
         groups, seconds = self._complete(name, prompts, mixtures, len(mixtures), greedy=True)
         rows = evaluation_rows(groups, "mixed", mixtures)
@@ -101,7 +101,7 @@ class Session:
         samples: int,
         greedy: bool,
     ) -> tuple[list[Group], float]:
-        """Judged groups, and the seconds that drawing them took."""
+        """Return judged groups, and the seconds that sampling took."""
         start = time.perf_counter()
         with drawing(self.console, name) as progress:
             draw = Draw(self.config.seed, greedy=greedy)
@@ -112,7 +112,7 @@ class Session:
 
 
 def describe(who: Who, mixture: Mixture) -> str:
-    """A mixture in a few words."""
+    """A short description of a mixture, for the console."""
     if who != "mixed":
         return f"{who} alone"
     is_plain = len(mixture.weights) == 2 and mixture.weights[0] == 1.0 - mixture.alpha

@@ -1,4 +1,4 @@
-"""The mixed policy at many alphas, by logits and by probabilities (Table 4)."""
+"""Evaluation of the mixed policy at many alphas, averaging logits and probabilities (Table 4)."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -30,13 +30,13 @@ from lmix.tasks.task import Task
 SUMMARY = "sweep.json"
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ALONE: dict[float, Who] = {0.0: "policy", 1.0: "reference"}
-"""At these alphas one stream is alone, so both mixtures are the same."""
+"""At these alphas only one stream is used, so both kinds of mixture are the same."""
 
 CHUNK = 64
-"""Problems that are decoded at all alphas before they are written down."""
+"""Number of problems to decode at all alphas before results are written."""
 
 Cell = tuple[MixtureKind, float]
-"""A mixture and an alpha; sorts as the results are listed."""
+"""A kind of mixture and an alpha. Results are listed in the sort order of cells."""
 
 
 def sweep(
@@ -46,27 +46,26 @@ def sweep(
     out: str = "sweep",
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Measure format and solve rate by greedy decoding at each alpha and mixture.
+    """Measure format and solve rate by greedy decoding for each alpha and mixture.
 
-    All alphas of a mixture share one prefill of each prompt. Writes `sweep.json` (counts for each) and `rows.jsonl`
-    (each completion) into the folder `out` as it goes, and prints a table. What is in the folder already is not done
-    again, so a sweep that was stopped goes on, and alphas can be added.
+    All alphas of a mixture share one prefill of each prompt. Writes `sweep.json` (counts for each alpha and mixture)
+    and `rows.jsonl` (each completion) into the folder `out` while it runs, and prints a table. Results that are already
+    in the folder are not computed again, so you can resume a stopped sweep and add alphas.
 
     Args:
-        task: a class: lmix.tasks.MathTask, CnK12Task, MMLUTask, ArithmeticTask, DatasetTask (any file or hub data set)
-            or your own (--task.help=lmix.tasks.MathTask lists its options, to be given as --task.NAME after it), or a
-            YAML file with class_path and init_args.
+        task: a task class: lmix.tasks.MathTask, CnK12Task, MMLUTask, ArithmeticTask, DatasetTask (any file or hub data
+            set) or your own; or a YAML file with class_path and init_args. --task.help=lmix.tasks.MathTask lists the
+            options of a class; give them as --task.NAME after --task.
         alphas: list of weights of the reference, such as [0,0.5,1]; 0 is the policy alone, 1 the reference alone.
-        mixtures: list of what is averaged, such as [logits].
-        out: folder for sweep.json (counts and settings) and rows.jsonl (each completion). What is in it already is not
-            done again.
+        mixtures: list of kinds of mixture, such as [logits].
+        out: folder for sweep.json (counts and settings) and rows.jsonl (each completion). Results in it are reused.
         kwargs: see `EvaluationConfig`.
 
     Returns:
-        What sweep.json holds.
+        The content of sweep.json.
 
     Raises:
-        ValueError: a setting, the data or an adapter is wrong, or `out` holds a sweep with other settings.
+        ValueError: a setting, the data or an adapter is wrong, or `out` contains a sweep with other settings.
     """
     config = EvaluationConfig(task, **kwargs)
     if config.weights or config.adapters.experts:
@@ -109,7 +108,7 @@ def sweep(
 
 
 def trained_alpha(policy: str | None) -> float | None:
-    """The reference's weight in the mixture that a policy was trained in, where its folder says so."""
+    """The alpha that a policy was trained at, if its folder records it; otherwise None."""
     if policy is None or is_model("adapters.policy", policy):
         return None
     origin = read_origin(Path(resolve(policy)).expanduser())
@@ -119,7 +118,7 @@ def trained_alpha(policy: str | None) -> float | None:
 
 
 def write(folder: Path, done: dict[Cell, list[EvaluationRow]], content: dict[str, Any]) -> None:
-    """Write both files, the rows first: what the summary counts is there."""
+    """Write both files, the rows first, so that the summary never counts rows that are missing."""
     write_rows(folder, (row for cell in sorted(done) for row in done[cell]))
     write_json(folder / SUMMARY, content)
 
@@ -127,10 +126,10 @@ def write(folder: Path, done: dict[Cell, list[EvaluationRow]], content: dict[str
 def work(
     cells: Sequence[Cell], done: dict[Cell, list[EvaluationRow]], prompts: Sequence[Prompt]
 ) -> Iterator[tuple[list[Cell], list[Prompt]]]:
-    """What is left to do, as cells that can be decoded together and the problems that they lack.
+    """Yield the remaining work: cells to decode together, and the problems that they lack.
 
-    A stream alone is one cell for both mixtures, and costs one stream only. The alphas between are decoded together,
-    some problems at a time, so that little is lost when the sweep is stopped.
+    At alpha 0 and 1 a single stream is decoded, for both kinds of mixture. The other alphas of a mixture are decoded
+    together, a chunk of problems at a time, so that little is lost if the sweep is stopped.
     """
     have = {cell: {row.problem_id for row in done.get(cell, ())} for cell in cells}
     for alpha in sorted({alpha for _, alpha in cells if alpha in ALONE}):
@@ -147,7 +146,7 @@ def work(
 
 
 def share_ends(cells: Sequence[Cell], done: dict[Cell, list[EvaluationRow]], problems: int) -> None:
-    """Give a mixture the rows of a stream alone where another one has them already."""
+    """At alpha 0 and 1, copy complete rows from one kind of mixture to the other."""
     for mixture, alpha in cells:
         for (_, other), rows in list(done.items()):
             if alpha in ALONE and other == alpha and len(rows) == problems:
@@ -155,7 +154,7 @@ def share_ends(cells: Sequence[Cell], done: dict[Cell, list[EvaluationRow]], pro
 
 
 def complete(session: Session, cells: list[Cell], prompts: list[Prompt]) -> dict[Cell, list[EvaluationRow]]:
-    """Decode cells that belong together, see `work`."""
+    """Decode the cells of one item of `work`."""
     (kind, alpha), *_ = cells
     if alpha in ALONE:
         rows = session.measure(ALONE[alpha], Mixture.at(alpha, kind)).rows
@@ -165,7 +164,7 @@ def complete(session: Session, cells: list[Cell], prompts: list[Prompt]) -> dict
 
 
 def counts(done: dict[Cell, list[EvaluationRow]], problems: int) -> list[dict[str, Any]]:
-    """What Table 4 is made of, by mixture, then alpha; cells with all of their problems only."""
+    """The counts of Table 4, ordered by mixture and then by alpha, for cells with all of their problems."""
     return [
         {
             "mixture": mixture,
@@ -181,10 +180,10 @@ def counts(done: dict[Cell, list[EvaluationRow]], problems: int) -> list[dict[st
 
 
 def finished(folder: Path, settings: dict[str, Any]) -> dict[Cell, list[EvaluationRow]]:
-    """The rows in a folder.
+    """The finished rows in a folder, by cell.
 
     Raises:
-        ValueError: its files are damaged, or it was made with other settings.
+        ValueError: its files are damaged, or were written with other settings.
     """
     path = folder / SUMMARY
     if not path.is_file():
@@ -194,7 +193,7 @@ def finished(folder: Path, settings: dict[str, Any]) -> dict[Cell, list[Evaluati
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"out {str(folder)!r}: {SUMMARY} is damaged: remove the folder") from error
     for name, value in flat(json.loads(json.dumps(settings))).items():
-        rounds = name == "slots" or name.startswith("sampler")  # these change greedy results by rounding only
+        rounds = name == "slots" or name.startswith("sampler")  # these affect greedy results by rounding only
         if not rounds and before.get(name) != value:
             raise ValueError(
                 f"out {str(folder)!r} holds a sweep with {name} {before.get(name)!r}, not {value!r}: "
@@ -207,7 +206,7 @@ def finished(folder: Path, settings: dict[str, Any]) -> dict[Cell, list[Evaluati
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the names that the command line has for them, such as backbone.path."""
+    """Settings by their names on the command line, such as backbone.path."""
     fields = {name: value if isinstance(value, dict) else {"": value} for name, value in settings.items()}
     return {f"{name}.{key}" if key else name: v for name, parts in fields.items() for key, v in parts.items()}
 

@@ -1,4 +1,4 @@
-"""Why completions earn no verifier reward: counts of each cause, and an example."""
+"""Why completions get no verifier reward: a count and an example for each cause."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,14 @@ HINTS: dict[Cause, str] = {
     "wrong": "in the template, and another value than the gold answer",
 }
 TAIL = 200
-"""Characters of a completion's end that an example shows."""
+"""Number of characters from the end of a completion that an example shows."""
 
 
 def cause_of(row: Row) -> Cause | None:
-    """Why a completion is not solved, None where it is. One that has not ended is that, whatever else it lacks: it
-    might still have come to an answer."""
+    """Why a completion is not solved; None if it is solved.
+
+    A completion that was cut counts as `not ended` whatever else it lacks, since it might still have reached an answer.
+    """
     if row.solved:
         return None
     if not row.ended:
@@ -32,18 +34,18 @@ def cause_of(row: Row) -> Cause | None:
 
 
 def count_causes(rows: Sequence[Row]) -> dict[Cause, int]:
-    """How many rows each cause has, of all causes in their order."""
+    """The number of rows for each cause, with all causes in their order."""
     counts = Counter(map(cause_of, rows))
     return {cause: counts[cause] for cause in get_args(Cause)}
 
 
 def report(rows: Sequence[Row], counts: Mapping[Cause, float], completions: int) -> list[str]:
-    """The lines of a report: how many completions earned nothing, why, and the first example of each cause.
+    """The lines of a report: how many completions got no reward, why, and the first example of each cause.
 
     Args:
-        rows: which examples are taken from.
-        counts: of all causes, as `count_causes` gives them; over several ranks they may be of more than `rows`.
-        completions: solved or not, what the counts are of.
+        rows: the rows to take examples from.
+        counts: counts from `count_causes`; summed over ranks, they may cover more completions than `rows`.
+        completions: total number of completions that the counts cover, solved or not.
     """
     zeros = int(sum(counts.values()))
     lines = [f"{zeros} of {completions} completions earned no verifier reward"]

@@ -1,1 +1,1 @@
-"""Look at what a mixed policy does: token by token on a page, or on the terminal."""
+"""Inspection and export of a mixed policy: generation, token traces, merging and export."""

@@ -1,4 +1,4 @@
-"""Completions of free prompts by a mixed policy: of one as it is drawn, or of many at once."""
+"""Completion of free prompts by a mixed policy: a single prompt with streaming, or many at once."""
 
 import hashlib
 import json
@@ -24,28 +24,29 @@ from lmix.rollout.types import Draw, Prompt, Rollout, flatten
 from lmix.tasks.task import Problem, chat_ids
 
 MOST_PLACES = 8192
-"""Of a prompt and its completion, where another sampler makes room for them beforehand."""
+"""Maximum tokens of a prompt and its completion, for samplers that allocate memory in advance."""
 MOST_NEW_TOKENS = 512
-"""Of a completion where `max_new_tokens` is null and the backbone has room for more."""
+"""Maximum tokens of a completion if `max_new_tokens` is null and the backbone's context would allow more."""
 
 
 class Completer:
     """Completes conversations.
 
-    A draw depends on the seed, the prompt's tokens and how often it was asked before, so that the same prompt is
-    completed alike by itself, among others, and by each stream beside the mixture.
+    The random numbers of a completion depend on the seed, the prompt's tokens and how often the prompt was completed
+    before. So a prompt gets the same completion alone and in a batch, and each stream uses the same random numbers as
+    the mixture.
 
     Args:
-        model: the mixed policy, and its mixture.
-        system: the system message of a chat template; None leaves the template's own.
-        chat_template: put conversations into the tokenizer's chat template, where it has one.
-        greedy: take the most probable token.
-        max_new_tokens: a completion that has not ended by then is cut; None is what the backbone has room for after the
-            prompt, at most 512.
-        seed: of the draws.
-        chat_template_args: further variables of the chat template, such as {enable_thinking: false}.
-        sampler: by default lmix's engine.
-        stop: strings that end a completion, beside the end-of-sequence tokens.
+        model: the mixed policy and its mixture.
+        system: the system message of the chat template; None uses the template's own.
+        chat_template: put conversations into the tokenizer's chat template, if it has one.
+        greedy: decode greedily.
+        max_new_tokens: length limit in tokens, after which a completion is cut. None uses the rest of the backbone's
+            context, at most 512.
+        seed: random seed.
+        chat_template_args: other variables of the chat template, such as {enable_thinking: false}.
+        sampler: the sampler; None is lmix's own engine.
+        stop: strings that end a completion, in addition to the end-of-sequence tokens.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Completer:
         self._asked: Counter[tuple[int, ...]] = Counter()
 
     def use(self, choice: SamplerChoice) -> None:
-        """Draw by another sampler than lmix's engine. Errors as in `SamplerChoice.make`."""
+        """Use another sampler than lmix's engine. Raises the errors of `SamplerChoice.make`."""
         backbone = BackboneConfig(**self.model.config.backbone)
         counts = [count for model in self.policy.models if (count := count_places(model.config)) is not None]
         places = min([*counts, MOST_PLACES])
@@ -80,10 +81,10 @@ class Completer:
         self.sampler.sync(self.policy)
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> Prompt:
-        """A conversation as the model reads it; without a chat template, its last message.
+        """Tokenise a conversation; without a chat template, only its last message.
 
         Raises:
-            ValueError: it is empty, or too long for the backbone.
+            ValueError: the prompt is empty, or too long for the backbone's context.
         """
         if self.uses_chat:
             ids = chat_ids(self.tokenizer, messages, self.system or None, self.chat_template_args)
@@ -102,14 +103,14 @@ class Completer:
         mixture: Mixture | None = None,
         on_tokens: Callable[[Tensor], None] | None = None,
     ) -> list[Rollout]:
-        """Draw a completion of each prompt.
+        """Sample a completion of each prompt.
 
         Args:
-            prompts: what is completed.
-            mixture: by default the model's.
-            on_tokens: for a single prompt; called with each token as it is drawn.
+            prompts: the prompts.
+            mixture: the mixture; None uses the model's.
+            on_tokens: for a single prompt, called with each token as it is sampled.
         """
-        # a look for the end after each token where it is shown, so that none past it is
+        # when streaming, check for the end after every token, so that no token after it is shown
         engine = Engine(self.policy, check_every=1 if on_tokens else None, on_tokens=on_tokens)
         new_tokens = self.new_tokens(max(len(prompt.ids) for prompt in prompts))
         limits = limits_of(self.tokenizer, self.end_ids, new_tokens, self.stop)
@@ -118,23 +119,23 @@ class Completer:
         return rollouts
 
     def new_tokens(self, longest_prompt: int) -> int:
-        """How many tokens to draw at most after prompts of at most this many tokens."""
+        """The length limit of completions after prompts of at most this many tokens."""
         if self.max_new_tokens is not None:
             return self.max_new_tokens
         places = [count for model in self.policy.models if (count := count_places(model.config)) is not None]
         return min([MOST_NEW_TOKENS, *(count - longest_prompt for count in places)])
 
     def text(self, ids: Sequence[int]) -> str:
-        """Tokens as text, without those that end a completion."""
+        """Decode tokens to text, without end-of-sequence tokens."""
         return str(self.tokenizer.decode([token for token in ids if token not in self.end_ids]))
 
 
 def prompt_key(ids: Sequence[int], times: int) -> int:
-    """A prompt's number that its random numbers depend on, the same in every process: a hash as an int64.
+    """A hash of a prompt as an int64, the same in every process, which its random numbers depend on.
 
     Args:
         ids: the prompt's tokens.
-        times: how often it has been asked, this time included; each time has other random numbers.
+        times: how often the prompt has been completed, including this time; each time gets different random numbers.
     """
     digest = hashlib.blake2b(json.dumps([list(ids), times]).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

@@ -1,4 +1,4 @@
-"""Which mixed policy is looked at."""
+"""Settings that select a mixed policy."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,23 +13,23 @@ from lmix.model.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class MixedPolicyChoice:
-    """A backbone, its adapters and what is mixed; or a folder that `lmix export` wrote."""
+    """A mixed policy: a backbone with adapters and a mixture, or a folder written by `lmix export`."""
 
     folder: str | None = None
-    """Folder that `lmix export` wrote; then the fields below but `alpha` are read from there."""
+    """Folder written by `lmix export`. All fields below except `alpha` are then read from it."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The frozen model."""
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
-    """The streams: policy is what was trained (a folder checkpoints/step=N), reference the SFT adapter or model."""
+    """The streams: policy is the trained adapter (a folder checkpoints/step=N), reference the SFT adapter or model."""
     alpha: float | None = None
-    """Weight of the reference, in [0, 1]; null is 0.5, or the exported folder's."""
+    """Weight of the reference, in [0, 1]; null uses 0.5, or the exported folder's value."""
     mixture: MixtureKind = "logits"
-    """What is averaged."""
+    """What is averaged, logits or probabilities."""
     weights: list[float] | None = None
-    """Of the policy, the reference and each of adapters.experts, in place of alpha: an ensemble."""
+    """Weights of the policy, the reference and each of adapters.experts, instead of alpha, for an ensemble."""
     plausibility: float = 0.0
-    """Leave out tokens whose probability under the policy is less than this part of the most probable one's
-    (contrastive decoding; 0.1 there). For evaluation and generation only: in training it would make the ratio wrong."""
+    """Exclude tokens whose probability under the policy is below this fraction of the most probable token's (as in
+    contrastive decoding, which uses 0.1). For evaluation and generation only: in training the ratio would be wrong."""
 
     def __post_init__(self) -> None:
         self.chosen_mixture()
@@ -39,19 +39,19 @@ class MixedPolicyChoice:
             )
 
     def chosen_mixture(self) -> Mixture:
-        """What the fields say. Raises ValueError where they do not fit together."""
+        """The mixture that the fields describe. Raises ValueError if they do not match each other."""
         alpha = 0.5 if self.alpha is None else self.alpha
         mixed = mixture_of(alpha, self.mixture, self.weights, self.adapters.streams)
         return replace(mixed, plausibility=self.plausibility)
 
     def load(self) -> MixedPolicyForCausalLM:
-        """The model. Raises ValueError where it can't be loaded."""
+        """Load the model. Raises ValueError if it can't be loaded."""
         if self.folder is not None:
             model = MixedPolicyForCausalLM.from_pretrained(self.folder)
             if self.alpha is not None:
                 model.mixture = Mixture.at(self.alpha, model.mixture.kind)
             return model
-        tokenizer = load_tokenizer(self.backbone.path)  # a mistake in the path is found before weights are read
+        tokenizer = load_tokenizer(self.backbone.path)  # first, so that a wrong path is found before weights are read
         policy = MixedPolicy.from_pretrained(self.backbone, self.adapters, best_device())
         model = MixedPolicyForCausalLM.from_policy(policy, self.chosen_mixture(), self.backbone)
         return model.ending_with(tokenizer)

@@ -1,4 +1,4 @@
-"""The command `delta`: what fine-tuning changed in a full checkpoint, as a LoRA on the model it started from."""
+"""The command `delta`: extract a LoRA adapter from a fully fine-tuned checkpoint and its base model."""
 
 import math
 from pathlib import Path
@@ -16,23 +16,23 @@ from lmix.model.streams import StreamRouter
 
 
 def delta(full: str, base: str, out: str, rank: int = 16) -> dict[str, float]:
-    """Write the difference of two models as a LoRA, by singular value decomposition of each linear layer's.
+    """Write the difference of two models as a LoRA, by singular value decomposition of the difference of each layer.
 
-    Both are held in float32 in the machine's memory, 8 bytes a weight together. What is no linear layer's weight
-    (embeddings, head, norms, biases) is left as the base has it.
+    Only linear layers are covered. Embeddings, head, norms and biases stay as in the base. Both models are held in main
+    memory in float32, which takes 8 bytes per weight together.
 
     Args:
-        full: the full checkpoint: folder, hub id or .gguf file.
-        base: the model that it was made from.
-        out: folder for the adapter, in peft's layout: what adapters.reference takes beside backbone.path=BASE.
-        rank: of the LoRA. The error that it leaves is printed: try another one where it is too large.
+        full: the fine-tuned checkpoint: folder, hub id or .gguf file.
+        base: the model that it was fine-tuned from.
+        out: folder for the adapter, in peft's layout. Use it as adapters.reference with backbone.path=BASE.
+        rank: rank of the LoRA. The approximation error is printed; raise the rank if it is too large.
 
     Returns:
-        `error`: the norm of what the LoRA leaves over the norm of the difference, of the linear layers; `others`: the
-        norm of what differs elsewhere, over that of the whole difference.
+        `error`: for the linear layers, the norm of the approximation error divided by the norm of the difference.
+        `others`: the norm of the difference in all other weights divided by the norm of the whole difference.
 
     Raises:
-        ValueError: a model that can't be read, two of different shapes, no difference, or a rank below 1.
+        ValueError: a model can't be read, the models have different shapes or do not differ, or the rank is below 1.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
@@ -65,7 +65,7 @@ def delta(full: str, base: str, out: str, rank: int = 16) -> dict[str, float]:
 
 
 def check_alike(full: str, base: str) -> None:
-    """Raise ValueError unless two models' configurations give the same tensors, before weights are read."""
+    """Raise ValueError unless two models' configurations have the same sizes. Called before weights are read."""
     mine, theirs = load_config(full), load_config(base)
     for name in ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers"):
         if getattr(mine, name, None) != getattr(theirs, name, None):
@@ -76,9 +76,9 @@ def check_alike(full: str, base: str) -> None:
 
 
 def squared_differences(base: PreTrainedModel, tuned: dict[str, nn.Parameter]) -> tuple[float, float]:
-    """Squared norms of the difference: of all weights, and of those that are not a decoder's linear layers'.
+    """Squared norms of the difference: of all weights, and of the weights outside the decoder's linear layers.
 
-    Of a vocabulary that was padded or cut, the rows that both have are compared.
+    If the vocabulary sizes differ, only the rows that both models have are compared.
     """
     head: Any = base.get_output_embeddings()
     linear = {

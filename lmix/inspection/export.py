@@ -1,4 +1,4 @@
-"""Write a mixed policy as a folder that transformers' tools load."""
+"""The command `export`: write a mixed policy as a folder that transformers can load."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +15,15 @@ from lmix.model.tokenizer import load_tokenizer
 def export(out: str, **kwargs: Any) -> None:
     """Write a mixed policy as a folder: adapters in peft's layout, a small configuration, the tokenizer.
 
-    `lmix.MixedPolicyForCausalLM.from_pretrained(FOLDER)` loads it; the backbone's weights stay where they are. Its
-    lmix.json says which way of deploying it is: a mixture, or one adapter that was merged or distilled.
+    `lmix.MixedPolicyForCausalLM.from_pretrained(FOLDER)` loads it. The backbone's weights are not copied. The file
+    lmix.json records what was exported: a mixture, or a single adapter that was merged or distilled.
 
     Args:
-        out: the folder.
+        out: folder to write.
         kwargs: see `MixedPolicyChoice`.
 
     Raises:
-        ValueError: a setting, the backbone or an adapter is wrong, or a stream is a whole model of its own.
+        ValueError: a setting, the backbone or an adapter is wrong, or a stream is a full model instead of an adapter.
     """
     choice = MixedPolicyChoice(**kwargs)
     if others := [path for path in model_paths(choice.backbone, choice.adapters) if path != choice.backbone.path]:
@@ -40,7 +40,7 @@ def export(out: str, **kwargs: Any) -> None:
 
 
 def origin_of(choice: MixedPolicyChoice, mixture: Mixture, base: str) -> Origin:
-    """What is exported: a mixture, or where the policy is alone in it and was merged or distilled, that."""
+    """The origin to record: a mixture, or, for a policy alone that was merged or distilled, that policy's origin."""
     adapters = choice.adapters
     if choice.folder is not None:
         before = read_origin(Path(choice.folder))

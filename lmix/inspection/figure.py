@@ -1,4 +1,4 @@
-"""The tokens that the streams dispute most, as the paper's Figure 1 shows one."""
+"""A figure of the tokens on which the streams differ most, similar to the paper's Figure 1."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from lmix.report.style import FONT, TEXT, dress, look, panels, percent
 
 COLOURS = {POLICY: look("grpo").colour, REFERENCE: look("sft").colour, MIXTURE: look("fixed").colour}
 CONTEXT = 24
-"""Characters of the completion that are shown before a token."""
+"""Number of characters of the completion shown before a token."""
 
 
 def candidates(traces: Sequence[TokenTrace], places: int = 2) -> Figure:
-    """The most probable next tokens by each stream and by the mixture, where streams differ most.
+    """Draw the most probable next tokens of each stream and of the mixture, at the tokens where streams differ most.
 
     Args:
-        traces: of a completion; not empty.
-        places: how many tokens, a row of panels each.
+        traces: the trace of a completion; not empty.
+        places: number of tokens to show, with a row of panels each.
     """
     chosen = sorted(sorted(range(len(traces)), key=lambda place: -disputed(traces[place]))[:places])
     names = list(traces[0].tops)
@@ -30,7 +30,7 @@ def candidates(traces: Sequence[TokenTrace], places: int = 2) -> Figure:
             top = traces[place].tops[name][::-1]
             axis.barh(range(len(top)), [p for _, p in top], color=COLOURS.get(name, TEXT), height=0.7)
             dress(axis, "", "")
-            # a dollar sign would start matplotlib's mathematics
+            # escape dollar signs, which start math mode in matplotlib
             axis.set_yticks(range(len(top)), [repr(text).replace("$", r"\$") for text, _ in top])
             axis.set_xlim(0, 1)
             axis.xaxis.set_major_formatter(percent)

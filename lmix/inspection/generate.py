@@ -1,4 +1,4 @@
-"""The command `generate`: completions of one prompt, of a file's prompts, or in a conversation on the terminal."""
+"""The command `generate`: complete one prompt or a file of prompts, or hold a conversation on the terminal."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,29 +39,31 @@ def generate(
     sampler: SamplerChoice | None = None,
     **kwargs: Any,
 ) -> None:
-    """Complete a prompt, each prompt of a file, or hold a conversation on the terminal (neither is given).
+    """Complete a prompt, or each prompt of a file. Without `prompt` and `file`, hold a conversation on the terminal.
 
     Args:
-        prompt: one prompt; its completion is shown as it is drawn.
-        file: prompts: a .jsonl file with a column `prompt` or `problem`, or a text file with one in each line.
-        out: jsonl for the file's completions.
-        figure: file without its ending, for a PNG and an SVG of the tokens that the streams dispute most.
-        page: HTML file that shows, for one prompt, how the streams and the mixture saw each token.
-        side_by_side: show what policy, reference and mixture complete, each alone, and the tokens that they dispute.
-        greedy: take the most probable token; otherwise draw at temperature 1. A draw depends on the seed, the prompt
-            and how often it was asked before, so `prompt`, `file` and each column of `side_by_side` draw alike.
-        max_new_tokens: a completion that has not ended by then is cut; null is what the backbone has room for after
-            the prompt, at most 512.
-        stop: list of strings that end a completion, beside the end-of-sequence tokens; they stay in its text.
-        system: the system message of a chat template.
-        chat_template: put prompts into the tokenizer's chat template, where it has one.
-        chat_template_args: further variables of the chat template, such as {enable_thinking: false}.
-        seed: of the draws.
-        sampler: what draws completions: lmix.rollout.VLLM or VLLMServers (docs/serve.md); null is lmix's engine.
+        prompt: a single prompt. Its completion is streamed to the terminal.
+        file: prompts: a .jsonl file with a column `prompt` or `problem`, or a text file with one prompt per line.
+        out: jsonl file for the completions of `file`.
+        figure: path without extension for a PNG and an SVG figure of the tokens on which the streams differ most.
+        page: HTML file that shows, for one prompt, the probability of each token under the streams and the mixture.
+        side_by_side: show the completions of policy, reference and mixture, and the tokens on which the streams differ
+            most.
+        greedy: decode greedily; otherwise sample at temperature 1. Random numbers depend on the seed, the prompt and
+            how often it was completed before, so `prompt`, `file` and each column of `side_by_side` give the same
+            completion.
+        max_new_tokens: length limit in tokens, after which a completion is cut; null uses the rest of the backbone's
+            context, at most 512.
+        stop: list of strings that end a completion, in addition to the end-of-sequence tokens. They stay in the text.
+        system: the system message of the chat template.
+        chat_template: put prompts into the tokenizer's chat template, if it has one.
+        chat_template_args: other variables of the chat template, such as {enable_thinking: false}.
+        seed: random seed.
+        sampler: the sampler: lmix.rollout.VLLM or VLLMServers (docs/serve.md); null is lmix's own engine.
         kwargs: see `MixedPolicyChoice`.
 
     Raises:
-        ValueError: a setting, the backbone or an adapter is wrong, or settings that do not go together.
+        ValueError: a setting, the backbone or an adapter is wrong, or settings can't be combined.
     """
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -99,7 +101,7 @@ def show_tokens(
     page: str | None,
     figure: str | None,
 ) -> None:
-    """Write the page and the figure of one completion's tokens."""
+    """Write the page and the figure of one completion's tokens, as far as their paths are given."""
     traces = trace(completer.policy, completer.mixture, completer.tokenizer, prompt_ids, completion_ids)
     for path in filter(None, (figure, page)):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def show_tokens(
 
 
 def read_prompts(file: str) -> list[str]:
-    """Raises ValueError where there is none, in one line."""
+    """Read the prompts of a file. Raises ValueError, in one line, if it can't be read or contains none."""
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"file {file!r} does not exist")
@@ -135,7 +137,7 @@ def read_prompts(file: str) -> list[str]:
 
 
 def converse(completer: Completer, console: Console, side_by_side: bool) -> None:
-    """Read lines from the terminal until it ends, and answer each."""
+    """Read messages from the terminal and answer each, until the input ends."""
     messages: list[dict[str, str]] = []
     console.print("A line is a message; /new starts anew; an empty line or Ctrl-D ends.")
     for line in lines_asked():
@@ -145,7 +147,7 @@ def converse(completer: Completer, console: Console, side_by_side: bool) -> None
         messages.append({"role": "user", "content": line})
         try:
             prompt = completer.prompt(messages)
-        except ValueError as error:  # the conversation has outgrown the backbone
+        except ValueError as error:  # the conversation no longer fits the backbone's context
             console.print(f"{error}; /new starts anew")
             messages.pop()
             continue
@@ -154,7 +156,7 @@ def converse(completer: Completer, console: Console, side_by_side: bool) -> None
 
 
 def lines_asked() -> Iterator[str]:
-    """Lines of the terminal, until one is empty."""
+    """Yield lines from the terminal until one is empty."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -166,7 +168,7 @@ def lines_asked() -> Iterator[str]:
 
 
 def complete_file(completer: Completer, console: Console, prompts: Sequence[str], out: Path) -> None:
-    """Complete many prompts in one go, and write them down."""
+    """Complete many prompts at once, and write the completions to a file."""
     asked = [completer.prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
     rows = [
         {

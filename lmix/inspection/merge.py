@@ -1,4 +1,4 @@
-"""The command `merge`: adapters averaged in weight space, as one adapter or as a full checkpoint."""
+"""The command `merge`: average adapters in weight space, into one adapter or a full checkpoint."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -33,31 +33,31 @@ def merge(
     full: bool = False,
     dtype: DType | None = None,
 ) -> dict[str, Any]:
-    """Average a mixture's adapters in weight space: one model that costs one stream.
+    """Average a mixture's adapters in weight space, which gives one model with the cost of a single stream.
 
-    It is not the mixture: logits are averaged there, weights here. The average of two LoRAs is a LoRA whose rank is the
-    sum of theirs. Writes an adapter in peft's layout, or with `full` the base with the average added to its weights, in
-    the layout of transformers.
+    The result is not the mixture, which averages logits instead of weights. The average of two LoRAs is a LoRA whose
+    rank is the sum of their ranks. Writes an adapter in peft's layout, or with `full` a checkpoint in transformers'
+    layout with the average added to the base's weights.
 
     Args:
         base: the model that the adapters were trained on: folder, hub id, .gguf file or lmix:NAME.
-        policy: folder of the policy's adapter; alone, and with `full`, it is folded into the base.
+        policy: folder of the policy's adapter. Given without a reference and with `full`, it is added to the base.
         out: folder to write into.
         reference: folder of the reference's adapter, or `base`; null for the policy alone.
-        experts: folders of further adapters, each as `reference`.
-        alpha: weight of the reference, in [0, 1]; null is 0.5.
-        weights: of the policy, the reference and each expert, in place of alpha.
-        rank: cut the average to this rank by singular value decomposition; null keeps it exact. The error that a cut
-            leaves is printed.
-        full: write a full checkpoint with tokenizer. The base's weights are held in float32 for it, 4 bytes a weight.
-        dtype: of the full checkpoint's weights; null is the base's own.
+        experts: folders of additional adapters, in the same form as `reference`.
+        alpha: weight of the reference, in [0, 1]; null uses 0.5.
+        weights: weights of the policy, the reference and each expert, instead of alpha.
+        rank: reduce the average to this rank by singular value decomposition, and print the error; null keeps it exact.
+        full: write a full checkpoint with tokenizer. This holds the base's weights in float32, 4 bytes per weight.
+        dtype: data type of the full checkpoint's weights; null uses the base's own.
 
     Returns:
-        `rank` of the average, and `error`: the norm of what a cut leaves over the norm of the average.
+        `rank` of the average, and `error`: the norm of the error of reducing the rank divided by the norm of the
+        average.
 
     Raises:
-        ValueError: an adapter that does not fit the base, adapters of different layers, a rank above the sum of theirs,
-            or a whole model in place of an adapter.
+        ValueError: an adapter does not match the base, adapters have different layers, the rank is above the sum of
+            theirs, or a full model is given instead of an adapter.
     """
     adapters = AdapterConfig(reference or "base", policy, list(experts))
     if reference is None and (alpha is not None or weights is not None or experts):
@@ -101,7 +101,7 @@ def merge(
 
 
 def check_out(folder: Path, full: bool) -> None:
-    """Raise ValueError where the folder is there and is not one that merge has written of the same kind."""
+    """Raise ValueError if the folder exists, unless merge has written it with the same value of `full`."""
     found = read_origin(folder)
     if folder.exists() and (found is None or found.way != "merged" or found.details.get("full") != full):
         kind = "a full checkpoint" if full else "an adapter"
@@ -109,14 +109,14 @@ def check_out(folder: Path, full: bool) -> None:
 
 
 def check_plain(base: str) -> None:
-    """Raise ValueError where a base's weights are not plain numbers, to which others can be added."""
+    """Raise ValueError if the base's weights are quantised, so that no others can be added to them."""
     method = "its .gguf format" if base.endswith(".gguf") else quantization_method(load_config(base))
     if method is not None:
         raise ValueError(f"base {base!r} is quantised by {method}: give its unquantised checkpoint, or leave out full")
 
 
 def write_full(base: str, merged: Merged, folder: Path, origin: Origin, dtype: DType | None) -> None:
-    """Write the base with the average folded in, and the tokenizer, as transformers loads them."""
+    """Write the base with the average added to its weights, and the tokenizer, in transformers' layout."""
     own = getattr(load_config(base), "dtype", None)
     model = load_backbone(BackboneConfig(base, "none", dtype="float32"))
     fold(model, merged.layers)

@@ -1,4 +1,4 @@
-"""One HTML file, without a server: tokens coloured by the stream that favoured them, the candidates at each."""
+"""A standalone HTML page: tokens coloured by the stream that favoured them, with the candidates at each position."""
 
 import html
 import json
@@ -15,12 +15,13 @@ def write_page(path: Path, prompt: str, traces: Sequence[TokenTrace], settings: 
     """Write the page of one completion.
 
     Args:
-        prompt: as the model read it.
-        traces: of its tokens.
-        settings: shown at the top, name -> value.
+        path: the HTML file.
+        prompt: the prompt as the model read it.
+        traces: the trace of the completion.
+        settings: name -> value, shown at the top.
     """
     template = (files("lmix") / "assets" / "trace.html").read_text(encoding="utf-8")
-    # in a script element only "</" and "<!" end or open something, and JSON may write "<" as \u003c
+    # escape "<", because "</" and "<!" have a meaning inside a script element
     data = json.dumps([trace.as_dict() for trace in traces]).replace("<", "\\u003c")
     shown = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in settings.items())
     parts = {"SETTINGS": shown, "PROMPT": html.escape(prompt), "DATA": data}

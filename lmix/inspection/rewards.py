@@ -1,4 +1,4 @@
-"""Why the completions that a run or an evaluation has stored earned no reward."""
+"""The command `rewards`: why stored completions of a run or an evaluation got no reward."""
 
 import json
 from dataclasses import fields
@@ -10,14 +10,14 @@ from lmix.evaluation.zero_rewards import Row, count_causes, report
 
 
 def rewards(file: str, step: int | None = None) -> None:
-    """Say why stored completions earned no verifier reward: counts, and an example of each cause.
+    """Show why stored completions got no verifier reward: a count and an example for each cause.
 
     Args:
-        file: `completions/train.jsonl` of a run's folder (or `val.jsonl`), or `rows.jsonl` of evaluate, sweep, compare.
-        step: of a run's completions, those of this step only; null takes all.
+        file: `completions/train.jsonl` (or `val.jsonl`) in a run's folder, or `rows.jsonl` of evaluate, sweep, compare.
+        step: use only completions of this step of a run; null uses all.
 
     Raises:
-        ValueError: a file that can't be read or holds no such rows, in one line.
+        ValueError: the file can't be read or contains no such rows; the message is one line.
     """
     rows = [row for row in read_completions(Path(file)) if step is None or getattr(row, "step", None) == step]
     if not rows:
@@ -27,7 +27,7 @@ def rewards(file: str, step: int | None = None) -> None:
 
 
 def read_completions(path: Path) -> list[Row]:
-    """Rows of either kind. Raises ValueError where a line is neither."""
+    """Read rows of either kind. Raises ValueError if a line is neither."""
     if not path.is_file():
         raise ValueError(f"file {str(path)!r} does not exist: give completions/train.jsonl of a run, or a rows.jsonl")
     rows: list[Row] = []

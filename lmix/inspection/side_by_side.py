@@ -1,4 +1,4 @@
-"""Completions on the terminal: of the mixture as they are drawn, or of policy, reference and mixture in columns."""
+"""Completions on the terminal: streamed from the mixture, or from policy, reference and mixture in columns."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ from lmix.model.mixture import POLICY, REFERENCE, Mixture
 from lmix.rollout.types import Prompt
 
 MOST_DISPUTED = 12
-"""Tokens that are listed below a side-by-side view."""
+"""Number of tokens listed below a side-by-side view."""
 
 
 def show(completer: Completer, console: Console, prompt: Prompt, side_by_side: bool) -> list[int]:
-    """Draw and show a completion; gives the mixture's tokens."""
+    """Sample and show a completion. Returns the mixture's tokens."""
     if side_by_side:
         return show_side_by_side(completer, console, prompt)
-    if completer.sampler is not None:  # it shows no token before the last
+    if completer.sampler is not None:  # other samplers do not stream tokens
         (rollout,) = completer.complete([prompt])
         console.print(completer.text(rollout.completion_ids), markup=False)
         return rollout.completion_ids
@@ -33,9 +33,12 @@ def show(completer: Completer, console: Console, prompt: Prompt, side_by_side: b
 
 
 def show_side_by_side(completer: Completer, console: Console, prompt: Prompt) -> list[int]:
-    """Policy and reference alone, and the mixture, in columns that fill as tokens are drawn, and what they dispute.
+    """Stream policy, reference and mixture in columns, and list the tokens on which the streams differ most.
 
-    All three use the same random numbers, those that each would use alone.
+    All three use the same random numbers, which are also those that each would use alone.
+
+    Returns:
+        The mixture's tokens.
     """
     kind = completer.mixture.kind
     mixtures = {
@@ -62,7 +65,7 @@ def show_side_by_side(completer: Completer, console: Console, prompt: Prompt) ->
 
 
 def columns(texts: dict[str, str]) -> Table:
-    """A column for each text."""
+    """A table with a column for each text."""
     table = Table(expand=True)
     for name in texts:
         table.add_column(name, ratio=1)
@@ -71,7 +74,7 @@ def columns(texts: dict[str, str]) -> Table:
 
 
 def disputed_table(traces: Sequence[TokenTrace]) -> Table:
-    """The mixture's tokens that the streams see most differently."""
+    """A table of the mixture's tokens on which the streams differ most."""
     table = Table(title="tokens that the streams dispute most, in order: probability of the mixture's token")
     names = list(traces[0].probabilities) if traces else []
     for column in ("token", *names):

@@ -1,4 +1,4 @@
-"""Each token's probability under each stream and the mixture.
+"""The probability of each token under each stream and under the mixture.
 
 Legend: T tokens of the completion, K streams, V vocabulary.
 """
@@ -19,14 +19,14 @@ MIXTURE = "mixture"
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """One token of a completion."""
+    """One token of a completion with its probabilities."""
 
     token: str
-    """Its text."""
+    """The token's text."""
     probabilities: dict[str, float]
-    """Of this token, by each stream of the mixture and by the mixture itself."""
+    """Probability of the token under each stream and under the mixture, by name."""
     tops: dict[str, list[tuple[str, float]]]
-    """The most probable tokens there, by the same, the most probable first."""
+    """The most probable tokens at this position with their probabilities, in descending order, by the same names."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,18 +41,20 @@ def trace(
     completion_ids: Sequence[int],
     top: int = 5,
 ) -> list[TokenTrace]:
-    """Score a completion, whoever drew it, by every stream of the mixture and by the mixture; one stacked pass.
+    """Score a completion under every stream of the mixture and under the mixture, in one stacked pass.
+
+    The completion may come from any policy.
 
     Args:
-        policy: the streams.
-        mixture: what is shown beside them.
-        tokenizer: the backbone's.
-        prompt_ids: what came before; not empty.
-        completion_ids: T tokens.
-        top: how many of the most probable tokens to keep at each place.
+        policy: the mixed policy.
+        mixture: the mixture to score under, with its streams.
+        tokenizer: the backbone's tokenizer.
+        prompt_ids: the prompt's tokens; not empty.
+        completion_ids: the completion's T tokens.
+        top: number of most probable tokens to keep at each position.
 
     Returns:
-        One for each token.
+        The trace of each token.
     """
     if not completion_ids:
         return []
@@ -82,11 +84,11 @@ def trace(
 
 
 def disputed(token: TokenTrace) -> float:
-    """How differently the streams see a token: the range of their probabilities."""
+    """How much the streams differ on a token: the range of their probabilities for it."""
     probabilities = [p for name, p in token.probabilities.items() if name != MIXTURE]
     return max(probabilities) - min(probabilities)
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """One token as text; an end-of-sequence token by its name."""
+    """One token as text; special tokens appear by name."""
     return str(tokenizer.decode([token]))

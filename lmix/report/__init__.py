@@ -1,4 +1,4 @@
-"""Tables and figures from run folders, and from what `sweep` and `compare` write."""
+"""Tables and figures from run folders, and from the output of `sweep` and `compare`."""
 
 from lmix.report.methods import method_name
 from lmix.report.runs import Run, read_run

@@ -1,4 +1,4 @@
-"""Several seeds of a method as one line: mean, lowest and highest."""
+"""Curves of a method over its seeds: mean, lowest and highest value."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ FAMILIES = (
     "distill",
     "sdpo",
 )
-"""The methods that `method_name` knows, in the order in which tables and figures have them."""
+"""The methods that `method_name` knows, in the order of tables and figures."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """One value a step over a method's seeds."""
+    """Mean and range of a value over a method's seeds, for each step."""
 
     steps: list[int]
     mean: list[float]
@@ -42,24 +42,24 @@ class Band:
 
 
 def family(method: str) -> str:
-    """A method's name without what sets it apart from others of its kind."""
+    """The family of a method: its name without the variant."""
     return method.partition(",")[0]
 
 
 def detail(method: str) -> str:
-    """What sets a method apart from others of its kind: its alpha, where that is fixed, and its variant."""
+    """The variant of a method: its alpha, if that is fixed, and other settings."""
     return method.partition(", ")[2]
 
 
 def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by method, in the order of `FAMILIES`. Only runs whose configurations agree (see `tell_apart`) are one."""
+    """Group runs by method, in the order of `FAMILIES`. Runs in a group have equal settings (see `tell_apart`)."""
     runs = tell_apart(runs)
     methods = sorted({run.method for run in runs}, key=lambda method: (FAMILIES.index(family(method)), method))
     return {method: [run for run in runs if run.method == method] for method in methods}
 
 
 def band(runs: Sequence[Run], tag: str) -> Band | None:
-    """A scalar over several seeds, at the steps that every one of them has; None where there are none."""
+    """A scalar over several seeds, at the steps that all of them have; None if there are none."""
     values = [dict(run.scalars.get(tag, [])) for run in runs]
     steps = sorted(set.intersection(*(set(v) for v in values)))
     if not steps:
@@ -69,7 +69,7 @@ def band(runs: Sequence[Run], tag: str) -> Band | None:
 
 
 def seeds_text(runs: Sequence[Run]) -> str:
-    """How many seeds a line stands for, in words."""
+    """The number of seeds behind a curve, as text."""
     seeds = len({run.seed for run in runs})
     text = "1 seed" if seeds == 1 else f"{seeds} seeds"
     return text if seeds == len(runs) else f"{len(runs)} runs of {text}"

@@ -1,4 +1,4 @@
-"""The claims of the paper (arXiv 2605.20555), and the comparisons that a sceptical reader asks for beside them."""
+"""The claims of the paper (arXiv 2605.20555), and further comparisons that a sceptical reader would ask for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from lmix.rollout.types import Who
 
 @dataclass(frozen=True)
 class Claim:
-    """That one method's policy scores more than another's."""
+    """The claim that one method's policy scores higher than another's."""
 
     text: str
     better: str
     than: str
     score: str = "solved"
     who: Who = "mixed"
-    """Which policy of the better method; of the other one it is the one under training."""
+    """The policy of the `better` method; for the other method it is always the policy under training."""
 
 
 CLAIMS = (
@@ -38,7 +38,7 @@ VERDICTS = {1: "yes", -1: "no, the opposite", 0: "can't be told"}
 
 
 def check_claims(policies: Sequence[Measured]) -> list[tuple[Claim, Difference]]:
-    """Each claim with every pair of methods that it is about, of those that were run."""
+    """Each claim with the difference of every pair of methods it applies to, among those that were run."""
     found = []
     for claim in CLAIMS:
         told = [p for p in policies if claim.score in p.scores]

@@ -1,4 +1,4 @@
-"""What runs say about methods: rates over seeds and problems, differences paired by both, and the paper's claims."""
+"""Evidence from runs: rates of methods over seeds and problems, and differences paired by seed and problem."""
 
 import json
 from collections.abc import Sequence
@@ -22,57 +22,58 @@ from lmix.report.runs import Run
 from lmix.rollout.types import Who
 
 SCORES = {"solved": "solved", "anywhere": "right_anywhere", "format": "format_correct"}
-"""Name of a score -> the flag of a row that it counts."""
+"""Name of a score -> the boolean field of a row that it counts."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One of a method's policies at the end of its runs: the mixture under training, or a stream alone."""
+    """One policy of a method at the end of its runs: the mixture under training, or a stream alone."""
 
     method: str
     who: Who
     step: int
-    """The last evaluation that all of its runs have."""
+    """The step of the last evaluation that all runs of the method have."""
     rows: dict[int, dict[int, list[CompletionRow]]]
-    """Seed -> problem -> its samples; its greedy completion where none were drawn."""
+    """Seed -> problem -> its samples, or its greedy completion if there are no samples."""
 
     @property
     def samples(self) -> int:
-        """Completions of a problem; 0 where they are greedy."""
+        """Number of samples per problem; 0 for greedy decoding."""
         row = next(iter(next(iter(self.rows.values())).values()))
         return 0 if row[0].seed is None else len(row)
 
     @cached_property
     def problems(self) -> list[int]:
-        """Those that every seed has."""
+        """The problems that every seed has."""
         return sorted(set.intersection(*(set(by_id) for by_id in self.rows.values())))
 
     @cached_property
     def scores(self) -> list[str]:
-        """The scores that its completions say; those of before 0.2.0 do not say which are right anywhere."""
+        """The scores that its rows have. Rows from before 0.2.0 do not record `right_anywhere`."""
         rows = [row for problems in self.rows.values() for drawn in problems.values() for row in drawn]
         return [name for name, field in SCORES.items() if all(getattr(row, field) is not None for row in rows)]
 
     def flags(self, score: str, seeds: Sequence[int], problems: Sequence[int]) -> list[list[list[float]]]:
-        """0 or 1 of each completion `[S, N, k]`."""
+        """0 or 1 for each completion, `[S, N, k]`."""
         field = SCORES[score]
         return [[[float(bool(getattr(row, field))) for row in self.rows[s][i]] for i in problems] for s in seeds]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more one policy scores than another, paired by problem and seed."""
+    """The difference of two policies' scores, a minus b, paired by problem and seed."""
 
     a: Measured
     b: Measured
     score: str
     estimate: Estimate
     detectable: float | None
-    """The smallest true difference that a study of this size and spread finds 4 times in 5; None above 100 points."""
+    """The smallest true difference that a study of this size and variance detects with probability 0.8; None if even
+    100 points would not be detected."""
 
 
 def measured(runs: Sequence[Run]) -> list[Measured]:
-    """Every method's policies that its runs have stored completions of, at their last common evaluation."""
+    """All policies whose completions the runs have stored, at the last evaluation that a method's runs share."""
     found = []
     for method, group in by_method(runs).items():
         stored = {run.seed or 0: read_held_out(run.folder) for run in group}
@@ -90,10 +91,10 @@ def measured(runs: Sequence[Run]) -> list[Measured]:
 
 
 def read_held_out(folder: Path) -> tuple[CompletionRow, ...]:
-    """The stored completions of a run's evaluations; none where it stored none.
+    """Read the stored completions of a run's evaluations; empty if it stored none.
 
     Raises:
-        ValueError: a line is none.
+        ValueError: a line is not a completion.
     """
     known = CompletionRow.__dataclass_fields__
     rows = []
@@ -102,7 +103,7 @@ def read_held_out(folder: Path) -> tuple[CompletionRow, ...]:
             for number, line in enumerate(file, start=1):
                 try:
                     content = json.loads(line)
-                    # rows of before 0.2.0 do not say how they were drawn: greedily
+                    # rows from before 0.2.0 lack these fields; they were decoded greedily
                     content = {"seed": None, "draw_step": content["step"], **content}
                     rows.append(CompletionRow(**{name: v for name, v in content.items() if name in known}))
                 except (ValueError, TypeError, KeyError) as error:
@@ -111,13 +112,13 @@ def read_held_out(folder: Path) -> tuple[CompletionRow, ...]:
 
 
 def at_step(rows: Sequence[CompletionRow], step: int, who: Who) -> dict[int, list[CompletionRow]]:
-    """A policy's completions at one evaluation by problem: the samples, or the greedy ones where none were drawn."""
+    """A policy's completions at one evaluation, by problem: its samples, or, if there are none, greedy ones."""
     mine = [row for row in rows if row.step == step and row.who == who]
     return by_problem([row for row in mine if row.seed is not None] or mine)
 
 
 def pooled(policy: Measured, score: str) -> Estimate:
-    """A score's mean over seeds and problems."""
+    """The mean of a score over seeds and problems, with its interval."""
     return crossed_mean(means(policy.flags(score, sorted(policy.rows), policy.problems)))
 
 
@@ -126,9 +127,9 @@ def means(flags_SNk: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
 
 
 def difference(a: Measured, b: Measured, score: str = "solved") -> Difference | None:
-    """a's score less b's; None where they share no seed, or fewer than two problems.
+    """The score of a minus that of b; None if they share no seed, or fewer than two problems.
 
-    A method with one run, such as the SFT reference of all seeds, is compared with every seed of the other one.
+    A method with a single run, such as the SFT reference of all seeds, is compared with every seed of the other method.
     """
     problems = sorted(set(a.problems) & set(b.problems))
     shared = sorted(set(a.rows) & set(b.rows))
@@ -145,12 +146,12 @@ def difference(a: Measured, b: Measured, score: str = "solved") -> Difference | 
 
 
 def all_differences(policies: Sequence[Measured], score: str = "solved") -> list[Difference]:
-    """Each pair of methods, of the mixtures under training."""
+    """The differences of all pairs of methods, for the policies under training."""
     mixed = [policy for policy in policies if policy.who == "mixed"]
     found = [difference(a, b, score) for a, b in combinations(mixed, 2)]
     return [each for each in found if each is not None]
 
 
 def adjusted(differences: Sequence[Difference]) -> list[float]:
-    """Their p, adjusted by Holm for how many there are."""
+    """The p values of the differences, adjusted for their number by Holm's method."""
     return holm([each.estimate.p for each in differences])

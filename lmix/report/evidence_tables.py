@@ -1,4 +1,4 @@
-"""`evidence` and `claims` as tables of a report, and as rows for CSV."""
+"""The results of `evidence` and `claims` as tables of a report, and as rows for CSV."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ CLAIMS_NOTE = (
 
 
 def policy_rows(policies: Sequence[Measured]) -> list[Row]:
-    """A row a method and policy: rates with intervals."""
+    """A row for each method and policy: rates with intervals."""
     rows = []
     for policy in policies:
         row: Row = {
@@ -54,7 +54,7 @@ def policy_markdown(rows: Sequence[Row]) -> str:
 
 
 def difference_rows(differences: Sequence[Difference]) -> list[Row]:
-    """A row a pair of methods."""
+    """A row for each pair of methods."""
     return [
         {
             "a": each.a.method,
@@ -89,7 +89,7 @@ def difference_markdown(rows: Sequence[Row]) -> str:
 
 
 def claim_rows(claims: Sequence[tuple[Claim, Difference]]) -> list[Row]:
-    """A row a claim and pair of methods."""
+    """A row for each claim and pair of methods."""
     return [
         {
             "claim": claim.text,

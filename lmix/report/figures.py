@@ -1,4 +1,4 @@
-"""The paper's figures from runs. Each function returns a figure and writes nothing."""
+"""The paper's figures, drawn from runs. Each function returns a figure and writes no files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -39,22 +39,23 @@ TRAINING = {
 TRAINING_RATES = ("train/reward", "train/format_rate", "train/dead_groups")
 REFERENCE_COLOUR = "#777777"
 MIXTURES = {"probs": "fixed_probs", "logits": "fixed"}
-"""The methods whose colours a sweep's mixtures have."""
+"""Kind of mixture -> the method whose colour it has in figures of a sweep."""
 MARKED_POINTS = 12
 MOST_LINES = 8
-"""Methods that one pair of axes can show."""
+"""Maximum number of methods in one panel."""
 COLUMNS, WIDTH = 3, 40
-"""Panels beside each other, and characters of a line of their titles."""
+"""Panels per row, and characters per line of their titles."""
 OTHERS_COLOUR = "#DDDDDD"
 
 
 def accuracy_against_step(runs: Sequence[Run], references: Mapping[str, float] | None = None) -> Figure:
-    """Held-out solve rate against step, each method's seeds as their mean and a band from lowest to highest.
+    """Held-out solve rate against step: for each method the mean over seeds, with a band from lowest to highest.
 
     The paper's Figures 2 to 5 and 9.
 
     Args:
-        references: name -> rate of horizontal lines, such as the SFT reference alone.
+        runs: the runs.
+        references: horizontal lines, name -> rate, such as the SFT reference alone.
     """
     figure, [axis] = panels(1, 1, 6.4, max(3.4, 0.4 * len(by_method(runs))))
     ends = draw_methods(axis, runs, SOLVE_RATE, seeds_label)
@@ -69,9 +70,9 @@ def accuracy_against_step(runs: Sequence[Run], references: Mapping[str, float] |
 
 
 def accuracy_by_method(runs: Sequence[Run]) -> Figure:
-    """Held-out solve rate against step in a panel for each method, with the means of all others in grey.
+    """Held-out solve rate against step in a panel for each method, with the means of all other methods in grey.
 
-    For more methods than one pair of axes can show. Runs whose methods have one name (`method_name`) and differ in
+    For more methods than one panel can show. Runs with the same method name (`method_name`) that differ in other
     settings, such as the learning rate, share a panel.
     """
     methods = by_method(runs)
@@ -100,7 +101,7 @@ def accuracy_by_method(runs: Sequence[Run]) -> Figure:
 
 
 def accuracy_against_compute(runs: Sequence[Run]) -> Figure:
-    """Held-out solve rate against floating-point operations of training, of runs that logged these."""
+    """Held-out solve rate against the floating-point operations of training, for runs that logged them."""
     figure, [axis] = panels(1, 1, 6.4, max(3.4, 0.4 * len(by_method(runs))))
     ends = draw_methods(axis, runs, SOLVE_RATE, seeds_label, flops_at)
     dress(axis, "training compute (10^15 floating-point operations)", SOLVED)
@@ -110,13 +111,13 @@ def accuracy_against_compute(runs: Sequence[Run]) -> Figure:
 
 
 def flops_at(runs: Sequence[Run], steps: Sequence[int]) -> list[float]:
-    """The mean over runs of what they had spent at steps, in 10^15; nothing before the first."""
+    """Mean over runs of the floating-point operations spent up to each step, in 10^15."""
     spent = [{0: 0.0, **dict(run.scalars[FLOPS])} for run in runs]
     return [sum(of_run[step] for of_run in spent) / len(spent) / 1e15 for step in steps]
 
 
 def adaptive_against_fixed(runs: Sequence[Run]) -> Figure:
-    """Held-out solve rate, and below it alpha, against step: the paper's Figures 6 and 7."""
+    """Held-out solve rate and, below it, alpha against step: the paper's Figures 6 and 7."""
     figure, [rate, alpha] = panels(2, 1, 6.4, 5.0, share_x=True)
     rate_ends = draw_methods(rate, runs, SOLVE_RATE, seeds_label)
     alpha_ends = draw_methods(alpha, runs, "alpha", method_label)
@@ -146,7 +147,7 @@ def anchor_ablation(runs: Sequence[Run]) -> Figure:
 
 
 def anchor_pairs(runs: Sequence[Run]) -> list[Run]:
-    """The runs at a fixed alpha that was tried with both anchors, all else being equal."""
+    """The runs at a fixed alpha that exist with both anchors and otherwise equal settings."""
     anchored = [run for run in runs if family(run.method) in ANCHORS]
 
     def anchors(run: Run) -> set[str]:
@@ -156,12 +157,12 @@ def anchor_pairs(runs: Sequence[Run]) -> list[Run]:
 
 
 def but_anchor(run: Run) -> dict[str, object]:
-    """A run's settings without its reference."""
+    """A run's settings, except for its reference."""
     return {name: value for name, value in settings(run.config).items() if not name.endswith("adapters.reference")}
 
 
 def training_curves(runs: Sequence[Run]) -> Figure:
-    """Reward, format rate, entropy, completion length and dead groups of the rollouts, against step."""
+    """Reward, format rate, entropy, completion length and dead groups of the rollouts against step."""
     figure, axes = panels(3, 2, 11.0, 8.6, share_x=True)
     figure.delaxes(axes[-1])
     for axis, (tag, name) in zip(axes, TRAINING.items(), strict=False):
@@ -176,7 +177,7 @@ def training_curves(runs: Sequence[Run]) -> Figure:
 
 
 def alpha_sweep(rows: Sequence[SweepRow]) -> Figure:
-    """Format and solve rate against alpha, logits against probabilities, with 95 % Wilson intervals: Table 4."""
+    """Format and solve rate against alpha for both kinds of mixture, with 95 % Wilson intervals: Table 4."""
     figure, axes = panels(2, 1, 6.4, 5.6, share_x=True)
     for axis, name in zip(axes, ("format", "solve"), strict=True):
         ends = []
@@ -198,11 +199,13 @@ def alpha_sweep(rows: Sequence[SweepRow]) -> Figure:
 
 
 def realignment(sweeps: Sequence[Sweep]) -> Figure:
-    """Format and solve rate against the alpha of decoding, a line for each alpha of training (decoding-time
-    realignment, Liu et al., arXiv 2402.02992). A ring marks where both are the same.
+    """Format and solve rate against the alpha of decoding, with a line for each alpha of training.
+
+    As in decoding-time realignment (Liu et al., arXiv 2402.02992). A ring marks the point where both are equal.
 
     Args:
-        sweeps: those without a trained alpha are left out; several of one are a mean with a band.
+        sweeps: the sweeps. Those without a trained alpha are left out. Several with the same trained alpha are shown as
+            their mean with a band.
     """
     figure, axes = panels(2, 1, 6.4, 5.6, share_x=True)
     trained = sorted({sweep.trained_alpha for sweep in sweeps if sweep.trained_alpha is not None})
@@ -228,7 +231,7 @@ def realignment(sweeps: Sequence[Sweep]) -> Figure:
 
 
 def rates_by_alpha(sweep: Sweep, name: str) -> dict[float, float]:
-    """A sweep's format or solve rate by alpha, of averaged logits."""
+    """A sweep's format or solve rate by alpha, for averaged logits."""
     rows = [row for row in sweep.rows if row.mixture == "logits"]
     return {row.alpha: (row.format if name == "format" else row.solved) / row.n for row in rows}
 
@@ -240,8 +243,18 @@ def draw_methods(
     label: Callable[[str, Sequence[Run]], str],
     place: Callable[[Sequence[Run], Sequence[int]], Sequence[float]] = lambda _, steps: steps,
 ) -> list[End]:
-    """Draw a scalar's mean and band for each method, at steps or at what they are placed at. Returns where the lines
-    end, for `label_ends`."""
+    """Draw the mean and band of a scalar for each method.
+
+    Args:
+        axis: the axes to draw on.
+        runs: the runs.
+        tag: the scalar's tag.
+        label: makes a line's label from a method and its runs.
+        place: gives the x values of a method's steps; by default the steps themselves.
+
+    Returns:
+        The ends of the lines, for `label_ends`.
+    """
     ends, seen = [], []
     for method, group in by_method(runs).items():
         line = band(group, tag)
@@ -266,15 +279,15 @@ def draw_methods(
 
 
 def method_label(method: str, runs: Sequence[Run]) -> str:
-    """The method."""
+    """A label with the method only."""
     return method
 
 
 def seeds_label(method: str, runs: Sequence[Run]) -> str:
-    """The method and its seeds."""
+    """A label with the method and its number of seeds."""
     return f"{method}\n({seeds_text(runs)})"
 
 
 def anchor_label(method: str, runs: Sequence[Run]) -> str:
-    """What a method is anchored to, its alpha and its seeds."""
+    """A label with the method's anchor, its alpha and its number of seeds."""
     return seeds_label(f"{ANCHORS[family(method)]}, {detail(method)}", runs)

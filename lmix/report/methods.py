@@ -1,4 +1,4 @@
-"""What a run's configuration says about its method: what it is called, and which runs are the same one."""
+"""The method of a run from its configuration: its name, and which runs have the same method."""
 
 import json
 import re
@@ -18,11 +18,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "sampling": {"resample_dead": 0, "temperature": 1.0},
 }
-"""Options that are always part of a method's name where they are not at these defaults."""
+"""Options that are part of a method's name whenever they differ from these defaults."""
 IGNORED = {"seed_everything", "model.sampling.seed", "ckpt_path"}
-"""Fields in which runs of one method may differ: seeds of training. Those of data and tasks choose problems."""
+"""Fields in which runs of one method may differ. Seeds of data and tasks are not among them: they choose problems."""
 IGNORED_ANYWHERE = {"default_root_dir", "logger"}
-"""Fields, at any depth, that say where a run writes."""
+"""Fields, at any depth, that only set where a run writes."""
 ADAPTERS = {"reference", "policy"}
 """Fields in which null means the base."""
 OBJECTIVES = {
@@ -35,32 +35,32 @@ OBJECTIVES = {
     "LogitFusion": "logit_fusion",
     "RLOO": "rloo",
 }
-"""What lmix's other objectives are called where the policy alone is optimised, as in configs/methods."""
+"""Objective class -> method name, as in configs/methods. At alpha above 0 this applies to LogitFusion only."""
 MODULES = {"DistillModule": "distill", "SDPOModule": "sdpo"}
-"""What the modules are called whose teacher is their method."""
+"""Module class -> method name, for modules that learn from a teacher."""
 BASE = (None, "base", "null", "None")
-"""How a configuration names the base as an adapter; see `AdapterConfig`."""
+"""Values that mean the base in an adapter field; see `AdapterConfig`."""
 PATHS = ADAPTERS | {"experts", "path", "source", "test_source"}
-"""Fields that hold paths: two runs agree where the last components do, wherever the files are."""
+"""Fields with paths. Only the last path component is compared between runs."""
 ABSENT = "none"
-"""The value of a setting that a configuration does not have, or that is null."""
+"""The value of a setting that is missing from a configuration or null."""
 LONGEST_VALUE = 30
-"""Characters of a setting's value in a label, unless more are needed to tell two apart."""
+"""Maximum characters of a setting's value in a label, unless more are needed to distinguish two."""
 
 
 def method_name(config: dict[str, Any]) -> str:
-    """The method that a configuration asks for: a family that has a colour, then its variant (`fixed, α=0.5`).
+    """The name of a configuration's method: a family, which has a colour in figures, and a variant (`fixed, α=0.5`).
 
-    Two configurations with the same name need not be the same method: see `settings` and `differences`.
+    Two configurations with the same name may still be different methods: see `settings` and `differences`.
 
     Raises:
-        KeyError: it names no model.
+        KeyError: the configuration has no model.
     """
     return ", ".join([base_method(config), *own_classes(config), *variants(config)])
 
 
 def base_method(config: dict[str, Any]) -> str:
-    """The method without its variants."""
+    """The name of the method without `own_classes` and `variants`."""
     arguments = model_arguments(config)
     alpha = arguments.get("alpha", 0.5)
     callbacks = [callback["class_path"] for callback in config["trainer"].get("callbacks") or []]
@@ -86,7 +86,7 @@ def base_method(config: dict[str, Any]) -> str:
 
 
 def own_classes(config: dict[str, Any]) -> list[str]:
-    """An objective other than GRPO and the user's own model and callbacks by name: they make another method."""
+    """Names of an objective other than GRPO, and of the user's own model and callbacks, which make another method."""
     callbacks = config["trainer"].get("callbacks") or []
     paths = [part["class_path"] for part in [config["model"], *callbacks]]
     own = [last_part(path, ".") for path in paths if "." in short_class(path)]
@@ -96,18 +96,18 @@ def own_classes(config: dict[str, Any]) -> list[str]:
 
 
 def objective_name(config: dict[str, Any]) -> str:
-    """The objective's class; runs of before 0.2.0 had GRPO's settings alone."""
+    """The name of the objective's class. Runs from before 0.2.0 have no class, and used GRPO."""
     return last_part((model_arguments(config).get("objective") or {}).get("class_path", "GRPO"), ".")
 
 
 def variants(config: dict[str, Any]) -> list[str]:
-    """The options of `VARIANTS` that are not at their defaults; `kl_grpo` implies beta, so its name leaves it out."""
+    """The options of `VARIANTS` that differ from their defaults, except beta for `kl_grpo`, whose name implies it."""
     implied = {"beta"} if base_method(config) == "kl_grpo" else set()
     rewards = model_arguments(config).get("rewards") or {"verifier": 1.0}
     parts = [] if list(rewards) == ["verifier"] else [f"rewards={'+'.join(last_part(r, '.') for r in rewards)}"]
     for group, defaults in VARIANTS.items():
         given = options(config, group)
-        if group == "objective" and objective_name(config) != "GRPO":  # whose defaults are others
+        if group == "objective" and objective_name(config) != "GRPO":  # other objectives have other defaults
             defaults = {name: defaults[name] for name in ("inner_updates", "mini_batches", "entropy_bonus")}
         changed = [name for name, default in defaults.items() if given.get(name, default) != default]
         parts += [f"{name}={given[name]}" for name in changed if name not in implied]
@@ -115,18 +115,18 @@ def variants(config: dict[str, Any]) -> list[str]:
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same method: the whole configuration but `IGNORED`, by dotted name.
+    """The settings that define a method: the whole configuration except `IGNORED`, by dotted name.
 
-    Of a class, its `init_args` are listed below the field that holds it; of a list of classes, below each class's name.
-    A path counts by its last component, and no reference is the same as `base`.
+    The `init_args` of a class are listed under the name of its field; for a list of classes, under the name of each
+    class. Paths are reduced to their last component, and a missing adapter counts as `base`.
     """
     return dict(_flat(config, ""))
 
 
 def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """For each configuration, its values of the settings that are not the same in all of them, as parts of a label.
+    """For each configuration, the settings in which the configurations differ, as parts of a label.
 
-    Two configurations have equal lists exactly where their `settings` are equal.
+    Two configurations have equal lists if and only if their `settings` are equal.
     """
     all_settings = [settings(config) for config in configs]
     names = list(dict.fromkeys(name for one in all_settings for name in one))
@@ -134,7 +134,7 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
         name: [json.dumps(one[name], default=str) if name in one else ABSENT for one in all_settings] for name in names
     }
     columns = {name: column for name, column in columns.items() if len(set(column)) > 1}
-    # where a class is not in all of them, its arguments go without saying, unless they are all that tells two apart
+    # if a class differs, leave out its arguments, unless they are needed to distinguish two configurations
     brief = {name: c for name, c in columns.items() if not any(name.startswith(f"{other}.") for other in columns)}
     apart = len(set(zip(*brief.values(), strict=True))) == len(set(zip(*columns.values(), strict=True)))
     chosen = brief if apart else columns
@@ -148,18 +148,18 @@ def model_arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def options(config: dict[str, Any], group: str) -> dict[str, Any]:
-    """The model's options of a group; an objective is a class with `init_args`, and was a plain group in older runs."""
+    """The model's options in a group. An objective is a class with `init_args`; in older runs it was a plain group."""
     given = model_arguments(config).get(group) or {}
     return given.get("init_args") or {} if "class_path" in given else given
 
 
 def last_part(path: str, separators: str = "/:") -> str:
-    """What comes last in a path, hub id or name of an asset."""
+    """The last component of a path, hub id or asset name."""
     return re.split(f"[{separators}]", path.rstrip("/"))[-1]
 
 
 def short_class(path: str) -> str:
-    """A class of lmix or Lightning by its name alone, which may be imported from several places; others in full."""
+    """The bare name of a class of lmix or Lightning, which may have several import paths; other classes in full."""
     return last_part(path, ".") if path.split(".")[0] in ("lmix", "lightning", "pytorch_lightning") else path
 
 
@@ -191,7 +191,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def _parts(name: str, column: Sequence[str], names: Sequence[str]) -> list[str]:
-    """One setting's part of each label: its shortest name that no other setting has, and the value."""
+    """The part of each label for one setting: its shortest unique name, and the value."""
     words = name.split(".")
     endings = [".".join(words[-length:]) for length in range(1, len(words) + 1)]
     short = next(e for e in endings if sum(f".{other}".endswith(f".{e}") for other in names) == 1 or e == name)

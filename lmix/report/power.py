@@ -1,4 +1,4 @@
-"""`lmix power`: what a study of so many problems, samples and seeds can see, before it is run and after."""
+"""The command `power`: which differences a study with given problems, samples and seeds can detect."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lmix.evaluation.statistics import power as power_of
 from lmix.report.evidence import Measured, at_step, means, read_held_out
 
 GRID = ((100, 300, 1000), (1, 3, 5, 10))
-"""Problems and seeds of the table."""
+"""Numbers of problems and of seeds in the table."""
 
 
 def power(
@@ -35,30 +35,30 @@ def power(
     a: list[str] | None = None,
     b: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Say how likely a study sees a difference of two methods, what it could see, and what it needs.
+    """Compute the power of a study that compares two methods, the difference it can detect, and the sizes it needs.
 
-    The test is the one of `lmix report`: paired by problem and by seed, two-sided at 5 %. Variances are assumed from
-    rates, or estimated from two methods' stored runs (--a and --b), for what a study could have seen.
+    The test is that of `lmix report`: paired by problem and by seed, two-sided at 5 %. Variances follow from the
+    assumptions below, or are estimated from stored runs of two methods (--a and --b).
 
     Args:
-        difference: a true difference, as a share: 0.05 is 5 points.
-        problems: held-out problems.
-        samples: completions of each problem.
-        seeds: training runs of each method.
-        rate: what the weaker method solves.
-        spread: how much problems differ in difficulty, from 0 (all alike) to 1 (each is always or never solved): the
+        difference: the true difference as a fraction: 0.05 is 5 points.
+        problems: number of held-out problems.
+        samples: number of completions per problem.
+        seeds: number of training runs per method.
+        rate: solve rate of the weaker method.
+        spread: how much problems differ in difficulty, from 0 (all equal) to 1 (each is always or never solved): the
             correlation of two completions of one problem.
         agreement: correlation of the two methods' rates over problems.
         seed_sd: standard deviation of a method's rate over seeds.
-        wanted: the probability with which a difference shall be seen.
-        a: run folders of one method, one a seed, whose evaluations are stored; in place of the assumptions.
-        b: of the other one, with the same seeds in the same order.
+        wanted: the desired probability of detecting a difference.
+        a: run folders of the first method with stored evaluations, one per seed; replaces the assumptions.
+        b: run folders of the second method, with the same seeds in the same order.
 
     Returns:
-        `power`, `detectable`, `problems_needed` and `seeds_needed`; null where there is none.
+        `power`, `detectable`, `problems_needed` and `seeds_needed`; null if there is no such number.
 
     Raises:
-        ValueError: a setting outside its range, or folders without stored evaluations.
+        ValueError: a setting is out of range, or a folder has no stored evaluations.
     """
     check(difference, problems, samples, seeds, wanted)
     console = new_console()
@@ -92,7 +92,7 @@ def power(
 
 
 def check(difference: float, problems: int, samples: int, seeds: int, wanted: float) -> None:
-    """Raise ValueError for settings outside their range."""
+    """Raise ValueError if a setting is out of range."""
     for name, value, least in (("problems", problems, 2), ("samples", samples, 1), ("seeds", seeds, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
@@ -102,10 +102,12 @@ def check(difference: float, problems: int, samples: int, seeds: int, wanted: fl
 
 
 def stored(console: Any, a: list[str], b: list[str]) -> tuple[Components, int, int, int]:
-    """Variances, problems, samples and seeds of two methods' runs at their last common evaluation; says what they are.
+    """Variance components, problems, samples and seeds of two methods' runs at their last common evaluation.
+
+    Also prints the estimated difference.
 
     Raises:
-        ValueError: folders that do not pair, or without stored evaluations.
+        ValueError: the folders do not pair up, or have no stored evaluations.
     """
     if len(a) != len(b):
         raise ValueError(

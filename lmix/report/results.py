@@ -1,4 +1,4 @@
-"""What `sweep` and `compare` write, read back."""
+"""Reading the output of `sweep` and `compare`."""
 
 import json
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ SWEEP, COMPARE = "sweep.json", "compare.json"
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One mixture on the held-out problems: a cell of Table 4."""
+    """The counts of one mixture on the held-out problems: a cell of Table 4."""
 
     mixture: str
     alpha: float
     format: int
-    """Format-correct completions."""
+    """Number of format-correct completions."""
     solved: int
     n: int
-    """Problems."""
+    """Number of problems."""
     anywhere: int | None = None
-    """Right in whatever form; None where the file does not say it."""
+    """Number of correct answers in any recognised form; None if the file does not record it."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Sweep:
     """A sweep of alpha."""
 
     task: str
-    """With the backbone's name and the policy's origin, where the file says them."""
+    """The task's name, with the backbone and the policy's folder if the file records them."""
     rows: list[SweepRow]
     trained_alpha: float | None = None
-    """What the policy was trained at, where the file says it."""
+    """The alpha that the policy was trained at; None if the file does not record it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Comparison:
     task: str
     n: int
     policies: dict[str, tuple[int, int]]
-    """Name -> format-correct and solved."""
+    """Name -> counts of format-correct and of solved completions."""
     names: tuple[str, str]
     both: int
     only_a: int
@@ -52,11 +52,11 @@ class Comparison:
     disagreement: int
     mcnemar_p: float
     anywhere: dict[str, int | None]
-    """Name -> right in whatever form; None where the file does not say it."""
+    """Name -> number of correct answers in any recognised form; None if the file does not record it."""
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read sweep.json. Raises ValueError where a field is missing, or there is nothing in it."""
+    """Read sweep.json. Raises ValueError if a field is missing or it has no rows."""
     found = _read(folder / SWEEP)
     try:
         rows = [
@@ -72,7 +72,7 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """Read compare.json. Raises ValueError where a field is missing."""
+    """Read compare.json. Raises ValueError if a field is missing."""
     found = _read(folder / COMPARE)
     try:
         table = found["contingency"]
@@ -94,7 +94,7 @@ def read_comparison(folder: Path) -> Comparison:
 
 
 def _setting(found: dict[str, Any]) -> str:
-    """Task, backbone and where the policy comes from, as far as the file says it."""
+    """Task, backbone and the policy's folder, as far as the file records them."""
     settings = found.get("settings", {})
     parts = [found["task"]]
     if backbone := settings.get("backbone", {}).get("path"):

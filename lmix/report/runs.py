@@ -1,4 +1,4 @@
-"""A run folder as numbers: what was configured, and every scalar that was logged."""
+"""Reading run folders: the configuration, and every logged scalar."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,27 +23,28 @@ class Run:
 
     folder: Path
     method: str
-    """See `method_name`; beside other runs, see `tell_apart`."""
+    """See `method_name`, and `tell_apart` for runs that are compared."""
     task: str
     """See `task_name`."""
     backbone: str
-    """Its last path component."""
+    """The last component of the backbone's path."""
     seed: int | None
     config: dict[str, Any]
     scalars: dict[str, Points]
-    """Tag -> (step, value), by step, one value a step. Held-out values carry the number of updates made before."""
+    """Tag -> (step, value) in order of steps, one value per step. The step of held-out values is the number of steps
+    done before."""
 
     @property
     def setting(self) -> str:
-        """What runs must share to be compared: task and backbone."""
+        """Task and backbone. Only runs that share them are compared."""
         return f"{self.task}, {self.backbone}"
 
 
 def read_run(folder: Path) -> Run:
-    """Read what TensorBoardLogger and LightningCLI left in a run's folder.
+    """Read the files that TensorBoardLogger and LightningCLI wrote into a run's folder.
 
     Raises:
-        ValueError: no event files, no config.yaml, or a config.yaml that lmix's CLI has not written.
+        ValueError: event files or config.yaml are missing, or config.yaml was not written by lmix.
     """
     files = sorted(folder.glob(EVENTS))
     if not files or not (folder / "config.yaml").is_file():
@@ -59,7 +60,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_scalars(files: Sequence[Path]) -> dict[str, Points]:
-    """All scalars of a run's event files; where a step comes twice, as after resuming, the later value wins."""
+    """All scalars of a run's event files. If a step occurs twice, as after resuming, the later value is used."""
     scalars: dict[str, dict[int, float]] = {}
     for file in files:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0})
@@ -70,16 +71,17 @@ def read_scalars(files: Sequence[Path]) -> dict[str, Points]:
 
 
 def join_resumed(runs: Sequence[Run]) -> list[Run]:
-    """Put runs that went on in a folder of their own (`--ckpt_path`) behind those that they continue.
+    """Join runs that were resumed in another folder (`--ckpt_path`) with the runs that they continue.
 
     Returns:
-        The runs without those that another continues; from its first step on, the continuation's values hold.
+        The runs without those that another run continues. A joined run has the continuation's values from its first
+        step on.
     """
     by_folder = {run.folder.resolve(): run for run in runs}
 
     def parent(run: Run) -> Run | None:
         path = run.config.get("ckpt_path")
-        trained = any(tag.startswith("train/") for tag in run.scalars)  # else the checkpoint was only evaluated
+        trained = any(tag.startswith("train/") for tag in run.scalars)  # otherwise the checkpoint was only evaluated
         found = by_folder.get(Path(path).resolve().parent.parent) if path and trained else None
         return None if found is run else found
 
@@ -97,9 +99,10 @@ def join_resumed(runs: Sequence[Run]) -> list[Run]:
 
 
 def tell_apart(runs: Sequence[Run]) -> list[Run]:
-    """Extend the method of runs that share its name by the settings in which they differ (`kl_grpo, beta=0.1`).
+    """Extend the method names of runs with equal names by the settings in which they differ (`kl_grpo, beta=0.1`).
 
-    Afterwards runs of one setting have the same method exactly where `settings` of their configurations are equal.
+    Afterwards, runs on the same task and backbone have equal method names if and only if the `settings` of their
+    configurations are equal.
     """
     labelled = list(runs)
     for name in dict.fromkeys((run.setting, run.method) for run in runs):
@@ -110,9 +113,9 @@ def tell_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def task_name(config: dict[str, Any]) -> str:
-    """The task's own name, as sweep.json has it; for the general class, the name of its data.
+    """The task's name, as in sweep.json. For `DatasetTask` and `ReasoningGymTask` it is the name of the data set.
 
-    A class that is not installed here gives its own name, without `Task` and in small letters.
+    For a class that can't be imported here, it is the class name in lower case, without `Task`.
     """
     task = config["data"]["task"]
     module, _, kind = task["class_path"].rpartition(".")

@@ -1,4 +1,4 @@
-"""How every figure looks: a method's colour and marker, axes, labels at the ends of lines, files."""
+"""The style of all figures: colours and markers of methods, axes, labels at the ends of lines, and file formats."""
 
 import textwrap
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from lmix.report.bands import family
 TEXT, GRID = "#333333", "#E3E3E3"
 FONT = 9
 LABEL_WIDTH = 30
-"""Characters of a line of a label beside the axes."""
+"""Maximum characters per line of a label next to the axes."""
 LEADER = {"arrowstyle": "-", "linewidth": 1, "shrinkA": 3, "shrinkB": 4, "relpos": (0, 0.5)}
-"""The stroke from a line's end to its label."""
+"""Style of the stroke from a line's end to its label."""
 LINE_STYLES = ("-", "--", ":", "-.")
-"""Methods of one family in one figure, such as several alphas, share the colour and differ in these."""
+"""Line styles that distinguish methods of one family, such as several alphas, which share a colour."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """A family of methods in every figure."""
+    """Colour and marker of a family of methods, in every figure."""
 
     colour: str
     marker: str
 
 
-LOOKS = {  # Okabe and Ito's palette, with a grey; the others' are Tol's
+LOOKS = {  # Okabe and Ito's palette with greys; the remaining colours are Tol's
     "grpo": Look("#000000", "X"),
     "kl_grpo": Look("#009E73", "s"),
     "sft": Look("#999999", "p"),
@@ -57,7 +57,7 @@ LOOKS = {  # Okabe and Ito's palette, with a grey; the others' are Tol's
 
 @dataclass(frozen=True)
 class End:
-    """Where a line ends, and what is written there."""
+    """The end of a line, and its label."""
 
     text: str
     x: float
@@ -71,14 +71,14 @@ def look(method: str) -> Look:
 
 
 def panels(rows: int, columns: int, width: float, height: float, share_x: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of so many inches, with its axes in reading order."""
+    """Create a figure (width and height in inches) with a grid of axes. Returns the axes in reading order."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x)
     return figure, list(axes.flat)
 
 
 def dress(axis: Axes, x: str, y: str) -> None:
-    """Label the axes, and leave of frame and grid only what helps reading."""
+    """Label the axes, and apply the style to ticks, grid and frame."""
     axis.set_xlabel(x, fontsize=FONT, color=TEXT)
     axis.set_ylabel(y, fontsize=FONT, color=TEXT)
     axis.tick_params(labelsize=FONT - 1, color=GRID, labelcolor=TEXT)
@@ -89,12 +89,12 @@ def dress(axis: Axes, x: str, y: str) -> None:
 
 
 def step_axis(axis: Axes) -> None:
-    """Steps are whole numbers."""
+    """Show integer ticks on the step axis."""
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def rate_axis(axis: Axes) -> None:
-    """Show rates in percent: from 0 to 100 where lines cover more than half of that, else what they cover."""
+    """Show rates in percent: from 0 to 100 if the lines cover more than half of that, otherwise their own range."""
     axis.yaxis.set_major_formatter(percent)
     axis.yaxis.set_major_locator(MaxNLocator(6))
     low, high = axis.get_ylim()
@@ -103,14 +103,14 @@ def rate_axis(axis: Axes) -> None:
 
 
 def percent(rate: float, position: float = 0) -> str:
-    """A rate as a tick's label."""
+    """Format a rate as a tick label."""
     return f"{round(100 * rate, 2) + 0.0:g} %"
 
 
 def label_ends(axis: Axes, ends: Sequence[End]) -> None:
-    """Write each line's name beside its end, right of the axes, moved up or down where names would overlap.
+    """Write each line's label next to its end, right of the axes, moved up or down to avoid overlaps.
 
-    To be called when the figure's axes are otherwise complete: it reads their height.
+    Call it when the axes are otherwise complete, because it reads their height.
     """
     figure = axis.get_figure()
     assert isinstance(figure, Figure)
@@ -135,7 +135,7 @@ def label_ends(axis: Axes, ends: Sequence[End]) -> None:
 
 
 def wrapped(text: str) -> str:
-    """A label in lines that leave the axes most of the figure's width."""
+    """Break a label into lines of at most `LABEL_WIDTH` characters, so that the axes keep enough width."""
     lines = (
         textwrap.wrap(line, LABEL_WIDTH, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")
     )
@@ -143,12 +143,13 @@ def wrapped(text: str) -> str:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Move places in [0, 1] apart until neighbours are `gap` from each other, as little and as few as that takes.
+    """Move positions in [0, 1] as little as possible so that neighbours are at least `gap` apart.
 
-    It is least squares under the order of the places: places that would overlap form a block around their mean.
+    This is least squares with the order of positions fixed: positions that would overlap form a block around their
+    mean.
     """
     order = sorted(range(len(places)), key=lambda i: places[i])
-    blocks: list[list[float]] = []  # each place less the room of those below it: must not decrease
+    blocks: list[list[float]] = []  # positions minus the gaps below them, which must not decrease
     for rank, i in enumerate(order):
         blocks.append([places[i] - rank * gap])
         while len(blocks) > 1 and _mean(blocks[-2]) > _mean(blocks[-1]):
@@ -163,7 +164,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as PNG and SVG; the same figure gives the same bytes. Returns the paths."""
+    """Write a figure as PNG and SVG. Output is reproducible byte for byte. Returns the paths."""
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg")]
     with mpl.rc_context({"svg.hashsalt": "lmix"}):
         figure.savefig(paths[0], dpi=160)

@@ -1,4 +1,4 @@
-"""Tables as rows of plain values, for CSV, and as Markdown for people."""
+"""Tables as rows of plain values for CSV, and as Markdown."""
 
 import csv
 import io
@@ -19,8 +19,8 @@ def rates_rows(runs: Sequence[Run]) -> list[Row]:
     """Held-out rates of each method over its seeds, at the steps that all of its seeds have.
 
     Returns:
-        A row a method: its seeds and last step, then mean, lowest and highest of the final and of the best solve rate
-        and of the final format rate.
+        A row for each method: its seeds and last step, then mean, lowest and highest value of the final solve rate, the
+        best solve rate and the final format rate.
     """
     rows = []
     for method, group in by_method(runs).items():
@@ -38,7 +38,7 @@ def rates_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def rates_markdown(rows: Sequence[Row]) -> str:
-    """`rates_rows` as Markdown: mean, and the range in brackets where there are several runs."""
+    """`rates_rows` as Markdown: mean, and the range in parentheses if there are several runs."""
 
     def cell(row: Row, name: str) -> str:
         mean, low, high = (100 * row[f"{name}_{part}"] for part in ("mean", "min", "max"))
@@ -56,7 +56,7 @@ def rates_markdown(rows: Sequence[Row]) -> str:
 
 
 def sweep_rows(sweep: Sweep) -> list[Row]:
-    """Table 4: a row a mixture and alpha, rates with their 95 % Wilson intervals."""
+    """Table 4: a row for each mixture and alpha, with rates and their 95 % Wilson intervals."""
     return [
         {"mixture": row.mixture, "alpha": row.alpha, "n": row.n}
         | _proportion("format", row.format, row.n)
@@ -67,7 +67,7 @@ def sweep_rows(sweep: Sweep) -> list[Row]:
 
 
 def sweep_markdown(rows: Sequence[Row]) -> str:
-    """`sweep_rows` as Markdown: a row an alpha, the mixtures side by side."""
+    """`sweep_rows` as Markdown: a row for each alpha, with the mixtures side by side."""
     cells = {(row["mixture"], row["alpha"]): row for row in rows}
     mixtures = [mixture for mixture in MIXTURES if any(row["mixture"] == mixture for row in rows)]
     columns = [(mixture, name) for name in told(rows) for mixture in mixtures]
@@ -101,12 +101,12 @@ def policies_markdown(rows: Sequence[Row]) -> str:
 
 
 def told(rows: Sequence[Row]) -> list[str]:
-    """The rates that rows have; files of before 0.2.0 do not say which answers are right anywhere."""
+    """The rates that rows have. Files from before 0.2.0 do not record `anywhere`."""
     return [name for name in ("format", "solved", "anywhere") if any(row[f"{name}_rate"] is not None for row in rows)]
 
 
 def contingency_rows(comparison: Comparison) -> list[Row]:
-    """Tables 2 and 3: which problems the two policies solve, and whether that differs by more than chance."""
+    """Tables 2 and 3: how many problems both, one or neither policy solves, and McNemar's test."""
     a, b = comparison.names
     return [
         {
@@ -124,7 +124,7 @@ def contingency_rows(comparison: Comparison) -> list[Row]:
 
 
 def contingency_markdown(comparison: Comparison) -> str:
-    """Table 2 as Markdown: problems that both, one or neither solves."""
+    """Table 2 as Markdown: numbers of problems that both, one or neither policy solves."""
     a, b = comparison.names
     return markdown(
         ["", f"{b} solves", f"{b} does not"],
@@ -142,13 +142,13 @@ def disagreement_markdown(comparison: Comparison) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table whose columns are right-aligned but for the first."""
+    """A Markdown table with right-aligned columns, except for the first."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of one shape as CSV with a header."""
+    """Rows with the same keys as CSV with a header."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -23,18 +23,18 @@ ALPHAS = ("adaptive", "accuracy_weighted", "schedule", "fixed")
 
 
 def write_report(folders: list[Path], out: Path, title: str = "lmix report") -> Path:
-    """Write report.md, with the tables and figures that the folders have material for.
+    """Write report.md, with all tables and figures that the folders have data for.
 
     Args:
         folders: run folders, and folders with a sweep.json or compare.json.
-        out: folder to write into; made where it is missing.
+        out: folder to write into; created if it does not exist.
         title: the report's heading.
 
     Returns:
         The path of report.md.
 
     Raises:
-        ValueError: no folders, or one that is none of the three or can't be read.
+        ValueError: there are no folders, or one is of none of these kinds or can't be read.
     """
     if not folders:
         raise ValueError("a report needs folders: give those of runs, sweeps or comparisons")
@@ -58,7 +58,7 @@ def write_report(folders: list[Path], out: Path, title: str = "lmix report") -> 
 
 
 def read_folders(folders: Sequence[Path]) -> tuple[list[Run], list[Sweep], list[Comparison]]:
-    """Read each folder as what it is. Raises ValueError for one that is nothing a report is made of."""
+    """Read each folder according to its kind. Raises ValueError for a folder of no known kind."""
     runs, sweeps, comparisons = [], [], []
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         if (folder / SWEEP).is_file():
@@ -73,7 +73,7 @@ def read_folders(folders: Sequence[Path]) -> tuple[list[Run], list[Sweep], list[
 
 
 def setting_section(runs: Sequence[Run], out: Path) -> list[str]:
-    """The runs on one task and backbone: rates by method, then the figures there is material for."""
+    """The section for one task and backbone: rates by method, then the figures that the runs have data for."""
     setting = runs[0].setting
     slug = re.sub(r"[^a-z0-9]+", "-", setting.lower()).strip("-")
     families = {family(run.method) for run in runs}
@@ -104,13 +104,13 @@ def setting_section(runs: Sequence[Run], out: Path) -> list[str]:
 
 
 def has_compute(run: Run) -> bool:
-    """Whether a run has logged its compute at every evaluation; runs of before 0.2.0 have not."""
+    """Whether a run logged its compute at every evaluation. Runs from before 0.2.0 did not."""
     counted = {step for step, _ in run.scalars.get(FLOPS, [])}
     return bool(counted) and {step for step, _ in run.scalars[SOLVE_RATE]} <= {0} | counted
 
 
 def evidence_section(policies: Sequence[Measured], out: Path, slug: str) -> list[str]:
-    """Rates, differences and claims from the completions that runs have stored; nothing where they stored none."""
+    """Rates, differences and claims from the stored completions of runs; empty if there are none."""
     parts = []
     if policies:
         rows = evidence_tables.policy_rows(policies)
@@ -128,7 +128,7 @@ def evidence_section(policies: Sequence[Measured], out: Path, slug: str) -> list
 
 
 def lines_text(runs: Sequence[Run]) -> str:
-    """What each line of the section's figures stands for: seeds, evaluations, steps."""
+    """A description of each line in the section's figures: seeds, evaluations, steps."""
     lines = []
     for method, group in by_method(runs).items():
         line = band(group, SOLVE_RATE)
@@ -146,7 +146,7 @@ def lines_text(runs: Sequence[Run]) -> str:
 
 
 def sweep_section(sweep: Sweep, out: Path, name: str) -> list[str]:
-    """Table 4 and its figure."""
+    """The section of a sweep: Table 4 and its figure."""
     rows = tables.sweep_rows(sweep)
     return [
         f"## Sweep of alpha: {sweep.task}",
@@ -159,7 +159,7 @@ def sweep_section(sweep: Sweep, out: Path, name: str) -> list[str]:
 
 
 def realignment_section(sweeps: Sequence[Sweep], out: Path) -> list[str]:
-    """Rates of policies that were trained at several alphas, each decoded at several."""
+    """The section on policies trained at several alphas and each decoded at several."""
     return [
         "## Trained at one alpha, decoded at another",
         "Logits, greedy; a ring marks the alpha that a policy was trained at. Where several sweeps have one trained "
@@ -169,7 +169,7 @@ def realignment_section(sweeps: Sequence[Sweep], out: Path) -> list[str]:
 
 
 def comparison_section(comparison: Comparison, out: Path, name: str) -> list[str]:
-    """Tables 1 to 3."""
+    """The section of a comparison: Tables 1 to 3."""
     rows = tables.policies_rows(comparison)
     return [
         f"## {comparison.names[0]} and {comparison.names[1]}: {comparison.task}",
@@ -183,12 +183,12 @@ def comparison_section(comparison: Comparison, out: Path, name: str) -> list[str
 
 
 def problems_text(counts: Sequence[int]) -> str:
-    """How many held-out problems a table rests on."""
+    """The number of held-out problems behind a table, as text."""
     return f"{' or '.join(map(str, counts))} held-out problems"
 
 
 def write_csv(rows: Sequence[dict[str, Any]], out: Path, name: str) -> str:
-    """Write rows as CSV. Returns a link to them."""
+    """Write rows as CSV. Returns a Markdown link to the file."""
     (out / f"{name}.csv").write_text(tables.csv_text(rows), encoding="utf-8")
     return f"[{name}.csv]({name}.csv)"
 

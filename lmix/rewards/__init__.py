@@ -1,4 +1,4 @@
-"""What a completion is worth: rewards on groups, and their weighted sum."""
+"""Rewards of completions: callables on groups, and their weighted sum."""
 
 from lmix.rewards.reward import Reward, verifier_reward
 from lmix.rewards.weighted import RewardSum

@@ -1,5 +1,7 @@
-"""Rewards that say nothing of whether an answer is right. A study whose gains survive them has no case for its method
-("Spurious Rewards", Shao et al., arXiv 2506.10947)."""
+"""Control rewards that ignore whether an answer is correct ("Spurious Rewards", Shao et al., arXiv 2506.10947).
+
+If a study's gains also appear under these rewards, they are no evidence for its method.
+"""
 
 import random
 from collections.abc import Sequence
@@ -8,7 +10,11 @@ from lmix.rollout.types import Group, Rollout
 
 
 def format_reward(groups: Sequence[Group]) -> list[list[float]]:
-    """1 exactly when the completion ended by itself with the task's template filled, whatever stands in it."""
+    """1 if the completion ended by itself and filled the task's template, whatever the answer; otherwise 0.
+
+    Returns:
+        A reward for each rollout of each group.
+    """
 
     def value(rollout: Rollout) -> float:
         return float(rollout.ended and rollout.judgement is not None and rollout.judgement.format_correct)
@@ -17,8 +23,13 @@ def format_reward(groups: Sequence[Group]) -> list[list[float]]:
 
 
 def random_reward(groups: Sequence[Group]) -> list[list[float]]:
-    """1 or 0 with equal chance, whatever the completion: a function of seed, step, problem and sample, so that a
-    resumed run draws the same."""
+    """1 or 0 with equal probability, whatever the completion.
+
+    A function of seed, step, problem and sample, so that a resumed run gets the same values.
+
+    Returns:
+        A reward for each rollout of each group.
+    """
 
     def value(group: Group, rollout: Rollout) -> float:
         draw = (group.draw.seed, group.draw.step) if group.draw else ()

@@ -1,4 +1,4 @@
-"""What a reward is, and the verifier's."""
+"""The protocol of rewards, and the verifier's reward."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,14 +7,21 @@ from lmix.rollout.types import Group
 
 
 class Reward(Protocol):
-    """A callable on judged groups. These have all there is to know: the problem with its gold answer, and each
-    completion's text, token ids, whether it ended or was truncated, and its judgement."""
+    """A callable on judged groups.
+
+    A group has the problem with its gold answer, and for each completion its text, its token ids, whether it ended or
+    was truncated, and its judgement.
+    """
 
     def __call__(self, groups: Sequence[Group]) -> Sequence[Sequence[float]]:
-        """A number for each rollout of each group, finite."""
+        """Return a finite number for each rollout of each group."""
         ...
 
 
 def verifier_reward(groups: Sequence[Group]) -> list[list[float]]:
-    """1 exactly when the completion ended by itself and carries the right answer in the task's template; or else 0."""
+    """1 if the completion ended by itself with the correct answer in the task's template, otherwise 0.
+
+    Returns:
+        A reward for each rollout of each group.
+    """
     return [[float(rollout.solved) for rollout in group.rollouts] for group in groups]

@@ -1,4 +1,4 @@
-"""Several rewards with weights, by name: lmix's own, or functions and classes of the user's."""
+"""A weighted sum of rewards by name: lmix's own rewards, or the user's functions and classes."""
 
 import inspect
 import math
@@ -18,21 +18,21 @@ BUILT_IN: dict[str, Callable[[int], Reward]] = {
     "format": lambda max_new_tokens: format_reward,
     "random": lambda max_new_tokens: random_reward,
 }
-"""lmix's own rewards, given the length limit."""
+"""lmix's own rewards, as functions of the length limit."""
 
 
 class RewardSum:
     """The weighted sum of rewards: R of eq. 4.
 
     Args:
-        weights: weight by name: `verifier`, `overlong`, the controls `format` (1 for a filled template, whatever is in
-            it) and `random`, or the import path (`mine.brevity`) of a function `reward(problem, completion) -> float`
-            of a `Problem` and a completion's text, of a `Reward` (one parameter: judged groups), or of a `Reward`
-            class, constructed without arguments.
+        weights: weight by name. A name is `verifier`, `overlong`, one of the controls `format` (1 for a filled
+            template, whatever the answer) and `random`, or an import path (`mine.brevity`). The path refers to a
+            function `reward(problem, completion) -> float` of a `Problem` and a completion's text, to a `Reward` (one
+            parameter: judged groups), or to a `Reward` class, which is constructed without arguments.
         max_new_tokens: the length limit (`sampling.max_new_tokens`), for `overlong`.
 
     Raises:
-        ValueError: no reward, a weight that is not finite, or a name that can't be imported.
+        ValueError: there is no reward, a weight is not finite, or a name can't be imported.
     """
 
     def __init__(self, weights: Mapping[str, float], max_new_tokens: int = 512) -> None:
@@ -47,10 +47,10 @@ class RewardSum:
         }
 
     def __call__(self, groups: Sequence[Group]) -> None:
-        """Fill in `Rollout.rewards` and `Rollout.reward` of judged groups.
+        """Set `Rollout.rewards` and `Rollout.reward` of judged groups.
 
         Raises:
-            ValueError: a reward gave other than one finite number for each rollout.
+            ValueError: a reward does not return one finite number for each rollout.
         """
         for name, reward in self.rewards.items():
             values = numbers_of(name, reward, groups)
@@ -64,14 +64,14 @@ class RewardSum:
                 rollout.reward = sum(weight * rollout.rewards[name] for name, weight in self.weights.items())
 
     def means(self, rollouts: Sequence[Rollout]) -> dict[str, tuple[float, float]]:
-        """A curve for each reward, as (sum, count), where there are several."""
+        """The metric of each reward as (sum, count), if there are several rewards."""
         if len(self.rewards) == 1:
             return {}
         return {f"reward/{name}": (sum(r.rewards[name] for r in rollouts), len(rollouts)) for name in self.rewards}
 
 
 def numbers_of(name: str, reward: Reward, groups: Sequence[Group]) -> list[list[float]]:
-    """What a reward gives, as floats. Raises ValueError unless it is one number for each rollout of each group."""
+    """The values of a reward as floats. Raises ValueError unless there is one number for each rollout of each group."""
     try:
         values = [[float(value) for value in of_group] for of_group in reward(groups)]
     except TypeError as error:
@@ -82,7 +82,7 @@ def numbers_of(name: str, reward: Reward, groups: Sequence[Group]) -> list[list[
 
 
 def imported_reward(path: str) -> Reward:
-    """The reward of an import path, see `RewardSum`. Raises ValueError where it is none."""
+    """The reward at an import path, see `RewardSum`. Raises ValueError if there is none."""
     module, _, name = path.rpartition(".")
     try:
         reward: Any = getattr(import_module(module), name) if module else None
@@ -102,7 +102,7 @@ def imported_reward(path: str) -> Reward:
 
 
 def by_completion(function: Callable[[Problem, str], float]) -> Reward:
-    """A reward from a function of a problem and a completion's text."""
+    """Make a `Reward` from a function of a problem and a completion's text."""
 
     def reward(groups: Sequence[Group]) -> list[list[float]]:
         return [[function(group.problem, r.text) for r in group.rollouts] for group in groups]

@@ -1,4 +1,4 @@
-"""Tasks: how answers are asked for, found in completions, and judged. Imports neither torch nor sympy."""
+"""Tasks: problems with their prompts, answer templates and verifiers. Imports neither torch nor sympy."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ __all__ = [
     "verify_answer",
 ]
 
-# these read data sets, so they wait for the `datasets` library
+# imported lazily, because they import the `datasets` library
 _HOMES = {
     "CnK12Task": "lmix.tasks.cn_k12",
     "DatasetTask": "lmix.tasks.dataset",

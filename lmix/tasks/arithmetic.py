@@ -1,7 +1,7 @@
-"""Word problems in several steps of arithmetic, made on the spot: the task of the embedded default.
+"""Synthetic word problems with several steps of arithmetic: the task of the bundled model.
 
-A problem tells of one person's things in two to four steps; its solution writes one equation a step. The text uses a
-small set of words, so that a model of 0.8M parameters can read and solve it. Everything here is synthetic.
+A problem describes in two to four steps how many things a person has. Its solution has one equation per step. The
+vocabulary is small, so that a model with 0.8M parameters can read and solve the problems.
 """
 
 import itertools
@@ -25,8 +25,12 @@ _MAX_VALUE = 199
 def arithmetic_row(rng: random.Random, steps: tuple[int, ...] = (2, 3, 4)) -> dict[str, str]:
     """Draw one problem.
 
+    Args:
+        rng: the random generator.
+        steps: numbers of steps to choose from.
+
     Returns:
-        A row with `problem`, `solution` (one equation a step, no closing sentence) and `answer` (a whole number).
+        A row with `problem`, `solution` (one equation per step, no closing sentence) and `answer` (a whole number).
     """
     value = rng.randint(5, 60)
     name = rng.choice(_PEOPLE)
@@ -60,9 +64,9 @@ def arithmetic_row(rng: random.Random, steps: tuple[int, ...] = (2, 3, 4)) -> di
 
 
 def arithmetic_rows(split: str, seed: int = 0, steps: tuple[int, ...] = (2, 3, 4)) -> Iterator[dict[str, str]]:
-    """Yield problems of one split without end.
+    """Yield an endless stream of problems of one split.
 
-    A problem belongs to the split that a checksum of its text says, whatever the seed, so splits never share one.
+    A problem's split is determined by a checksum of its text, whatever the seed, so splits are disjoint.
     """
     rng = random.Random(f"arithmetic {split} {seed}")
     while True:
@@ -72,20 +76,23 @@ def arithmetic_rows(split: str, seed: int = 0, steps: tuple[int, ...] = (2, 3, 4
 
 
 def split_of(problem: str) -> str:
-    """The split a problem belongs to: 8 in 10 are `train`, one each `validation` and `test`."""
+    """The split of a problem: of 10 problems, 8 are in `train`, one in `validation` and one in `test`."""
     bucket = zlib.crc32(problem.encode()) % 10
     return SPLITS[max(0, bucket - 7)]
 
 
 class ArithmeticTask(Task):
-    """The task of the bundled model. Its splits are disjoint by construction, and have the sizes asked for.
+    """Synthetic arithmetic word problems, the task of the bundled model. Its splits are disjoint by construction.
 
     Args:
-        train_size: training problems.
-        test_size: held-out problems, and as many for validation.
-        seed: which problems.
-        steps: how many steps a problem may have.
+        train_size: number of training problems.
+        test_size: number of held-out problems, and of validation problems.
+        seed: seed of the problems.
+        steps: the numbers of steps that a problem may have.
         kwargs: see `Task`.
+
+    Raises:
+        ValueError: a size or a number of steps is below 1.
     """
 
     name = "arithmetic"

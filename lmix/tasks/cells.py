@@ -1,7 +1,7 @@
 """Cells of a data set as text.
 
-Text and numbers are taken as they are spelled, lists of one are opened, chat messages are read; anything else is an
-error, so that Python's rendering of a list or a record never becomes a prompt or a gold answer.
+Text and numbers keep their spelling, lists with one element are unwrapped, and chat messages are read. Anything else is
+an error, so that Python's rendering of a list or a record never becomes a prompt or a gold answer.
 """
 
 import ast
@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 EXACT_INTEGERS = 2**53
-"""From here on, a float can't tell an integer from its neighbours."""
+"""From this size on, a float can't represent every integer."""
 Message = tuple[str, str]
 """(role, content)."""
 
@@ -21,7 +21,7 @@ _MESSAGES = re.compile(r"\s*\[\s*\{\s*[\"'](?:role|content|from|value)[\"']")
 
 
 class JsonNumber(float):
-    """A JSON number with a fraction or an exponent, as it was spelled: `1e-5` stays `1e-5`."""
+    """A JSON number with a fraction or an exponent that keeps its spelling: `1e-5` stays `1e-5`."""
 
     spelling: str
 
@@ -35,10 +35,10 @@ class JsonNumber(float):
 
 
 def cell_at(row: Mapping[str, Any], column: str) -> Any:
-    """The cell of a column, or of a field inside it: `answer.ground_truth`. A column of that very name goes first.
+    """The cell of a column, or of a field inside it: `answer.ground_truth`. A column with that exact name has priority.
 
     Raises:
-        ValueError: no such field in this row.
+        ValueError: the row has no such field.
     """
     if column in row:
         return row[column]
@@ -54,13 +54,13 @@ def cell_at(row: Mapping[str, Any], column: str) -> Any:
 
 
 def cell_text(value: Any) -> str:
-    """A cell as text; empty where it holds nothing.
+    """A cell as text; empty for an empty cell.
 
     Raises:
-        ValueError: it is neither text nor a number, or a float that can't hold the digits of its integer.
+        ValueError: the cell is neither text nor a number, or is a float too large to represent its integer exactly.
     """
     if isinstance(value, str) and value.lstrip().startswith('["') and _is_list_of_one_text(listed := _parsed(value)):
-        value = listed  # a list of one answer, written as JSON into a text
+        value = listed  # a list with one answer, stored as JSON text
     value = _only(value)
     match value:
         case None:
@@ -88,12 +88,12 @@ def cell_text(value: Any) -> str:
 
 
 def cell_messages(value: Any) -> list[Message] | None:
-    """A cell's chat messages, the last of them the user's; None where it holds no chat messages.
+    """A cell's chat messages, of which the last is the user's; None if the cell has no chat messages.
 
-    They may also be written into a text, as JSON or as Python's rendering (a list in a CSV file).
+    They may also be stored as text, in JSON or as Python prints them (such as a list in a CSV file).
 
     Raises:
-        ValueError: they have no role or content, can't be read, or do not end with a user's message.
+        ValueError: a message has no role or content, the text can't be parsed, or the last message is not a user's.
     """
     if isinstance(value, str):
         if not _MESSAGES.match(value):
@@ -116,7 +116,7 @@ def cell_messages(value: Any) -> list[Message] | None:
 def read_cell(
     number: int, row: Mapping[str, Any], column: str, read: Callable[[Any], Any] = cell_text, source: str = ""
 ) -> Any:
-    """A cell of a row, read. Raises ValueError with row, column and, where given, the source."""
+    """Read a cell of a row. Raises ValueError that names the row, the column and, if given, the source."""
     try:
         return read(cell_at(row, column))
     except ValueError as error:
@@ -125,7 +125,7 @@ def read_cell(
 
 
 def same_value(cell: Any, wanted: Any) -> bool:
-    """Whether a cell is what a filter wants, whatever the file's type for it: 5 and "5", true and "True"."""
+    """Whether a cell equals a filter's value, ignoring types: 5 equals "5", true equals "True"."""
     cell = _only(cell)
     if isinstance(cell, bool) or isinstance(wanted, bool):
         return str(cell).casefold() == str(wanted).casefold()
@@ -133,7 +133,7 @@ def same_value(cell: Any, wanted: Any) -> bool:
 
 
 def _only(value: Any) -> Any:
-    """What a list of one holds; None for an empty list."""
+    """The element of a list with one element; None for an empty list; other values unchanged."""
     while isinstance(value, list | tuple) and len(value) <= 1:
         value = value[0] if value else None
     return value
@@ -144,7 +144,7 @@ def _is_list_of_one_text(value: Any) -> bool:
 
 
 def _parsed(text: str) -> Any:
-    """The list or record that a text spells as JSON or as Python does; the text itself where it spells none."""
+    """The list or record that a text represents in JSON or in Python; the text itself if it represents neither."""
     for parse in (json.loads, ast.literal_eval):
         try:
             value = parse(text)
@@ -156,7 +156,7 @@ def _parsed(text: str) -> Any:
 
 
 def _message(record: Mapping[str, Any]) -> Message:
-    given = {name: value for name, value in record.items() if value is not None}  # parquet fills in nulls
+    given = {name: value for name, value in record.items() if value is not None}  # parquet adds missing fields as null
     if set(given) != {"role", "content"}:
         raise ValueError(
             f"a chat message must have role and content alone, not {', '.join(map(repr, given)) or 'none'}"

@@ -1,4 +1,4 @@
-"""cn_k12: Chinese school exercises in English, multiple choice and values (NuminaMath, Li et al., 2024)."""
+"""cn_k12: Chinese K-12 mathematics exercises in English (NuminaMath, Li et al., 2024)."""
 
 from typing import Any
 
@@ -7,21 +7,22 @@ from lmix.tasks.dataset import DatasetTask
 from lmix.tasks.task import Problem
 
 UNVERIFIABLE = ("", "none", "proof", "notfound")
-"""What NuminaMath-1.5 has as the answer of problems that can't be judged by one."""
+"""Values of NuminaMath-1.5's answer column for problems without an answer that can be verified."""
 VALIDITY = ("problem_is_valid", "solution_is_valid")
-"""Its columns that say Yes for what its makers could check."""
+"""Columns of NuminaMath-1.5 that are Yes for rows that passed its authors' checks."""
 
 
 class CnK12Task(DatasetTask):
-    r"""The part cn_k12 of NuminaMath, from the hub (`AI-MO/NuminaMath-1.5`) or local files.
+    r"""The cn_k12 part of NuminaMath, from the hub (`AI-MO/NuminaMath-1.5`) or local files.
 
-    Answers are letters of a choice or values, both judged by math-verify. Left out are rows of other sources (where
-    there is a column `source`), rows that NuminaMath-1.5 calls invalid, answers that can't be judged, and solutions
-    with several boxes, which answer several questions.
+    Answers are choice letters or values; both are judged by math-verify. Rows are left out if they have another
+    `source` (where that column exists), are marked as invalid by NuminaMath-1.5, have an answer that can't be judged,
+    or have several boxes in the solution, which answer several questions.
 
     Args:
         source: hub id, local folder, or file with the training problems.
-        test_split: the hub has no held-out problems, so null takes them out of the training ones.
+        test_split: split with the held-out problems. The hub data set has none, so null takes them out of the training
+            problems.
         solution_column: column with a worked solution.
         kwargs: see `DatasetTask`.
     """

@@ -1,4 +1,4 @@
-"""A task whose problems are rows of a data set: on the hub, in a folder of the hub's layout, or in a file."""
+"""A task whose problems are rows of a data set: on the hub, in a folder with the hub's layout, or in a file."""
 
 import logging
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 
 def answer_text(value: Any) -> str:
-    """A cell's answer, without the box or the `####` around it.
+    """A cell's answer, without a surrounding box or `####`.
 
     Raises:
-        ValueError: it can't be read as text, or is a whole solution, in which the answer is only the end.
+        ValueError: the cell can't be read as text, or contains a whole solution instead of only the answer.
     """
     text = cell_text(value)
     for template in map(answer_template, ("hash", "boxed")):
@@ -33,26 +33,29 @@ def answer_text(value: Any) -> str:
 
 
 class DatasetTask(Task):
-    """Problems and answers from columns of a data set, answers judged by math-verify.
+    """Problems and answers from columns of a data set. Answers are judged by math-verify.
 
     Args:
         source: hub id, local folder, or file (.json, .jsonl, .csv, .tsv, each also with .gz, or .parquet) with the
             training problems.
-        test_source: the same for held-out problems. Null means `source` with its split `test_split`, or, where `source`
-            is a file, some of its problems.
-        config_name: which configuration of a hub data set.
-        train_split: which split of a hub data set or folder is for training.
-        test_split: which one holds the held-out problems; null takes them out of the training ones.
-        problem_column: column with the problem's text, or with chat messages, the last of them the user's. As in all
-            columns, a dot names a field inside: `extra_info.question`.
-        answer_column: column with the answer (`reward_model.ground_truth`); null takes it from the solution: what the
-            task's template shows there (`hash` reads GSM8K's `####`), or else the last box.
-        where: values of other columns that rows must have, such as `{source: cn_k12}`; a list allows any of several.
-            Text and number are the same here: 5 is also "5".
-        solution_column: column with a worked solution; null where there is none.
-        deadline: seconds that one answer may take to judge.
-        verifier_workers: processes that judge.
+        test_source: the same for held-out problems. null uses the split `test_split` of `source`; if `source` is a
+            file, held-out problems are taken out of its problems.
+        config_name: configuration of a hub data set.
+        train_split: split of a hub data set or folder to train on.
+        test_split: split with the held-out problems; null takes them out of the training problems.
+        problem_column: column with the problem's text, or with chat messages of which the last is the user's. In all
+            column settings, a dot selects a field inside a column: `extra_info.question`.
+        answer_column: column with the answer (`reward_model.ground_truth`). null takes the answer from the solution: by
+            the task's template (`hash` reads GSM8K's `####`), or else from the last box.
+        where: values that other columns must have, such as `{source: cn_k12}`; a list allows several values. Text and
+            numbers are compared as text: 5 matches "5".
+        solution_column: column with a worked solution; null if there is none.
+        deadline: time limit for judging one answer, in seconds.
+        verifier_workers: number of verifier processes.
         kwargs: prompt and template, see `Task`.
+
+    Raises:
+        ValueError: `answer_column` and `solution_column` are both null.
     """
 
     name = "dataset"
@@ -119,10 +122,10 @@ class DatasetTask(Task):
         return all(any(same_value(cell_at(row, c), v) for v in values) for c, values in self.where.items())
 
     def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
-        """Turn a row into a problem, or into None where it is of no use, such as a solution without a box in MATH.
+        """Turn a row into a problem, or into None if its answer can't be judged, such as a MATH solution without a box.
 
         Raises:
-            ValueError: a cell is empty, or can't be read as text; with file, row, column and value.
+            ValueError: a cell is empty or can't be read as text; the message names file, row, column and value.
         """
         messages = read_cell(number, row, self.problem_column, cell_messages, source=source)
         problem = messages[-1][1] if messages else read_cell(number, row, self.problem_column, source=source)

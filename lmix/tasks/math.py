@@ -11,13 +11,13 @@ class MathTask(DatasetTask):
 
     Args:
         source: hub id, local folder, or file with the training problems.
-        levels: difficulties to keep, of 1 to 5; the column `level` may hold `Level 5` (MATH) or 5 (MATH-500).
-        answer_column: null takes the answer from the solution.
+        levels: difficulty levels to keep, from 1 to 5. The column `level` may contain `Level 5` (MATH) or 5 (MATH-500).
+        answer_column: column with the answer; null takes the answer from the solution.
         solution_column: column with a worked solution.
         kwargs: see `DatasetTask`.
 
     Raises:
-        ValueError: a level that MATH has not.
+        ValueError: a level is not one of 1 to 5, or there is none.
     """
 
     name = "math"

@@ -11,19 +11,19 @@ LETTERS = "ABCDEFGHIJ"
 
 
 class MMLUTask(DatasetTask):
-    """MMLU, from the hub (`cais/mmlu`) or local files with columns question, choices, answer (an index or
-    a letter) and subject.
+    """MMLU, from the hub (`cais/mmlu`) or from local files with the columns question, choices, answer and subject.
 
-    There are no worked solutions: a demonstration for SFT is the answer in its template and nothing else.
+    There are no worked solutions, so a demonstration for SFT is only the answer in its template.
 
     Args:
         source: hub id, local folder, or file with the training problems.
-        config_name: which configuration of the hub data set.
-        train_split: the hub's auxiliary_train has no subjects: to choose some, name `validation` or `dev` here.
+        config_name: configuration of the hub data set.
+        train_split: split to train on. The hub's auxiliary_train has no subjects; to select subjects, use `validation`
+            or `dev`.
         subjects: subjects to keep, such as [abstract_algebra]; null keeps all.
         problem_column: column with the question.
-        answer_column: column with the index of the right choice, from 0, or its letter.
-        template: the form that the letter must have.
+        answer_column: column with the index of the correct choice, from 0, or its letter.
+        template: the answer template, in which the answer is a letter.
         kwargs: see `DatasetTask`.
 
     Raises:
@@ -58,7 +58,7 @@ class MMLUTask(DatasetTask):
         )
 
     def to_problem(self, number: int, row: dict[str, Any], source: str) -> Problem | None:
-        """The question with its lettered choices; the answer is a letter. Raises ValueError where they do not fit."""
+        """The question with lettered choices, and a letter as the answer. Raises ValueError if a cell is malformed."""
         assert self.answer_column is not None
         question = read_cell(number, row, self.problem_column, source=source)
         choices, answer = (

@@ -1,4 +1,4 @@
-"""Procedural tasks of reasoning-gym (Stojanovski et al., arXiv 2505.24760): no model has seen the problems before."""
+"""Procedurally generated tasks of reasoning-gym (Stojanovski et al., arXiv 2505.24760)."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -8,16 +8,18 @@ from typing import Any
 from lmix.tasks.task import Problem, Split, Task
 
 GAP = 1_000_000
-"""Seeds between splits: a dataset draws its item i from its seed plus i."""
+"""Distance between the seeds of splits. A dataset generates its item i from its seed plus i."""
 FULL_SCORE = 0.999
-"""Verifiers give part of the score for part of an answer; right is all of it."""
+"""The score from which an answer counts as correct. Verifiers also give partial scores."""
 TRIES = 4
-"""Items that are drawn for each problem at most, where a dataset has few different ones."""
+"""Maximum number of items drawn per problem, for datasets with few different problems."""
 
 
 class Gold(str):
-    """A gold answer that knows its dataset's entry: an answer may be right for one question and wrong for another whose
-    gold answer reads the same."""
+    """A gold answer with its dataset entry.
+
+    Two questions with the same gold answer may still accept different answers, so equality includes the question.
+    """
 
     entry: dict[str, Any]
 
@@ -38,23 +40,23 @@ class Gold(str):
 
 
 class ReasoningGymTask(Task):
-    """A dataset of reasoning-gym, judged by the dataset's own verifier: needs `pip install lmix[reasoning-gym]`.
+    """A dataset of reasoning-gym, judged by the dataset's own verifier. Needs `pip install lmix[reasoning-gym]`.
 
-    Splits come from different seeds and share no question. The verifiers run in this process and have no time limit:
-    prefer datasets with short answers.
+    Splits are generated from different seeds and share no question. The verifiers run in this process without a time
+    limit, so prefer datasets with short answers.
 
     Args:
-        dataset: its name there, such as chain_sum.
-        config: its settings there, such as {min_terms: 2, max_terms: 4}.
-        train_size: training problems; fewer where the dataset has not so many different ones.
-        test_size: held-out problems, and as many for validation.
-        seed: which problems.
-        solution: what a demonstration says before the answer in the template, with `{answer}` where the answer stands,
-            as these datasets have no worked solutions.
+        dataset: the name of the dataset in reasoning-gym, such as chain_sum.
+        config: the settings of the dataset, such as {min_terms: 2, max_terms: 4}.
+        train_size: number of training problems; fewer if the dataset has fewer different ones.
+        test_size: number of held-out problems, and of validation problems.
+        seed: seed of the problems.
+        solution: text of a demonstration before the answer in the template, in which `{answer}` is replaced by the
+            answer. These datasets have no worked solutions.
         kwargs: see `Task`.
 
     Raises:
-        ValueError: reasoning-gym is not installed, or has no such dataset or setting.
+        ValueError: reasoning-gym is not installed or has no such dataset or setting, or a size is out of range.
     """
 
     name = "reasoning_gym"
@@ -76,11 +78,11 @@ class ReasoningGymTask(Task):
                 raise ValueError(f"task.{name} must lie between 1 and {GAP // TRIES}, not {size}")
         self.dataset, self.config, self.seed, self.solution = dataset, dict(config or {}), seed, solution
         self.sizes: dict[Split, int] = {"test": test_size, "validation": test_size, "train": train_size}
-        self._source = self.source(0, 1)  # so that mistakes are found now
+        self._source = self.source(0, 1)  # so that mistakes in the settings are found now
         self._failures = 0
 
     def source(self, seed: int, size: int) -> Any:
-        """The dataset with other items."""
+        """Create the dataset with `size` items, from `seed`. Raises ValueError as the class does."""
         try:
             library: Any = import_module("reasoning_gym")
         except ImportError as error:
@@ -97,7 +99,7 @@ class ReasoningGymTask(Task):
 
     @cached_property
     def drawn(self) -> dict[Split, list[Problem]]:
-        """Problems of each split. Held-out ones are drawn first, and no question is drawn twice."""
+        """Problems of each split. Held-out problems are drawn first, and no question is used twice."""
         found: dict[Split, list[Problem]] = {}
         seen: set[str] = set()
         for place, (split, size) in enumerate(self.sizes.items()):
@@ -124,7 +126,7 @@ class ReasoningGymTask(Task):
         return self.drawn[split]
 
     def verify(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[bool]:
-        """By the dataset's verifier; golds that are plain text, as from a file, by text."""
+        """Judge by the dataset's verifier, or by exact match if a gold answer is plain text, such as from a file."""
         by_text = super().verify(answers, golds)
         return [
             self.is_right(answer, gold) if isinstance(gold, Gold) else same
@@ -132,12 +134,12 @@ class ReasoningGymTask(Task):
         ]
 
     def is_right(self, answer: str | None, gold: Gold) -> bool:
-        """Whether the dataset gives an answer its full score; one that its verifier breaks on is wrong, and counted."""
+        """Whether the dataset gives the answer the full score. If its verifier fails, the answer counts as wrong."""
         if answer is None:
             return False
         try:
             return float(self._source.score_answer(answer, gold.entry)) >= FULL_SCORE
-        except Exception:  # verifiers parse what a model wrote, and raise whatever their parser does
+        except Exception:  # verifiers parse model output, and may raise anything
             self._failures += 1
             return False
 

@@ -1,4 +1,4 @@
-"""Rows of a data set, wherever it lies."""
+"""Loading the rows of a data set from a file, a folder or the hub."""
 
 import csv
 import gzip
@@ -13,19 +13,19 @@ from datasets import ClassLabel, Dataset, Value, load_dataset
 from lmix.tasks.cells import JsonNumber
 
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
-"""Endings of files that can be read, in any case; all but parquet also with `.gz`."""
+"""Supported file name extensions, in upper or lower case; all but parquet also with `.gz`."""
 Rows = list[dict[str, Any]]
 
 
 def file_kind(source: str | Path) -> str | None:
-    """A file's kind by its name, one of `FILES`; None for what is no file of a known kind."""
+    """The kind of a file by its name, one of `FILES`; None if the name has no supported extension."""
     name = str(source).lower()
     kind = Path(name.removesuffix(".gz")).suffix
     return kind if kind in FILES and not (kind == ".parquet" and name.endswith(".gz")) else None
 
 
 def is_file(source: str) -> bool:
-    """Whether a source is one file, and so one split."""
+    """Whether a source is a single file, and so a single split."""
     return file_kind(source) is not None
 
 
@@ -33,15 +33,15 @@ def load_rows(source: str, split: str, config_name: str | None = None) -> tuple[
     """Load one split of a data set.
 
     Args:
-        source: a file (which is one split by itself), a folder in the hub's layout, or a hub id.
-        split: for folders and hub ids.
-        config_name: for those with several configurations.
+        source: a file (which is a single split), a folder with the hub's layout, or a hub id.
+        split: the split of a folder or hub id.
+        config_name: configuration of a data set that has several.
 
     Returns:
-        The columns, and the rows, each with every column.
+        The columns, and the rows. Every row has every column.
 
     Raises:
-        ValueError: nothing there, or it can't be read, or it is empty; in one line.
+        ValueError: the source does not exist, can't be read, or is empty; the message is one line.
     """
     path = Path(source).expanduser()
     try:
@@ -51,8 +51,8 @@ def load_rows(source: str, split: str, config_name: str | None = None) -> tuple[
             columns, rows = unpacked(load_dataset(str(path) if path.is_dir() else source, config_name, split=split))
         else:
             raise ValueError(f"it is no folder, no hub id, and no {', '.join(FILES)} file")
-    except Exception as error:  # datasets raises its own classes, pyarrow's and the hub's
-        wrapped = "generating the dataset" in str(error)  # all that datasets says itself of a file that it can't read
+    except Exception as error:  # `datasets` raises its own classes, pyarrow's and the hub's
+        wrapped = "generating the dataset" in str(error)  # for an unreadable file, only the cause is informative
         told = error.__cause__ if wrapped and error.__cause__ else error
         reason = (str(told).strip() or type(told).__name__).splitlines()[0]
         raise ValueError(f"data set {source!r} can't be read: {reason}") from error
@@ -62,27 +62,28 @@ def load_rows(source: str, split: str, config_name: str | None = None) -> tuple[
 
 
 def unpacked(rows: Any) -> tuple[list[str], Rows]:
-    """Columns and rows of a `datasets` table, with the names of its class labels."""
+    """Columns and rows of a `datasets` table, with class labels as names."""
     assert isinstance(rows, Dataset)
     for name, feature in rows.features.items():
         if isinstance(feature, Value) and feature.dtype in ("float16", "float32"):
             rows = rows.cast_column(name, Value("string"))  # as a Python float, 0.1 would be 0.10000000149011612
     table: Rows = list(rows)  # pyright: ignore[reportAssignmentType]
     for name, feature in rows.features.items():
-        if isinstance(feature, ClassLabel):  # stored as numbers; -1 is a label that is kept secret
+        if isinstance(feature, ClassLabel):  # stored as numbers; -1 means that the label is hidden
             for row in table:
                 row[name] = None if row[name] in (None, -1) else feature.int2str(row[name])
     return rows.column_names, table
 
 
 def read_file(path: Path) -> tuple[list[str], Rows]:
-    """Columns and rows of a file of a known kind.
+    """Columns and rows of a file of a supported kind.
 
-    JSON and CSV are read here and not by `datasets`: pandas turns integers beside a blank into floats, `007` into 7
-    and `NA` into nothing, and pyarrow's JSON reader can crash the process on a malformed file (pyarrow 26).
+    JSON and CSV are read here and not by `datasets`: pandas turns integers in a column with blanks into floats, `007`
+    into 7 and `NA` into a missing value, and pyarrow's JSON reader can crash the process on a malformed file (pyarrow
+    26).
 
     Raises:
-        ValueError: it isn't there, is empty, or can't be read, with the line's number.
+        ValueError: the file does not exist, is empty, or can't be read; the message gives the line number.
     """
     if not path.is_file():
         raise ValueError("there is no such file")
@@ -102,10 +103,10 @@ def read_file(path: Path) -> tuple[list[str], Rows]:
 
 
 def read_json(file: TextIO) -> tuple[list[str], Rows]:
-    """Columns and rows of a JSON list of objects, or of one object a line.
+    """Columns and rows of a JSON list of objects, or of a file with one object per line.
 
     Raises:
-        ValueError: it is neither, with the line's number.
+        ValueError: the text is neither; the message gives the line number.
     """
     text = file.read()
     try:
@@ -135,7 +136,7 @@ def object_of_line(line: str, number: int) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """JSON whose numbers keep their spelling. Raises ValueError where an object has a name twice."""
+    """Parse JSON, keeping the spelling of numbers. Raises ValueError if an object has the same name twice."""
     return json.loads(text, parse_float=JsonNumber, object_pairs_hook=_object)
 
 
@@ -148,10 +149,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_csv(file: TextIO, delimiter: str) -> tuple[list[str], Rows]:
-    """Columns and rows of a table with a header line; every cell is text as it is written.
+    """Columns and rows of a table with a header line. Every cell is kept as text.
 
     Raises:
-        ValueError: a row is longer or shorter than the header, a column is there twice, or quotes are not closed.
+        ValueError: a row is longer or shorter than the header, a column occurs twice, or quotes are not closed.
     """
     lines = csv.reader(file, delimiter=delimiter, strict=True)
     columns: list[str] = []

@@ -1,4 +1,4 @@
-"""What a task is: problems, a prompt, an answer template, a judge."""
+"""The base class of tasks: problems, a prompt, an answer template and a verifier."""
 
 import os
 import re
@@ -18,30 +18,30 @@ TemplateName = Literal["boxed", "answer_tag", "hash", "letter", "think_answer", 
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of a task."""
+    """One problem of a task."""
 
     id: int
-    """Its place in the data set: random numbers of its rollouts depend on this, so it must not depend on order."""
+    """Position in the data set. The random numbers of rollouts depend on it, so it must not depend on shuffling."""
     problem: str
     answer: str
     solution: str = ""
-    """A worked solution without the answer template, for demonstrations; empty where the data set has none."""
+    """A worked solution without the answer template, for demonstrations; empty if the data set has none."""
     history: tuple[tuple[str, str], ...] = ()
-    """(role, content) of the chat messages before the problem, which is the last one; empty without a conversation."""
+    """(role, content) of the chat messages before the problem, which is the last message; usually empty."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a completion is worth."""
+    """The verifier's judgement of a completion."""
 
     answer: str | None
-    """The text in the answer template; None where the template is missing, empty or not closed."""
+    """The text in the answer template; None if the template is missing, empty or not closed."""
     answer_correct: bool
-    """Format-correct, and right."""
+    """Whether the completion is format-correct and its answer is correct."""
     parsed: bool = True
-    """Whether the judge could read the answer; one that it could not read is wrong."""
+    """Whether the verifier could parse the answer. An answer that it could not parse is wrong."""
     right_anywhere: bool = False
-    """Right in the template, or in whatever form the completion states its answer (`verifier.anywhere`)."""
+    """Whether the answer is correct, in the template or in any other recognised form (`verifier.anywhere`)."""
 
     @property
     def format_correct(self) -> bool:
@@ -54,16 +54,16 @@ def chat_ids(
     system: str | None,
     arguments: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """A conversation in the tokenizer's chat template, up to where the next answer begins.
+    """Token ids of a conversation in the tokenizer's chat template, ending where the next answer begins.
 
     Args:
-        tokenizer: one with a chat template.
-        messages: role and content of each.
-        system: the system message; None leaves the template's own.
-        arguments: further variables of the template, such as `enable_thinking`.
+        tokenizer: a tokenizer with a chat template.
+        messages: dicts with role and content.
+        system: the system message; None uses the template's own.
+        arguments: other variables of the template, such as `enable_thinking`.
 
     Raises:
-        ValueError: a variable that the template does not have, or a conversation that it refuses or leaves empty.
+        ValueError: the template has no such variable, rejects the conversation, or gives no tokens for it.
     """
     first = [] if system is None else [{"role": "system", "content": system}]
     chat = [*first, *messages]
@@ -85,10 +85,10 @@ def chat_ids(
 
 
 def read_prompt(prompt: str) -> str:
-    """A task's prompt, read from its file where it is one.
+    """A task's prompt; if it names a file, the file's content.
 
     Raises:
-        ValueError: there is no `{problem}` in it, or the file is not UTF-8.
+        ValueError: the prompt does not contain `{problem}`, or the file is not UTF-8.
     """
     text = prompt
     if "{problem}" not in prompt and os.path.isfile(prompt):
@@ -102,28 +102,28 @@ def read_prompt(prompt: str) -> str:
 
 
 class Task:
-    """Base of all tasks; a subclass gives `problems`, and `verify` unless exact match suffices.
+    """Base class of tasks. Subclasses implement `problems`, and `verify` unless exact match is enough.
 
     Args:
-        prompt: what the model reads, or a text file that holds it (a line end at its very end does not count);
+        prompt: the prompt, or the path of a text file with it (a line end at the end of the file is ignored).
             `{problem}` and `{instruction}` are filled in. For chat messages it formats the last one; `{problem}` alone
-            leaves it as is.
-        template: the form that the answer must have.
-        instruction: what fills `{instruction}`; by default the template's own sentence.
-        chat: put the prompt into the tokenizer's chat template as a user's message, where it has one.
-        system: the system message in that case; null leaves the chat template's own.
-        chat_template_args: further variables of the chat template, such as {enable_thinking: false}.
+            leaves that message unchanged.
+        template: the answer template.
+        instruction: the text for `{instruction}`; null uses the template's own sentence.
+        chat: put the prompt into the tokenizer's chat template as a user message, if the tokenizer has one.
+        system: the system message of the chat; null uses the chat template's own.
+        chat_template_args: other variables of the chat template, such as {enable_thinking: false}.
 
     Raises:
-        ValueError: the prompt has no `{problem}` and is no file with one, or variables are given for a chat template
-            that is not used.
+        ValueError: the prompt does not contain `{problem}` and is not a file that does, or variables are given for a
+            chat template that is not used.
     """
 
     name = "task"
     splits: frozenset[Split] = frozenset({"train", "test"})
-    """The splits that the data come in; the others are taken out of `train`."""
+    """The splits that the data have; others are taken out of `train`."""
     unparsed: Collection[tuple[str | None, str]] = ()
-    """Of the newest `verify`: pairs of an answer that could not be read, or not in time, and its gold one."""
+    """(answer, gold) pairs of the latest `verify` that could not be parsed, or not within the time limit."""
 
     def __init__(
         self,
@@ -145,17 +145,17 @@ class Task:
         self.instruction = self.template.instruction if instruction is None else instruction
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split. Raises ValueError, in one line, where the data are missing or malformed."""
+        """All problems of a split. Raises ValueError, in one line, if the data are missing or malformed."""
         raise ValueError(f"{type(self).__name__} has no problems of its own: name a task such as lmix.tasks.MathTask")
 
     def verify(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[bool]:
-        """Whether each answer (None: not format-correct) is right."""
+        """Whether each answer is correct; None stands for a completion that is not format-correct."""
         pairs = zip(answers, golds, strict=True)
         return [a is not None and normalise_answer(a) == normalise_answer(gold) for a, gold in pairs]
 
     @property
     def failures(self) -> int:
-        """Answers so far whose judge hung, crashed or was killed; they counted as wrong."""
+        """Number of answers so far on which the verifier timed out or crashed. They count as wrong."""
         return 0
 
     def judge(self, completions: Sequence[str], golds: Sequence[str]) -> list[Judgement]:
@@ -164,7 +164,7 @@ class Task:
         verdicts = self.verify(answers, golds)
         parsed = [pair not in self.unparsed for pair in zip(answers, golds, strict=True)]
         stated = [stated_answer(completion, gold) for completion, gold in zip(completions, golds, strict=True)]
-        # an answer that has been judged, and a completion without any, are not judged again
+        # skip completions without an answer, and answers that were just judged
         others = [i for i, v in enumerate(verdicts) if not v and stated[i] not in (None, answers[i])]
         anywhere = list(verdicts)
         if others:
@@ -175,7 +175,7 @@ class Task:
         return [Judgement(*fields) for fields in zip(answers, verdicts, parsed, anywhere, strict=True)]
 
     def demonstration(self, problem: Problem) -> str:
-        """A worked solution that closes with the answer in the template, for supervised fine-tuning.
+        """A worked solution that ends with the answer in the template, for supervised fine-tuning.
 
         Raises:
             ValueError: the problem has no solution.
@@ -194,10 +194,11 @@ class Task:
         return filled.replace("{problem}", problem.problem)
 
     def prompt_ids(self, problem: Problem, tokenizer: Any) -> list[int]:
-        """The prompt as the model reads it.
+        """Token ids of the prompt, in the chat template if it is used.
 
         Raises:
-            ValueError: the problem is a conversation, and there is no chat template to put it into.
+            ValueError: the problem is a conversation, or chat template variables are given, and the tokenizer has no
+                chat template or `chat` is false.
         """
         text = self.prompt_text(problem)
         if not (self.chat and tokenizer.chat_template):
@@ -215,4 +216,4 @@ class Task:
         return chat_ids(tokenizer, messages, self.system, self.chat_template_args)
 
     def close(self) -> None:
-        """Give back what judging holds, such as worker processes."""
+        """Release resources of the verifier, such as worker processes."""

@@ -1,4 +1,4 @@
-"""Callbacks that move alpha between steps, never inside one."""
+"""Callbacks that change alpha between outer steps, never within one."""
 
 import math
 from typing import Any, Literal
@@ -14,13 +14,13 @@ from lmix.training.grpo import GRPOModule
 
 
 class AlphaCallback(L.Callback):
-    """Base of callbacks that put another `pl_module.mixture` in place between steps.
+    """Base of callbacks that replace `pl_module.mixture` between steps.
 
-    A resumed run takes up the alpha that it had come to, unless the settings name another initial one.
+    A resumed run continues with the alpha in its checkpoint, unless the settings name a different initial alpha.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Raise ValueError where the module has no alpha that could be moved."""
+        """Raise ValueError if the module has no alpha that can change."""
         name = type(self).__name__
         if not isinstance(pl_module, GRPOModule) or pl_module.has_teacher:
             kind = type(pl_module).__name__
@@ -34,14 +34,14 @@ class AlphaCallback(L.Callback):
         pl_module.restore_alpha(checkpoint["lmix"])
 
     def move(self, pl_module: GRPOModule, alpha: float) -> None:
-        """Let the next step's mixture have this alpha."""
+        """Set the alpha of the next step's mixture."""
         pl_module.mixture = pl_module.mixture.with_alpha(alpha)
 
 
 class ValidatedAlpha(AlphaCallback):
-    """Base of rules that decode the validation problems after each outer step, and say what alpha follows.
+    """Base of rules that decode the validation problems after each outer step and choose the next alpha from them.
 
-    `data.validation_size` says how many problems there are, and `data.validation_source` which.
+    `data.validation_size` sets how many problems there are, and `data.validation_source` where they come from.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -52,14 +52,14 @@ class ValidatedAlpha(AlphaCallback):
             )
 
     def mixtures(self, mixed: Mixture) -> list[Mixture]:
-        """What decodes the problems, given the step's mixture."""
+        """The mixtures that decode the problems, given the step's mixture."""
         raise NotImplementedError
 
     def decide(self, pl_module: GRPOModule, solved_NM: Tensor) -> dict[str, float]:
-        """The next alpha, as `alpha/next`, and whatever else is logged. Every rank must call it.
+        """Return the next alpha as `alpha/next`, and other values to log. Every rank must call it.
 
         Args:
-            solved_NM: bool: which of this rank's problems each of `mixtures` solved.
+            solved_NM: bool, `[N, M]`: whether each of the M `mixtures` solved each of this rank's N problems.
         """
         raise NotImplementedError
 
@@ -78,15 +78,15 @@ class ValidatedAlpha(AlphaCallback):
 
 
 class AdaptiveAlpha(ValidatedAlpha):
-    """Algorithm 2: after each outer step, alpha follows what mixing wins on the validation problems (eq. 7-9).
+    """Algorithm 2: after each outer step, set alpha by the net gain of mixing on the validation problems (eq. 7-9).
 
     The policy alone and the mixture at the current alpha decode the problems greedily, in one pass from one prefill.
-    `data.validation_size` says how many there are. The net gain is taken per 100 problems, so that the paper's offset
-    and scale hold for any number of them.
+    `data.validation_size` sets how many there are. The net gain is scaled to 100 problems, so that the paper's offset
+    and scale apply to a validation set of any size.
 
     Args:
-        offset: c_o of eq. 9, in problems of 100.
-        scale: c_d of eq. 9, in problems of 100.
+        offset: c_o of eq. 9, in problems per 100.
+        scale: c_d of eq. 9, in problems per 100.
 
     Raises:
         ValueError: `scale` is not positive.
@@ -113,20 +113,20 @@ class AdaptiveAlpha(ValidatedAlpha):
 
 
 class AccuracyWeightedAlpha(ValidatedAlpha):
-    """After each outer step, alpha goes towards what solves more of the validation problems: the policy alone, the
-    mixture at the current alpha, or the reference alone. See `lmix.functional.accuracy_weighted_alpha`.
+    """After each outer step, move alpha by the validation accuracy of the policy alone, the mixture at the current
+    alpha, and the reference alone. See `lmix.functional.accuracy_weighted_alpha`.
 
-    A variant of the paper's authors that is not in the paper. All three decode the problems greedily, in one pass from
-    one prefill; `data.validation_size` says how many there are.
+    This variant is in the authors' code and not in the paper. All three decode the problems greedily, in one pass from
+    one prefill. `data.validation_size` sets how many problems there are.
 
     Args:
-        temperature: of the softmax that weighs the three accuracies, which lie between 0 and 1.
-        rate: how far alpha goes to its target in a step, in (0, 1].
-        lowest: least alpha.
+        temperature: temperature of the softmax over the three accuracies, which lie between 0 and 1.
+        rate: fraction of the distance to the target that alpha moves in a step, in (0, 1].
+        lowest: smallest alpha.
         highest: largest alpha.
 
     Raises:
-        ValueError: a setting outside its range.
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -154,15 +154,15 @@ class AccuracyWeightedAlpha(ValidatedAlpha):
 
 
 class AlphaSchedule(AlphaCallback):
-    """Alpha as a function of the step alone, from `start` in the first step to `end` in the last.
+    """Alpha as a function of the step only, from `start` in the first step to `end` in the last.
 
     Args:
         start: alpha of the first step.
         end: alpha of step `trainer.max_steps`.
-        shape: how it goes from one to the other.
+        shape: shape of the curve between the two.
 
     Raises:
-        ValueError: an alpha outside [0, 1].
+        ValueError: an alpha is outside [0, 1].
     """
 
     def __init__(self, start: float = 0.9, end: float = 0.1, shape: Literal["linear", "cosine"] = "linear") -> None:
@@ -174,7 +174,7 @@ class AlphaSchedule(AlphaCallback):
             raise ValueError("AlphaSchedule ends at trainer.max_steps: set it above 0")
 
     def at(self, step: int, steps: int) -> float:
-        """Alpha of a step, counted from 0, of a run of `steps`."""
+        """Alpha of a step, counted from 0, in a run of `steps` steps."""
         done = min(1.0, step / max(1, steps - 1))
         if self.shape == "cosine":
             done = 0.5 * (1.0 - math.cos(math.pi * done))

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: adapters, optimiser, alpha and position, each with the policy as a peft folder beside it."""
+"""Checkpoints: adapters, optimiser, alpha and data position, each with the policy as a peft folder beside it."""
 
 import errno
 import io
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def naming_last_checkpoint(module: L.LightningModule) -> Iterator[None]:
-    """Say of a sampler that is lost where the run can be resumed from. Raises SamplerLost."""
+    """Add the checkpoint to resume from to the message of a `SamplerLost`, and re-raise it."""
     try:
         yield
     except SamplerLost as error:
@@ -36,10 +36,13 @@ def naming_last_checkpoint(module: L.LightningModule) -> Iterator[None]:
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Files that have their name when all of them is on the disk. A zip, as torch writes it, has its own checksums."""
+    """Atomic checkpoint writes: a file gets its name once it is completely on disk.
+
+    torch writes a zip file, which has its own checksums.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        content = io.BytesIO()  # torch's own writer says nothing of a full disk
+        content = io.BytesIO()  # torch's own file writer does not report a full disk
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(Path(path), binary=True) as file:
@@ -49,23 +52,24 @@ class WholeCheckpointIO(TorchCheckpointIO):
 class PolicyCheckpoint(Checkpoint):
     """Save `checkpoints/step=N.ckpt` in the run folder, to resume from with `--ckpt_path`, and `step=N/` for peft.
 
-    Files are written atomically, after everything that belongs to their step: after other callbacks,
-    so that what they changed (alpha) is in it, and after the evaluation where one is due, so that a resumed run lacks
-    none. A run that SIGTERM ends (`lmix.training.preemption`) saves its last step.
+    Files are written atomically, at the end of a step: after the other callbacks, so that their changes (alpha) are
+    saved, and after an evaluation that is due, so that a resumed run does not skip it. A run that SIGTERM ends
+    (`lmix.training.preemption`) saves its last step.
 
-    With `monitor`, the best evaluated step is saved as well, whether or not a checkpoint is due, and stays until a
-    better one is saved. The links `best.ckpt` and `best/` name it; resuming from the run folder still picks the newest.
-    `data.eval_size` held-out problems choose the step, so their rate at it is an optimistic estimate.
+    With `monitor`, the best evaluated step is also saved, even when no checkpoint is due, and is kept until a better
+    one is saved. The links `best.ckpt` and `best/` point to it. Resuming from the run folder still uses the newest.
+    The step is selected on the `data.eval_size` held-out problems, so its rate on them is an optimistic estimate.
 
     Args:
-        every_n_steps: outer steps between checkpoints; the last step is saved in any case.
-        keep: how many of the newest stay; -1 keeps all.
-        monitor: a metric that evaluations log, such as val/solve_rate; null keeps the newest only.
-        mode: whether the largest or the smallest value of `monitor` is the best. Ties go to the earliest.
+        every_n_steps: outer steps between checkpoints; the last step is always saved.
+        keep: how many of the newest checkpoints to keep; -1 keeps all.
+        monitor: a metric that evaluations log, such as val/solve_rate; null keeps only the newest.
+        mode: whether the largest or the smallest value of `monitor` is the best. On a tie the earliest step is kept.
 
     Raises:
-        ValueError: `every_n_steps` below 1, `keep` of 0, or another `mode`; in the run, a metric that is not logged.
-        OSError: a checkpoint can't be written (a full disk); those before it are there.
+        ValueError: `every_n_steps` is below 1, `keep` is 0, or `mode` is unknown; during the run, `monitor` is not
+            logged.
+        OSError: a checkpoint can't be written (for example, the disk is full). Earlier checkpoints are not touched.
     """
 
     def __init__(
@@ -81,25 +85,25 @@ class PolicyCheckpoint(Checkpoint):
         self.last_step: int | None = None
         self.saved: list[Path] = []
         self.best_model_path = ""
-        """The best step's file, or empty. This name is what Lightning looks up for `ckpt_path="best"`."""
+        """The best step's file, or empty. Lightning reads this attribute for `ckpt_path="best"`."""
         self.best_model_score: float | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the checkpoints of another run alone, and set aside those after the one that is gone on from."""
+        """Refuse a folder with another run's checkpoints, and rename those newer than the one being resumed."""
         self.last_step = None
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         folder = self.folder(trainer)
         check_fresh(folder, trainer.ckpt_path, self.saved)
         if trainer.ckpt_path is not None and trainer.is_global_zero:
-            step = named_step(Path(trainer.ckpt_path).resolve())  # of best.ckpt, what it links to
+            step = named_step(Path(trainer.ckpt_path).resolve())  # best.ckpt is a link
             for path in folder.glob("*.ckpt"):
                 if step is not None and (named_step(path) or 0) > step:
                     path.rename(path.with_suffix(".ckpt.abandoned"))
-        if not Path(self.best_model_path).is_file():  # none yet, or dropped after the step that is resumed from
+        if not Path(self.best_model_path).is_file():  # none yet, or deleted after the step being resumed
             self.best_model_path, self.best_model_score = "", None
         if trainer.is_global_zero:
             self.link_best(folder)
@@ -115,7 +119,7 @@ class PolicyCheckpoint(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of a run that is resumed in the same folder, older checkpoints are still this one's to drop."""
+        """Restore the list of saved checkpoints, so that a run resumed in the same folder goes on deleting old ones."""
         self.saved = [Path(path) for path in state_dict["saved"]]
         self.best_model_path = state_dict.get("best_model_path", "")
         self.best_model_score = state_dict.get("best_model_score")
@@ -134,7 +138,7 @@ class PolicyCheckpoint(Checkpoint):
                 self.save(trainer)
 
     def note_score(self, trainer: L.Trainer) -> bool:
-        """Whether this step's evaluation is the best so far; if so, note it as the best."""
+        """Whether this step's evaluation is the best so far; if so, record it."""
         if self.monitor is None:
             return False
         if self.monitor not in trainer.callback_metrics:
@@ -157,13 +161,13 @@ class PolicyCheckpoint(Checkpoint):
             self.save(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Write the checkpoint of this step, once, and drop what is too old."""
+        """Write the checkpoint of this step, once, and delete those beyond `keep`."""
         if self.last_step == trainer.global_step or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         path, module = self.path(trainer), trainer.lightning_module
         self.saved = [*(old for old in self.saved if old.parent == path.parent and old != path), path]
         try:
-            # the file last: where it is, its folder is
+            # the .ckpt file last, so that it never exists without its folder
             if trainer.is_global_zero:
                 module.policy.save_policy(path.with_suffix(""), module.origin)  # pyright: ignore
             trainer.save_checkpoint(path)
@@ -175,7 +179,7 @@ class PolicyCheckpoint(Checkpoint):
         self.last_step = trainer.global_step
         best = Path(self.best_model_path)
         if trainer.is_global_zero:
-            self.link_best(path.parent)  # before the one it named is dropped
+            self.link_best(path.parent)  # before the previous target may be deleted
         too_old = self.saved[: -self.keep] if self.keep > 0 else []
         for old in [path for path in too_old if path != best]:
             self.saved.remove(old)
@@ -188,9 +192,9 @@ class PolicyCheckpoint(Checkpoint):
         return self.folder(trainer) / f"step={trainer.global_step:04d}.ckpt"
 
     def link_best(self, folder: Path) -> None:
-        """Let `best.ckpt` and `best/` name the best step's checkpoint and peft folder, or nothing."""
+        """Point `best.ckpt` and `best/` to the best step's checkpoint and peft folder, or remove them."""
         best = Path(self.best_model_path)
-        here = best.name and best.parent == folder  # not where the run was resumed in another folder
+        here = best.name and best.parent == folder  # false if the run was resumed in another folder
         for link, target in ((folder / "best.ckpt", best.name), (folder / "best", best.stem)):
             if not here:
                 if link.is_symlink():
@@ -200,7 +204,7 @@ class PolicyCheckpoint(Checkpoint):
             part.unlink(missing_ok=True)
             try:
                 part.symlink_to(target)
-            except OSError as error:  # a file system without links: the checkpoint itself is safe
+            except OSError as error:  # a file system without symbolic links; the checkpoint itself is unaffected
                 log.warning("%s can't link to %s (%s), which is the best so far", link, target, error)
                 return
             os.replace(part, link)

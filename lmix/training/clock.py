@@ -1,4 +1,4 @@
-"""Seconds on a device that works asynchronously."""
+"""Wall-clock time on a device that works asynchronously."""
 
 import time
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Clock:
-    """Seconds between laps, with the device's work waited for."""
+    """Seconds between laps; each lap waits for the device to finish."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -1,4 +1,4 @@
-"""What a run writes down of its completions."""
+"""The log of a run's completions."""
 
 import json
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ class CompletionLog(L.Callback):
     Nothing is written under `trainer.fast_dev_run`.
 
     Args:
-        table_rows: completions of a step in the table.
-        every_n_steps: steps between tables.
+        table_rows: how many of a step's completions the table shows.
+        every_n_steps: outer steps between tables.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number is below 1.
     """
 
     def __init__(self, table_rows: int = 8, every_n_steps: int = 5) -> None:
@@ -35,18 +35,18 @@ class CompletionLog(L.Callback):
         self.table_rows, self.every_n_steps = table_rows, every_n_steps
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Set aside what another run has left in the folder, such as one killed before its first checkpoint."""
+        """Rename files that another run left in the folder, such as one killed before its first checkpoint."""
         for path in self.written(trainer) if trainer.ckpt_path is None else []:
             number = next(n for n in count(1) if not path.with_suffix(f".jsonl.{n}").exists())
             path.rename(path.with_suffix(f".jsonl.{number}"))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Of a run that goes on in its folder, drop what came after the checkpoint: it is drawn again."""
+        """On resuming in the same folder, drop rows after the checkpoint: they will be sampled again."""
         for path in self.written(trainer) if trainer.global_step else []:
             drop_later_rows(path, trainer.global_step)
 
     def written(self, trainer: L.Trainer) -> list[Path]:
-        """The files of training and its evaluations, of all ranks, however many there were; for rank 0 alone."""
+        """Files of training and its evaluations, from any number of ranks. Empty on all ranks but rank 0."""
         folder = run_folder(trainer) / "completions"
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return []
@@ -73,7 +73,7 @@ class CompletionLog(L.Callback):
         self.append(trainer, "predict", rows)
 
     def append(self, trainer: L.Trainer, name: str, rows: Sequence[CompletionRow]) -> None:
-        folder = run_folder(trainer)  # all ranks must ask for it, also those without rows
+        folder = run_folder(trainer)  # a broadcast: ranks without rows must call it too
         if not rows or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         suffix = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
@@ -90,11 +90,11 @@ class CompletionLog(L.Callback):
 
 
 def drop_later_rows(path: Path, step: int) -> None:
-    """Keep the rows up to a step. A last line that was half written goes as well."""
+    """Keep the rows up to and including a step. A half-written last line is dropped as well."""
     if not path.is_file():
         return
     kept = []
-    for line in path.read_bytes().split(b"\n"):  # a text's own line ends, such as U+2028, end no row
+    for line in path.read_bytes().split(b"\n"):  # not splitlines(), which would also split at U+2028 inside a text
         with suppress(ValueError):  # half a line
             row = json.loads(line)
             if not isinstance(row, dict) or row.get("step", step) <= step:
@@ -103,7 +103,7 @@ def drop_later_rows(path: Path, step: int) -> None:
 
 
 def markdown_table(rows: Sequence[CompletionRow]) -> str:
-    """Completions with gold and parsed answer, as TensorBoard's text panel shows them."""
+    """Completions with gold and parsed answer, as a table for TensorBoard's text panel."""
     lines = ["| problem | completion | gold | answer | reward |", "| --- | --- | --- | --- | ---: |"]
     for row in rows:
         cells = [row.problem, row.completion, row.gold, "" if row.answer is None else row.answer, f"{row.reward:g}"]

@@ -1,5 +1,7 @@
-"""What a run has spent: floating-point operations and tokens, by the planner's arithmetic, so that curves can be drawn
-against compute. Evaluations of held-out problems are not counted: they are no part of a method."""
+"""The compute that a run has spent, in floating-point operations and tokens, estimated with the planner's formulas.
+
+Curves can be drawn against it. Evaluations of held-out problems are not counted, since they are not part of a method.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,22 +22,22 @@ COUNTS = ("flops", "drawn_tokens", "trained_tokens")
 
 
 class Compute:
-    """Counts of one run, over all ranks.
+    """The compute counts of one run, over all ranks.
 
     Attributes:
-        totals: what all steps so far have spent, by `COUNTS`. Saved in checkpoints.
+        totals: sums over all steps so far, one for each of `COUNTS`. Saved in checkpoints.
     """
 
     def __init__(self) -> None:
         self.totals = dict.fromkeys(COUNTS, 0.0)
         self.here = dict.fromkeys(COUNTS, 0.0)
-        """What this rank has spent since the last `collect`."""
+        """Counts of this rank since the last `collect`."""
         self.linear: dict[str, int] = {}
         self.heads: dict[str, int] = {}
         self.adapters: dict[str, int] = {}
 
     def measure(self, module: "AdapterModule") -> None:
-        """Count the weights that each stream goes through, from configurations and adapters."""
+        """Count the weights of each stream, from the model configurations and the adapters."""
         for placed in place_streams(module.backbone, module.adapters):
             linear, _, head = count_weights(load_config(placed.backbone.path))
             for stream in placed.adapters:
@@ -45,7 +47,7 @@ class Compute:
             self.adapters[stream] = sum(p.numel() for name, p in named if ".lora_" in name and f".{stream}." in name)
 
     def draw(self, groups: Sequence[Group], mixtures: Sequence[Mixture]) -> None:
-        """Count the completions of groups, each of which went through all streams that any of the mixtures needs."""
+        """Count the sampling of groups; each completion went through every stream that any of the mixtures uses."""
         streams = {stream for mixture in mixtures for stream in mixture.streams}
         tokens = sum(len(r.completion_ids) for group in groups for r in group.rollouts)
         prompts = sum(len(group.prompt.ids) for group in groups)
@@ -62,8 +64,14 @@ class Compute:
         heads: float = 2.0,
         frozen: Sequence[str] = (),
     ) -> None:
-        """Count an update's pass over rows; `passes` and `heads` as of `trained_flops`. `frozen` streams go forward
-        beside the policy."""
+        """Count one pass of an update over its rows.
+
+        Args:
+            rows: the rollouts of the pass.
+            share_prompts: whether rollouts of one prompt share its prefix.
+            passes, heads: see `trained_flops`.
+            frozen: streams that also make a forward pass.
+        """
         predicted = sum(len(r.completion_ids) for r in rows)
         read = {id(r.prompt if share_prompts else r): len(r.prompt.ids) for r in rows}
         tokens = predicted + sum(read.values())
@@ -73,7 +81,7 @@ class Compute:
         self.here["trained_tokens"] += tokens
 
     def collect(self, module: "AdapterModule") -> dict[str, float]:
-        """Add what all ranks have spent to the totals, and give what is logged. Every rank must call it."""
+        """Add the counts of all ranks to the totals, and return the values to log. Every rank must call it."""
         spent = module.sum_over_ranks([self.here[name] for name in COUNTS])
         self.totals = {name: self.totals[name] + value for name, value in zip(COUNTS, spent, strict=True)}
         self.here = dict.fromkeys(COUNTS, 0.0)
@@ -81,13 +89,13 @@ class Compute:
 
 
 class ComputeBudget(L.Callback):
-    """End a run after the step in which it has spent a budget, so that methods can be compared at equal compute.
+    """End a run after the step in which it reaches a compute budget, so that methods can be compared at equal compute.
 
     Args:
-        flops: floating-point operations, as `compute/flops` logs them.
+        flops: the budget in floating-point operations, on the scale of the metric `compute/flops`.
 
     Raises:
-        ValueError: it is not positive.
+        ValueError: `flops` is not positive.
     """
 
     def __init__(self, flops: float) -> None:

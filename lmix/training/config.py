@@ -9,37 +9,38 @@ from lmix.rollout.limits import check_limits
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How rollouts are drawn. There is no top-k or top-p: in training they would make the ratio wrong."""
+    """How rollouts are sampled. There is no top-k or top-p, since in training they would make the ratio wrong."""
 
     samples_per_prompt: int = 8
     """G, the completions of one prompt."""
     max_new_tokens: int = 512
-    """A completion that has not ended by then is cut, and earns nothing."""
+    """Length limit in tokens. A completion that has not ended by then is cut and counts as unsolved."""
     slots: int | Literal["auto"] = 64
-    """Rows that are decoded at once; more need more memory for keys and values. auto: as many as the memory that rank 0
-    has free before the first step holds, decided once a run."""
+    """Rows decoded at once. More slots need more memory for keys and values. auto: as many as fit into the memory that
+    is free on rank 0 before the first step, decided once per run."""
     compile: bool = False
-    """Run the decode step by torch.compile, and on a GPU as CUDA graphs: faster where launching kernels takes longer
-    than running them. The first steps compile; keys and values, and dequantised copies of a 4-bit backbone, then stay
-    in memory during the update. A CPU needs a C++ compiler for it. Tokens change by rounding only."""
+    """Run the decode step with torch.compile, and on a GPU as CUDA graphs. This is faster where launching kernels takes
+    longer than running them. The first steps compile. Keys and values, and dequantised copies of a 4-bit backbone, then
+    stay in memory during the update. On a CPU it needs a C++ compiler. Tokens change by rounding only."""
     keep_frozen: bool = True
-    """Keep the frozen streams' hidden states from decoding, so that the update needs no pass of theirs."""
+    """Keep the hidden states of frozen streams from decoding, so that the update needs no forward pass of them."""
     resample_dead: int = 0
-    """How often dead groups are replaced by other prompts' groups (DAPO's dynamic sampling); 0 leaves them in."""
+    """How many times dead groups are replaced by groups of other prompts (DAPO's dynamic sampling); 0 keeps them."""
     temperature: float = 1.0
-    """What the mixture's logits are divided by (the paper: 1). Rollouts are drawn from, and scored under, the tempered
-    mixture, so the ratio of eq. 5 stays right. Evaluation is greedy at any temperature."""
+    """Divisor of the mixture's logits (the paper: 1). Rollouts are sampled from and scored under the tempered mixture,
+    so the ratio of eq. 5 stays correct. Evaluation is greedy at any temperature."""
     seed: int | None = None
-    """A row's random numbers depend on (seed, step, problem, sample, position) only; null: seed_everything."""
+    """Random seed. A row's random numbers depend only on (seed, step, problem, sample, position). null uses
+    seed_everything."""
     min_new_tokens: int = 0
-    """No end-of-sequence token is drawn as one of the first so many tokens: the mixture is renormalised without them
-    there, in scoring as well. A stop string that is complete before does not end the completion."""
+    """Completions have at least this many tokens. At earlier positions the mixture is renormalised without the
+    end-of-sequence tokens, in sampling and in scoring. A stop string completed earlier does not end the completion."""
     stop: list[str] = field(default_factory=list)
-    """Strings that end a completion, such as `</answer>`, beside the end-of-sequence tokens. They stay in its text, and
-    the token that completes one stays whole; no token is drawn after it."""
+    """Strings that end a completion, such as `</answer>`, in addition to the end-of-sequence tokens. The string stays
+    in the text, the token that completes it is kept as a whole, and no token is sampled after it."""
 
     gap_warning: float = 0.015
-    """Warn where a step's train/sampler_gap_k3, an estimate of KL(sampler || trainer) a token, is above this."""
+    """Warn if a step's train/sampler_gap_k3, an estimate of KL(sampler || trainer) per token, is above this."""
 
     def __post_init__(self) -> None:
         counts = ("samples_per_prompt", "max_new_tokens", *(() if self.slots == "auto" else ("slots",)))
@@ -58,21 +59,21 @@ class OptimizerConfig:
     """AdamW on the policy adapter."""
 
     lr: float = 1e-4
-    """Highest learning rate. LoRA wants about ten times the rate of full fine-tuning (LoRA Without Regret, Thinking
+    """Peak learning rate. LoRA needs about ten times the rate of full fine-tuning (LoRA Without Regret, Thinking
     Machines, 2025), and the paper's 1e-5 hardly moves a rank-16 adapter in 40 steps."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
-    """What the rate does after the warm-up; linear and cosine end at trainer.max_steps. `constant` has no warm-up."""
+    """Schedule after the warm-up. linear and cosine end at trainer.max_steps. `constant` has no warm-up."""
     warmup_steps: int = 0
-    """w, outer steps of the warm-up: their rates are 1 / (w + 1), ..., w / (w + 1) of lr."""
+    """w, the outer steps of the warm-up. Their rates are 1 / (w + 1), ..., w / (w + 1) of lr."""
     weight_decay: float = 0.0
-    """Decoupled, towards LoRA weights of 0, so towards the base."""
+    """Decoupled weight decay. It pulls the LoRA weights to 0, and so the policy towards the base model."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's decay rates."""
     max_grad_norm: float | None = 1.0
-    """Larger gradients are scaled to this norm; null (on the command line .inf) leaves them as they are."""
+    """Clip gradients to this norm; null (on the command line .inf) turns clipping off."""
     nonfinite: Literal["stop", "skip"] = "stop"
-    """What to do with a step whose logits or gradient hold NaN or Inf: end the run before the update, or leave the
-    update out and go on. A report of the rollouts that it came from is written to the run folder in either case."""
+    """What to do if a step's logits or gradient contain NaN or Inf: stop the run before the update, or skip the update
+    and continue. In both cases a report with the rollouts that caused it is written to the run folder."""
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:

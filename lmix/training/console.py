@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: a bar that moves as tokens are drawn, and a line a step."""
+"""Console output of a run: a progress bar while tokens are sampled, and one line per step."""
 
 from typing import Any
 
@@ -24,15 +24,15 @@ COLUMNS = {
     "perf/rollout_seconds": "rollout {:.1f} s",
     "perf/update_seconds": "update {:.1f} s",
 }
-"""What a step's line shows, as far as it is logged."""
+"""Metrics on a step's line, in this order; those that are not logged are left out."""
 
 RATES = {"solve_rate": "solve rate", "format_rate": "format rate", "right_anywhere_rate": "right anywhere"}
-"""What is shown of an evaluation."""
+"""Metrics shown for an evaluation."""
 SAMPLED = {"avg_at_k": "avg@k", "pass_at_k": "pass@k", "maj_at_k": "maj@k"}
 
 
 class StepConsole(ProgressBar):
-    """One bar for the completions that are being drawn (on a terminal), one line for each outer step, and a summary."""
+    """A progress bar for the completions being sampled (on a terminal), a line for each outer step, and a summary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class StepConsole(ProgressBar):
             pl_module.progress = self.on_tokens  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
     def on_tokens(self, ended: int, rows: int, tokens: int) -> None:
-        """Move the bar. It lives only while tokens are drawn, so that printed lines stay whole."""
+        """Update the bar. It exists only while tokens are sampled, so that it does not break up printed lines."""
         if not self.console.is_terminal:
             return
         if self.bar is None:
@@ -91,8 +91,10 @@ class StepConsole(ProgressBar):
             self.say_causes(pl_module)
 
     def say_causes(self, pl_module: Any) -> None:
-        """Why completions of the first step earned nothing, of all ranks; the examples are rank 0's. Every rank must
-        call it."""
+        """Print why completions of the first step got no reward: counts over all ranks, examples from rank 0.
+
+        Every rank must call it.
+        """
         rows = completion_rows(pl_module.groups)
         causes = count_causes(rows)
         *counts, completions = pl_module.sum_over_ranks([*causes.values(), len(rows)])

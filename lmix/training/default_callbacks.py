@@ -1,4 +1,4 @@
-"""The callbacks that every run has unless the user configures others in their place."""
+"""The callbacks that every run has unless the user configures their own."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ from lmix.training.preemption import Preemption
 def default_callbacks(
     given: Sequence[Callback], progress_bar: bool = True, checkpointing: bool = True
 ) -> list[Callback]:
-    """lmix's own callbacks.
+    """Return lmix's own callbacks that the user has not replaced.
 
     Args:
-        given: the user's; one of these replaces the default of its class, and any progress bar replaces `StepConsole`.
-            Lightning's ModelCheckpoint stands beside `PolicyCheckpoint`.
+        given: the user's callbacks. Each replaces the default of its class, and any progress bar replaces
+            `StepConsole`. Lightning's ModelCheckpoint does not replace `PolicyCheckpoint`.
         progress_bar: the Trainer's `enable_progress_bar`.
         checkpointing: the Trainer's `enable_checkpointing`.
     """

@@ -1,4 +1,4 @@
-"""Worked solutions as completions: what SFT imitates, and what some objectives add to a group."""
+"""Worked solutions as completions: the training data of SFT, which some objectives also add to a group."""
 
 import sys
 
@@ -13,9 +13,9 @@ from lmix.tasks.task import Task
 
 
 def demonstration(prompt: Prompt, task: Task, tokenizer: PreTrainedTokenizerBase) -> Rollout:
-    """A problem's demonstration, with the token that ends the turn.
+    """Return a problem's demonstration as a rollout that ends with the end-of-turn token.
 
-    Its log-probabilities are 0: whoever wrote it is taken to have been certain.
+    Its log-probabilities are 0, as if it had been sampled with probability 1.
 
     Raises:
         ValueError: the problem has no solution.
@@ -27,7 +27,7 @@ def demonstration(prompt: Prompt, task: Task, tokenizer: PreTrainedTokenizerBase
 
 
 def limit_demonstrations(data: RLDataModule, backbone: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Drop training problems whose prompt and demonstration are longer than the backbone's context, or stop.
+    """Apply `data.long_prompts` to training problems whose prompt and demonstration exceed the backbone's context.
 
     Raises:
         ValueError: as in `RLDataModule.limit_training`, or a problem has no solution.

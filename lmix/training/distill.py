@@ -1,4 +1,4 @@
-"""On-policy distillation of a mixture into one adapter, which costs one stream.
+"""On-policy distillation of a mixture into one adapter, so that inference needs a single stream.
 
 GKD (Agarwal et al., arXiv 2306.13649), MiniLLM (Gu et al., arXiv 2306.08543), "On-Policy Distillation" (Thinking
 Machines, 2025).
@@ -24,28 +24,28 @@ from lmix.training.update import Update
 
 
 class DistillModule(TeacherModule):
-    """On-policy distillation: the student samples, and moves towards the frozen mixture at each of its own tokens.
+    """On-policy distillation: the student samples, and learns the frozen mixture's distribution at each of its tokens.
 
-    backbone, adapters, alpha, mixture and weights say what is distilled, as they did when it was trained;
-    adapters.policy is what was trained. The student is a new adapter, written as `policy`; what is sampled and
-    evaluated is the student alone. Rewards are logged and do not enter the loss.
+    The settings `backbone`, `adapters`, `alpha`, `mixture` and `weights` describe the mixture to distil. Give them as
+    in its training run, with the trained adapter as `adapters.policy`. The student is a new adapter and is saved as
+    `policy`. Only the student is sampled and evaluated. Rewards are logged but are not part of the loss.
 
     Args:
         backbone: the model that the streams share.
-        adapters: the mixture's streams. `rank`, `lora_alpha` and `target_modules` are of a student that starts at the
+        adapters: the mixture's streams. `rank`, `lora_alpha` and `target_modules` apply to a student that starts at the
             base.
         alpha: weight of the reference in the mixture, in [0, 1].
         mixture: what the mixture averages, logits or probabilities.
-        weights: of the policy, the reference and each of adapters.experts, in place of alpha.
-        student: where the student starts: `policy`, `reference` or `base`, or the path of an adapter, such as one of
-            lmix merge.
-        sampling: how completions are drawn; at another temperature than 1 the teacher is tempered as well.
-        rewards: what completions are worth, for the logs alone.
-        objective: which divergence, and how it is averaged.
-        optimizer: how the gradient becomes a step.
+        weights: weights of the policy, the reference and each of adapters.experts, instead of alpha.
+        student: where the student starts: `policy`, `reference` or `base`, or the path of an adapter, such as one
+            written by lmix merge.
+        sampling: how completions are sampled. The temperature also applies to the teacher.
+        rewards: rewards of completions, for logging only.
+        objective: the divergence and how it is averaged.
+        optimizer: settings of AdamW.
 
     Raises:
-        ValueError: alpha outside [0, 1], weights that do not fit the adapters, or settings that mean nothing here.
+        ValueError: alpha is outside [0, 1], the weights do not match the adapters, or a setting does not apply here.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class DistillModule(TeacherModule):
     ) -> None:
         distilled = mixture_of(alpha, mixture, weights, adapters.streams, sampling.temperature)
         starts = {POLICY: adapters.policy, REFERENCE: adapters.reference, "base": None}
-        # the student takes the place of the policy, which becomes one more frozen stream
+        # the student becomes the stream `policy`, and the trained policy an additional frozen stream
         streams = replace(
             adapters,
             policy=starts.get(student, student),
@@ -84,7 +84,7 @@ class DistillModule(TeacherModule):
         self.distilled = distilled
 
     def setup(self, stage: str) -> None:
-        # with the names that the settings have for the streams
+        # checked here so that errors use the stream names of the settings
         check_placed(self.backbone.path, place_streams(self.backbone, self.distilled_adapters), self.root_device)
         if self.student not in (POLICY, REFERENCE, "base") and is_model("student", self.student):
             check_tokens("student", self.student, self.backbone.path)

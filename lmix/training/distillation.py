@@ -1,4 +1,4 @@
-"""The gradient of an optimiser step's divergence from a teacher, a micro-batch at a time.
+"""The gradient of the divergence from a teacher for one optimiser step, one micro-batch at a time.
 
 Legend: N completion tokens of a micro-batch, n of a chunk, H hidden size, V vocabulary, K streams of the teacher.
 """
@@ -21,13 +21,14 @@ from lmix.training.update import Update
 class DistillationUpdate(Update):
     """An update whose terms are the student's divergence from a teacher.
 
-    The divergence is over the whole vocabulary also at places where `sampling.min_new_tokens` lets no completion end.
+    The divergence always covers the whole vocabulary, also at positions where `sampling.min_new_tokens` excludes the
+    end-of-sequence tokens.
 
     Args:
         module, mixture, objective, groups, advantages_PG, sampling: see `Update`; the mixture is the student alone.
-        teacher: what is distilled; without gradient, whatever streams it has.
-        contexts: of each rollout, the same completion after the prompt that the teacher reads; None is the student's
-            own prompt.
+        teacher: the mixture to distil. It gets no gradient.
+        contexts: for each rollout, the same completion after the prompt that the teacher reads; None if the teacher
+            reads the student's prompts.
     """
 
     objective: Distillation
@@ -64,7 +65,7 @@ class DistillationUpdate(Update):
 
     @torch.no_grad()
     def _teacher(self, packed: Packed, rows: Sequence[int] = ()) -> Callable[[Tensor], Tensor]:
-        """The teacher's passes over a micro-batch; gives its logits `[n, V]` of tokens `[n]`."""
+        """Run the teacher over a micro-batch. Returns a function from token indices `[n]` to its logits `[n, V]`."""
         read = packed
         if self.contexts_B is not None and rows:
             read = pack([self.contexts_B[i] for i in rows], self.module.device)
@@ -78,7 +79,7 @@ class DistillationUpdate(Update):
         return logits
 
     def _idle_pass(self) -> None:
-        """The passes of one micro-batch without its gradient, while other ranks have more of them."""
+        """The passes of one micro-batch with zero gradient, to keep pace with ranks that have more micro-batches."""
         packed = self._idle_pack()
         (hidden,) = mixture_hidden(self.policy, self.optimised, packed)
         self._teacher(packed)

@@ -1,4 +1,4 @@
-"""What SDPO's teacher reads beside the problem: a right completion of the same group, or the verifier's verdict."""
+"""Feedback in the prompt of SDPO's teacher: a correct completion of the same group, or the verifier's verdict."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,17 +13,17 @@ FeedbackKind = Literal["both", "solution", "verdict"]
 
 @dataclass(frozen=True)
 class FeedbackConfig:
-    """What the teacher is told of a completion (section 3 of arXiv 2601.20802)."""
+    """Feedback on a completion that the teacher reads (section 3 of arXiv 2601.20802)."""
 
     kind: FeedbackKind = "both"
-    """solution: a right completion of the same group, never the one that is scored. verdict: what the verifier says of
-    a wrong one. both: the solution where there is one, and the verdict."""
+    """solution: a correct completion of the same group, other than the one being scored. verdict: the verifier's
+    comment on a wrong completion. both: the solution if there is one, and the verdict."""
     solution: str = "\n\nA correct solution:\n{solution}"
-    """How a solution follows the problem; `{solution}` is filled in."""
+    """Text added to the problem for a solution; `{solution}` is filled in."""
     verdict: str = "\n\nAn earlier attempt: {verdict}"
-    """How a verdict follows; `{verdict}` is filled in."""
+    """Text added for a verdict; `{verdict}` is filled in."""
     closing: str = "\n\nSolve the problem."
-    """What follows both."""
+    """Text at the end of the feedback."""
 
     def __post_init__(self) -> None:
         for name in ("solution", "verdict"):
@@ -32,8 +32,10 @@ class FeedbackConfig:
 
 
 def feedback_texts(group: Group, task: Task, config: FeedbackConfig) -> list[str | None]:
-    """What follows the problem in the teacher's prompt, for each of a group's judged completions; None where there is
-    nothing to tell: a right completion that is the only one, or a wrong one beside none that is right under `solution`.
+    """The feedback after the problem in the teacher's prompt, for each of a group's judged completions.
+
+    None where there is no feedback: for the only correct completion of a group (and, under `verdict`, for every correct
+    one), and under `solution` for a wrong completion in a group without a correct one.
     """
     right = [rollout for rollout in group.rollouts if rollout.solved]
 
@@ -50,7 +52,7 @@ def feedback_texts(group: Group, task: Task, config: FeedbackConfig) -> list[str
 
 
 def verdict(rollout: Rollout, task: Task) -> str:
-    """What the verifier says of a completion that is not right, without the right answer."""
+    """The verifier's comment on a completion that is not correct. It does not reveal the correct answer."""
     judgement = rollout.judgement
     assert judgement is not None
     if not judgement.format_correct:
@@ -63,8 +65,10 @@ def verdict(rollout: Rollout, task: Task) -> str:
 def contexts(
     group: Group, task: Task, tokenizer: PreTrainedTokenizerBase, config: FeedbackConfig, places: int
 ) -> list[Rollout | None]:
-    """Each completion after the prompt with its feedback; None where there is none, or where both are more than
-    `places` tokens."""
+    """Each completion after the prompt with its feedback.
+
+    None where there is no feedback, or where prompt and completion together have more than `places` tokens.
+    """
     found: list[Rollout | None] = []
     for rollout, text in zip(group.rollouts, feedback_texts(group, task, config), strict=True):
         if text is None:

@@ -33,23 +33,23 @@ class GRPOModule(AdapterModule):
 
     Args:
         backbone: the model that both streams share.
-        adapters: where the policy starts, and what the reference is.
+        adapters: the policy's starting point, and the reference.
         alpha: weight of the reference, in [0, 1]: 0 is the policy alone (GRPO), 1 the reference alone.
         mixture: average logits (eq. 1) or probabilities (section 5).
-        weights: of the policy, the reference and each of adapters.experts, in place of alpha: an ensemble. Logits take
-            any numbers, probabilities those that sum to 1.
-        sampling: how rollouts are drawn.
-        rewards: what a completion is worth, as weights by name: `verifier` (1 where the completion ended and its answer
-            is right), `overlong` (DAPO's soft penalty near the length limit), the controls `format` and `random` (which
-            say nothing of the answer), or the import path of your own
-            (docs/extending.md). Where there are several, each is also logged unweighted.
-        objective: how a step's rewards become a gradient.
-        optimizer: how the gradient becomes a step.
-        sampler: what draws completions: lmix.rollout.VLLM or VLLMServers (docs/serve.md); null is lmix's engine.
+        weights: weights of the policy, the reference and each of adapters.experts, instead of alpha, for an ensemble.
+            For logits they can be any numbers; for probabilities they must sum to 1.
+        sampling: how rollouts are sampled.
+        rewards: reward functions and their weights: `verifier` (1 if the completion ended and its answer is correct),
+            `overlong` (DAPO's soft penalty near the length limit), the controls `format` and `random` (which ignore the
+            answer), or the import path of your own function (docs/extending.md). If there are several, each is also
+            logged unweighted.
+        objective: the loss, such as GRPO or DAPO, and its settings.
+        optimizer: settings of AdamW.
+        sampler: lmix.rollout.VLLM or VLLMServers (docs/serve.md); null is lmix's own engine.
 
     Raises:
-        ValueError: alpha outside [0, 1], weights that do not fit the adapters, a reward that can't be imported, or an
-            objective with a KL beside a mixture.
+        ValueError: alpha is outside [0, 1], the weights do not match the adapters, a reward can't be imported, or the
+            objective has a KL term while alpha is above 0 or weights are given.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class GRPOModule(AdapterModule):
     ) -> None:
         super().__init__(backbone, adapters, alpha, mixture, sampling, optimizer, weights, sampler)
         self.rewards = RewardSum(rewards, sampling.max_new_tokens)
-        # the default is jsonargparse's placeholder, which shows its settings in --help and is not initialised yet
+        # the default is jsonargparse's lazy instance: it lists its settings in --help but is not initialised yet
         self.objective = self.default_objective() if hasattr(objective, "lazy_get_init_data") else objective
         if self.objective.needs_teacher and not self.has_teacher:
             raise ValueError(
@@ -83,7 +83,7 @@ class GRPOModule(AdapterModule):
 
     default_objective: type[Objective] = GRPO
     has_teacher = False
-    """Whether updates have a teacher, which an objective may need."""
+    """Whether updates have a teacher; some objectives need one."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -125,7 +125,7 @@ class GRPOModule(AdapterModule):
         release_hidden(self.groups)
 
     def sample(self, batch: Sequence[Prompt]) -> list[Group]:
-        """Draw G completions of each prompt from the mixed policy."""
+        """Sample G completions of each prompt from the mixed policy."""
         with naming_last_checkpoint(self):
             groups = self.decoder.complete(
                 batch,
@@ -139,20 +139,20 @@ class GRPOModule(AdapterModule):
         return groups
 
     def reward(self, groups: list[Group]) -> None:
-        """Judge completions and fill in their rewards; they become the step's `groups`."""
+        """Judge completions, set their rewards, and store them as the step's `groups`."""
         self.decoder.judge(groups)
         self.rewards(groups)
         self.groups = [*groups]
 
     def replace_dead(self, groups: list[Group]) -> float:
-        """Put other prompts' groups in the place of dead ones, in place (DAPO's dynamic sampling, arXiv 2503.14476).
+        """Replace dead groups by groups of other prompts, in place (DAPO's dynamic sampling, arXiv 2503.14476).
 
-        Which prompts is a function of (seed, step, attempt) and of which groups of all ranks are dead, so nothing of it
-        needs to be saved, ranks draw no prompt twice, and several ranks draw what one would. Where no prompt is left,
-        dead groups stay. Replaced groups remain among the step's `groups`, which rates are taken from.
+        The choice of prompts depends only on (seed, step, attempt) and on which groups are dead over all ranks. So no
+        state needs to be saved, no prompt is sampled twice, and several ranks choose the same prompts as one. If no
+        prompts are left, dead groups stay. Replaced groups stay in `self.groups`, and so in the logged rates.
 
         Returns:
-            Seconds of sampling.
+            Seconds spent sampling.
         """
         if not self.sampling.resample_dead:
             return 0.0
@@ -175,8 +175,11 @@ class GRPOModule(AdapterModule):
         return seconds
 
     def mini_batches(self, groups: Sequence[Group]) -> list[Update]:
-        """The step's groups in order, in a part for each optimiser step of a pass, with old log-probabilities where the
-        policy moves before they are used (theta_old of eq. 5)."""
+        """Split the step's groups, in order, into one update per optimiser step of a pass.
+
+        All updates but the first record their old log-probabilities here, before the policy changes (theta_old of
+        eq. 5).
+        """
         members = self.with_demonstrations(groups)
         advantages_PG = self.objective.advantages(self.rewards_of(members))
         (total,) = self.sum_over_ranks([len(groups)])
@@ -188,12 +191,11 @@ class GRPOModule(AdapterModule):
         return updates
 
     def update(self, groups: Sequence[Group], advantages_PG: torch.Tensor) -> Update:
-        """Of the groups of one optimiser step."""
+        """The update for the groups of one optimiser step. `advantages_PG` is `[P, G]`."""
         return Update(self, self.mixture, self.objective, groups, advantages_PG, self.sampling)
 
     def with_demonstrations(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups, each with its problem's demonstration, judged, as one more completion where the objective learns
-        from them."""
+        """The groups; if the objective uses demonstrations, each with its problem's, judged, as the last completion."""
         if not self.objective.adds_demonstration:
             return [*groups]
         shown = [demonstration(group.prompt, self.task, self.tokenizer) for group in groups]
@@ -216,7 +218,7 @@ class GRPOModule(AdapterModule):
         rollout_seconds: float,
         update_seconds: float,
     ) -> None:
-        """Log a step's figures: rates over all completions that were drawn, the rest over those of the update."""
+        """Log a step's metrics: rates over all sampled completions, the others over those used in the update."""
         drawn, rollouts = flatten(self.groups), flatten(groups)
         tokens = sum(len(r.completion_ids) for r in drawn)
         update_tokens = sum(len(r.completion_ids) for r in rollouts)
@@ -232,7 +234,7 @@ class GRPOModule(AdapterModule):
                 "train/answer_rate": (sum(j.answer_correct for j in judgements), len(drawn)),
                 "train/right_anywhere_rate": (sum(j.right_anywhere for j in judgements), len(drawn)),
                 "train/format_rate": (sum(j.format_correct for j in judgements), len(drawn)),
-                # an unbiased estimate of the mixed policy's entropy a token: the mean of -log p of what it drew
+                # an unbiased estimate of the mixed policy's entropy per token: the mean of -log p of sampled tokens
                 "train/entropy": (-sum(float(r.log_probs.sum()) for r in rollouts), update_tokens),
                 "train/completion_length": (tokens, len(drawn)),
                 "train/dead_groups": (int(dead_groups(self.rewards_of(groups)).sum()), len(groups)),

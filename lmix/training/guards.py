@@ -1,4 +1,4 @@
-"""Numbers that are not finite: which rollouts they came from, and a report of these."""
+"""Detection of NaN and Inf, and a report of the rollouts that caused them."""
 
 import logging
 import math
@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NonFinite:
-    """A rollout that gave NaN or Inf."""
+    """A rollout that produced NaN or Inf."""
 
     rollout: Rollout
     cause: str
-    """Where it was seen."""
+    """Where the NaN or Inf was seen, for messages."""
 
 
 def nonfinite_rollouts(rollouts: Sequence[Rollout]) -> list[NonFinite]:
-    """Rollouts that were drawn from logits with NaN or Inf: then the drawn token's log-probability is not finite."""
+    """Rollouts sampled from logits with NaN or Inf, recognised by a token log-probability that is not finite."""
     nonfinite = []
     for rollout in rollouts:
         bad = (~torch.isfinite(rollout.log_probs)).nonzero()
@@ -34,10 +34,10 @@ def nonfinite_rollouts(rollouts: Sequence[Rollout]) -> list[NonFinite]:
 
 
 def warn_of_gap(k3: float, bound: float, step: int) -> None:
-    """Say where the sampler draws from another policy than is trained.
+    """Warn if the sampler's distribution differs too much from the trainer's.
 
     Args:
-        k3: the step's mean over tokens of train/sampler_gap_k3.
+        k3: the step's train/sampler_gap_k3, a mean over tokens.
         bound: sampling.gap_warning.
         step: outer step.
     """
@@ -52,7 +52,7 @@ def warn_of_gap(k3: float, bound: float, step: int) -> None:
 
 
 def write_report(path: Path, step: int, nonfinite: Sequence[NonFinite], decode: Callable[[Sequence[int]], str]) -> None:
-    """Write a jsonl line for each rollout, with all that it takes to score it again; NaN and Inf as null.
+    """Write a jsonl line for each rollout, with everything needed to score it again. NaN and Inf become null.
 
     Args:
         decode: token ids -> text.

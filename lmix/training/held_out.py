@@ -1,4 +1,4 @@
-"""What an evaluation of a run looks at beside the mixture's greedy completions."""
+"""Evaluation on held-out problems during a run: the mixture, the policy and reference alone, and sampled scores."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 
 class HeldOut:
-    """With `data.eval_samples` k: the policy alone too, the reference once a run, and k samples of each beside the
-    greedy completion. All of an evaluation's mixtures are decoded from one prefill, and their samples from another.
+    """Completes the held-out problems, and keeps the sums for rates beyond the mixture's greedy ones.
+
+    With `data.eval_samples` k, it also evaluates the policy alone and, once per run, the reference alone. Each then has
+    k samples besides the greedy completion. Greedy completions share one prefill, and samples share another.
 
     Attributes:
         reference_done: whether this run has evaluated the reference, which never changes.
@@ -26,7 +28,7 @@ class HeldOut:
         self.problems = 0
 
     def complete(self, module: "AdapterModule", batch: Sequence[Prompt]) -> tuple[list[Group], list[Group]]:
-        """The mixture's greedy groups, and all others. Every rank must call it."""
+        """Return the mixture's greedy groups, and all other groups. Every rank must call it."""
         samples = module.datamodule.eval_samples
         if not samples:
             return module.answer(batch, module.mixture), []
@@ -46,7 +48,7 @@ class HeldOut:
         return greedy["mixed"], beside[len(batch) :]
 
     def mixtures(self, module: "AdapterModule") -> dict[Who, Mixture]:
-        """What this evaluation looks at, by name; a stream that is the mixture itself is left out."""
+        """The mixtures to evaluate, by name. A stream that equals the mixture is left out."""
         mixed = module.mixture
         looked: dict[Who, Mixture] = {"mixed": mixed}
         if mixed.streams != (POLICY,):
@@ -58,7 +60,7 @@ class HeldOut:
         return looked
 
     def rates(self, module: "AdapterModule") -> dict[str, float]:
-        """The newest evaluation's means over problems, of all ranks. Every rank must call it."""
+        """Means over the problems of all ranks in the latest evaluation. Every rank must call it."""
         *sums, problems = module.sum_over_ranks([*self.sums.values(), self.problems])
         found = {name: total / problems for name, total in zip(self.sums, sums, strict=True)}
         self.sums, self.problems = {}, 0
@@ -66,13 +68,13 @@ class HeldOut:
 
 
 def alone(mixed: Mixture, stream: str) -> Mixture:
-    """A stream by itself, as a mixture over as many streams and at the same temperature."""
+    """One stream alone, as a mixture with the same number of streams and the same temperature."""
     weights = (1.0, 0.0) if stream == POLICY else (0.0, 1.0)
     return Mixture((*weights, *(0.0 for _ in mixed.weights[2:])), mixed.kind, mixed.temperature)
 
 
 def split(groups: Sequence[Group], who: Sequence[Who], samples: int) -> dict[Who, list[Group]]:
-    """Groups of all mixtures' samples, mixture after mixture, as groups of each mixture."""
+    """Split groups that hold `samples` rollouts of each mixture in turn into groups of each mixture."""
     parts: dict[Who, slice] = {name: slice(place * samples, (place + 1) * samples) for place, name in enumerate(who)}
     return {
         name: [Group(g.prompt, g.rollouts[part], g.draw, name, held_out=True) for g in groups]
@@ -81,14 +83,14 @@ def split(groups: Sequence[Group], who: Sequence[Who], samples: int) -> dict[Who
 
 
 def greedy_sums(rows: Sequence[CompletionRow]) -> dict[str, float]:
-    """Of one completion a problem."""
+    """Sums over problems with one completion each."""
     problems = by_problem(rows).values()
     scores = {"solve_rate": avg, "format_rate": formatted, "right_anywhere_rate": anywhere}
     return {name: sum(map(score, problems)) for name, score in scores.items()}
 
 
 def sampled_sums(rows: Sequence[CompletionRow], samples: int) -> dict[str, float]:
-    """Of k completions a problem."""
+    """Sums over problems with k completions each."""
     problems = by_problem(rows).values()
     return {
         "avg_at_k": sum(map(avg, problems)),

@@ -1,4 +1,4 @@
-"""Rates of judged completions as torchmetrics: exact over batches and ranks."""
+"""Rates of judged completions as torchmetrics, exact over batches and ranks."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from lmix.rollout.types import Rollout
 
 
 class Rate(Metric):
-    """The share of judged completions of which `holds` is true."""
+    """The share of judged completions for which `holds` is true."""
 
     full_state_update = False
     count: Tensor
@@ -34,28 +34,28 @@ class Rate(Metric):
 
 
 class FormatRate(Rate):
-    """Completions whose answer template is there, filled and closed."""
+    """Completions whose answer template is present, filled and closed."""
 
     def holds(self, rollout: Rollout) -> bool:
         return rollout.judgement is not None and rollout.judgement.format_correct
 
 
 class AnswerRate(Rate):
-    """Completions with the right answer in the template, whether or not they ended within the limit."""
+    """Completions with the correct answer in the template, whether or not they ended within the length limit."""
 
     def holds(self, rollout: Rollout) -> bool:
         return rollout.judgement is not None and rollout.judgement.answer_correct
 
 
 class RightAnywhereRate(Rate):
-    """Completions that are right in the template or in whatever form they state their answer."""
+    """Completions with the correct answer, in the template or in any other recognised form."""
 
     def holds(self, rollout: Rollout) -> bool:
         return rollout.judgement is not None and rollout.judgement.right_anywhere
 
 
 class SolveRate(Rate):
-    """Completions that ended by themselves with the right answer in the template: what the verifier rewards."""
+    """Completions that ended by themselves with the correct answer in the template: what `verifier` rewards."""
 
     def holds(self, rollout: Rollout) -> bool:
         return rollout.solved

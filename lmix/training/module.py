@@ -1,4 +1,4 @@
-"""What all training of the policy adapter shares: the model, the sampler and evaluation."""
+"""The base of all training of the policy adapter: the model, the sampler and evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,17 +38,17 @@ from lmix.training.trainer_flags import check_monitors, check_trainer_flags
 
 
 class AdapterModule(SavedModule):
-    """A mixed policy under training; subclasses give `training_step`.
+    """A mixed policy under training; subclasses implement `training_step`.
 
-    `trainer.max_steps` counts their outer steps. Nothing heavy happens before `configure_model`, so mistakes in
-    settings and data are found first.
+    `trainer.max_steps` counts their outer steps. No weights are loaded before `configure_model`, so mistakes in
+    settings and data are reported first.
 
     Attributes:
-        sampler: draws completions from the policy.
+        sampler: samples completions from the policy.
         end_ids: the tokens that end a completion.
-        longest_prompt: tokens of the longest prompt of all sets, once these are read.
-        groups: the judged groups of the newest step or evaluation on this rank, for callbacks.
-        progress: told of each token that is drawn; set by a callback.
+        longest_prompt: tokens of the longest prompt of all sets; 0 before these are read.
+        groups: the judged groups of the latest step or evaluation on this rank, for callbacks.
+        progress: called while completions are sampled; set by a callback.
     """
 
     sampler: Sampler
@@ -91,7 +91,7 @@ class AdapterModule(SavedModule):
 
     @property
     def rates(self) -> dict[str, Rate]:
-        """What an evaluation measures, by name."""
+        """The metrics of an evaluation, by name."""
         names = ("solve_rate", "answer_rate", "format_rate", "right_anywhere_rate")
         return {name: getattr(self, name) for name in names}
 
@@ -104,7 +104,10 @@ class AdapterModule(SavedModule):
         return Decoder(self.sampler, limits, self.tokenizer, self.task)
 
     def configure_callbacks(self) -> list[Any]:
-        """Add none: it is the one hook before Lightning's own check, which can't name lmix's settings."""
+        """Check the Trainer's flags and add no callbacks.
+
+        No other hook runs before Lightning's own check, whose messages do not name lmix's settings.
+        """
         trainer = self.trainer
         check_trainer_flags(trainer.precision, trainer.gradient_clip_val, None, trainer.accumulate_grad_batches)
         return []
@@ -126,13 +129,13 @@ class AdapterModule(SavedModule):
         if hasattr(self, "policy"):
             return
         backbone, device = self.backbone, self.root_device
-        if self.sharded:  # it need not fit one device: loaded on the CPU, then sharded layer by layer
+        if self.sharded:  # the backbone may not fit one device: load it on the CPU, then shard it layer by layer
             backbone, device = replace(backbone, dtype=dtype_name(backbone.dtype, device)), torch.device("cpu")
         self.policy = MixedPolicy.from_pretrained(backbone, self.adapters, device)
         if self.sharded:
             self.policy.gathers_rollouts = self.trainer.strategy.gather_rollouts  # pyright: ignore
             self.policy.shard(self.device_mesh["data_parallel"])  # pyright: ignore[reportOptionalSubscript]
-        # ranks draw an adapter's first values from generators that need not be in the same state
+        # adapters are initialised at random, and the ranks' generators may be in different states
         self.copy_from_rank_0(self.policy.adapter_state().values())
         self.settle_dense_rollouts()
         self.end_ids = tuple(end_tokens(self.policy.backbone, self.tokenizer))
@@ -151,7 +154,7 @@ class AdapterModule(SavedModule):
         self.sync_sampler()
 
     def on_validation_start(self) -> None:
-        if self.trainer.state.fn != "fit":  # in `fit` it has been done
+        if self.trainer.state.fn != "fit":  # in `fit`, on_fit_start has done it
             self.sync_sampler()
 
     def on_test_start(self) -> None:
@@ -161,12 +164,12 @@ class AdapterModule(SavedModule):
         self.sync_sampler()
 
     def sync_sampler(self) -> None:
-        """Let the sampler take over the policy's weights."""
+        """Copy the policy's weights to the sampler."""
         with naming_last_checkpoint(self):
             self.sampler.sync(self.policy)
 
     def settle_dense_rollouts(self) -> None:
-        """Decide `dense_rollouts: null` once a run, on rank 0 for all: the two kinds of kernels round differently."""
+        """Resolve `dense_rollouts: null` once per run, on rank 0 for all ranks: dense kernels round differently."""
         if self.backbone.dense_rollouts is not None or self.policy.draws_in_step or not four_bit_layers(self.policy):
             return
         dense = self.policy.settle_dense_rollouts(self.root_device)
@@ -175,7 +178,7 @@ class AdapterModule(SavedModule):
         rank_zero_info(f"backbone.dense_rollouts: null is {str(dense).lower()} for all of this run, by the free memory")
 
     def settle_slots(self) -> int:
-        """Decide `sampling.slots: auto` once a run, on rank 0 for all: other slots round otherwise."""
+        """Resolve `sampling.slots: auto` once per run, on rank 0 for all ranks: rounding depends on the slots."""
         if self.sampling.slots != "auto":
             return self.sampling.slots
         data = self.datamodule
@@ -188,17 +191,17 @@ class AdapterModule(SavedModule):
         return slots
 
     def draw(self, greedy: bool = False) -> Draw:
-        """How the next step's tokens are chosen."""
+        """The seed and mode for choosing the next step's tokens."""
         return Draw(run_seed(self.sampling.seed), self.global_step, greedy)
 
     def note_nonfinite(self, groups: Sequence[Group]) -> None:
-        """Keep rollouts that were drawn from NaN or Inf for the step's report."""
+        """Record rollouts sampled from logits with NaN or Inf for the step's report."""
         self.nonfinite += nonfinite_rollouts(flatten(groups))
 
     # evaluation
 
     def validation_step(self, batch: list[Prompt], batch_idx: int) -> None:
-        """Greedy completions of held-out problems by the mixed policy, and what `data.eval_samples` asks for beside."""
+        """Complete held-out problems greedily with the mixed policy, and evaluate what `data.eval_samples` adds."""
         mixed, beside = self.held_out.complete(self, batch)
         self.groups = [*mixed, *beside]
         for rate in self.rates.values():
@@ -207,17 +210,17 @@ class AdapterModule(SavedModule):
     test_step = validation_step
 
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
-        """Greedy completions of held-out problems as rows, each with its parsed answer."""
+        """Return greedy completions of held-out problems as rows, each with its parsed answer."""
         self.groups = self.answer(batch, self.mixture)
         return [row.as_dict() for row in completion_rows(self.groups)]
 
     def answer(
         self, batch: Sequence[Prompt], mixture: Mixture | Sequence[Mixture], samples: int = 1, greedy: bool = True
     ) -> list[Group]:
-        """Complete problems, and judge them; one sample for each of several mixtures. Every rank must call it.
+        """Complete and judge problems. With a list of mixtures, sample i comes from mixture i. Every rank must call it.
 
         Raises:
-            ValueError: on all ranks, where one has decoded from logits with NaN or Inf.
+            ValueError: logits contain NaN or Inf on any rank; raised on all ranks.
         """
         with naming_last_checkpoint(self):
             groups = self.decoder.complete(batch, self.draw(greedy), mixture, samples, progress=self.progress)
@@ -231,11 +234,11 @@ class AdapterModule(SavedModule):
             )
         self.decoder.judge(groups)
         for rollout in flatten(groups):
-            rollout.reward = float(rollout.solved)  # the rows of an evaluation show the verifier's reward alone
+            rollout.reward = float(rollout.solved)  # evaluations report only the verifier's reward
         return groups
 
     def on_validation_end(self) -> None:
-        if self.trainer.sanity_checking:  # before the first step, so that a wrong name costs no training
+        if self.trainer.sanity_checking:  # before the first step, so that a wrong metric name is found at once
             check_monitors(self.trainer.callbacks, self.trainer.callback_metrics)  # pyright: ignore
 
     def on_validation_epoch_end(self) -> None:
@@ -245,15 +248,15 @@ class AdapterModule(SavedModule):
         self.log_rates("test")
 
     def log_rates(self, prefix: str) -> None:
-        """Log the rates of the evaluation that has just ended."""
+        """Log the rates of the evaluation that just ended."""
         rates: dict[str, Any] = {f"{prefix}/{name}": rate.compute() for name, rate in self.rates.items()}
         rates |= {f"{prefix}/{name}": torch.tensor(v) for name, v in self.held_out.rates(self).items()}
         for rate in self.rates.values():
             rate.reset()
         if not self.trainer.sanity_checking:
-            self.log_dict(rates | {"step": float(self.global_step)})  # Lightning would date them one step early
+            self.log_dict(rates | {"step": float(self.global_step)})  # Lightning's own x value is one step too low
             return
-        # the evaluation before the first step, which Lightning takes for a rehearsal
+        # the evaluation before the first step: for Lightning it is a sanity check, which is not logged
         for logger in self.trainer.loggers:
             logger.log_metrics({name: float(rate) for name, rate in rates.items()}, step=0)
         self.trainer.callback_metrics.update(rates)

@@ -1,4 +1,4 @@
-"""The optimiser of the policy adapter, over inner updates, ranks and non-finite gradients."""
+"""Optimisation of the policy adapter: inner updates, several ranks, and non-finite gradients."""
 
 import logging
 import math
@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class OptimisedModule(RankedModule):
-    """A module that steps by hand: `backward_and_note` a micro-batch, then `name_nonfinite` and `step_optimizer`."""
+    """A module with manual optimisation.
+
+    Call `backward_and_note` for each micro-batch, then `name_nonfinite` and `step_optimizer`.
+    """
 
     policy: MixedPolicy
     optimizer: OptimizerConfig
@@ -35,9 +38,9 @@ class OptimisedModule(RankedModule):
         self.automatic_optimization = False
         self.compute = Compute()
         self.nonfinite: list[NonFinite] = []
-        """Rollouts of the step under way that gave NaN or Inf, on this rank."""
+        """Rollouts of the current step that produced NaN or Inf, on this rank."""
         self._noted: list[tuple[Tensor, Sequence[Rollout]]] = []
-        """Of each micro-batch since the last look: whether each loss and the gradient are finite, on the device."""
+        """For each micro-batch since `name_nonfinite`: whether each loss and the gradient are finite, on the device."""
         self._refused_step = 0
 
     def configure_optimizers(self) -> Any:
@@ -61,13 +64,15 @@ class OptimisedModule(RankedModule):
         self.nonfinite = []
 
     def learning_rate(self) -> float:
-        """The rate that the next optimiser step will use."""
+        """The learning rate of the next optimiser step."""
         scheduler: Any = self.lr_schedulers()
         return scheduler.get_last_lr()[0]
 
     def backward_and_note(self, losses_b: Tensor, rollouts_b: Sequence[Rollout]) -> None:
-        """Add the gradient of a micro-batch's losses, `[b]`, and note on the device whether they are finite:
-        `name_nonfinite` reads that, once for all of a step's micro-batches."""
+        """Add the gradient of a micro-batch's losses, `[b]`, and record on the device whether all is finite.
+
+        `name_nonfinite` reads the record once for all micro-batches of a step, so that a GPU is synchronised once.
+        """
         if not losses_b.requires_grad:  # at alpha 1 the policy has no part in the mixture
             return
         self.backward_here(losses_b.sum())
@@ -78,8 +83,8 @@ class OptimisedModule(RankedModule):
     def name_nonfinite(self) -> None:
         """Add the rollouts that made a loss or the gradient NaN or Inf to `nonfinite`.
 
-        A row whose loss is not finite is named; where only the gradient is, all rows of the first such micro-batch are,
-        as it is their sum.
+        These are the rows whose loss is not finite. If only the gradient is not finite, all rows of the first such
+        micro-batch are added, since the gradient is their sum.
         """
         noted, self._noted = self._noted, []
         if not noted:
@@ -95,19 +100,20 @@ class OptimisedModule(RankedModule):
                 self.nonfinite += [NonFinite(rollout, cause) for rollout in rollouts_b]
 
     def step_optimizer(self, last: bool = True) -> float:
-        """Add up the ranks' gradients, clip, step, and clear; returns the gradient's norm before clipping.
+        """Sum the gradients over ranks, clip, step, and clear. Returns the gradient norm before clipping.
 
-        Only the last inner update goes through Lightning's wrapper, which counts `global_step`: it is the paper's step.
+        Only the last inner update goes through Lightning's wrapper, which increments `global_step`, because
+        `global_step` counts outer steps as the paper does.
 
         Raises:
-            ValueError: the gradient is not finite, or a rollout was drawn from logits that are not; the adapter is as
-                it was before the update. With `optimizer.nonfinite: skip` the run continues without the update.
+            ValueError: the gradient or the logits of a rollout are not finite. The adapter is left as it was before the
+                update. With `optimizer.nonfinite: skip` the update is skipped instead.
         """
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         parameters = self.policy.policy_parameters()
         for parameter in parameters:
-            if parameter.grad is None:  # all groups dead: a step of zero gradient, so that momentum goes on alike
+            if parameter.grad is None:  # all groups dead: step with a zero gradient, so that momentum decays as usual
                 parameter.grad = torch.zeros_like(parameter)
         if self.ranks > 1:
             gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])  # pyright: ignore
@@ -118,7 +124,7 @@ class OptimisedModule(RankedModule):
         (bad,) = self.sum_over_ranks([len(self.nonfinite)])
         if bad or not torch.isfinite(norm):
             self._refuse_update()
-            optimizer.zero_grad()  # without gradients the optimiser moves nothing, and its state stays
+            optimizer.zero_grad()  # without gradients, step() changes neither parameters nor optimiser state
         (optimizer if last else optimizer.optimizer).step()
         optimizer.zero_grad()
         if last:
@@ -130,7 +136,7 @@ class OptimisedModule(RankedModule):
         """Report the rollouts that are not finite; raise ValueError, or warn if configured. Every rank must call it."""
         step = self.global_step + 1
         if self._refused_step == step:
-            return  # all inner updates of a step are left out, and one report is enough
+            return  # all inner updates of the step are skipped, and one report is enough
         self._refused_step = step
         folder = run_folder(self.trainer)
         what = f"logits or gradient of step {step} are not finite"

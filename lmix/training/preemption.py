@@ -10,31 +10,31 @@ import lightning as L
 
 
 class Preemption(L.Callback):
-    """On SIGTERM (a batch system's word before it kills), end after the outer step under way, saved by
-    `PolicyCheckpoint`.
+    """On SIGTERM (which batch systems send before they kill a job), end the run after the current outer step.
 
-    All ranks decide together, between steps: Lightning's own handlers talk to other ranks, or save (SLURM's SIGUSR1),
-    in the middle of whatever is under way, and what is saved in the middle of a step can't be gone on from exactly.
-    They are replaced while a run trains. A step must fit into the time between the signal and the kill.
+    `PolicyCheckpoint` saves that step. All ranks decide together, between steps. Lightning's own handlers would
+    communicate with other ranks, or save a checkpoint (SLURM's SIGUSR1), in the middle of a step, and such a checkpoint
+    can't be resumed exactly. They are replaced while a run trains. A step must fit into the time between the signal
+    and the kill.
     """
 
     def __init__(self) -> None:
         self.asked = False
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the place of Lightning's handlers, in the first hook after it has put them up."""
+        """Replace Lightning's signal handlers, in the first hook after it has installed them."""
         self.trainer = trainer
-        self.asked = self.asked or trainer.received_sigterm  # it may have come a moment ago
+        self.asked = self.asked or trainer.received_sigterm  # the signal may have arrived before this hook
         trainer._signal_connector.received_sigterm = False
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.ask)  # Lightning puts back what was there before the run
+            signal.signal(signal.SIGTERM, self.ask)  # Lightning restores the original handlers after the run
             if "SLURM_JOB_ID" in os.environ:
                 signal.signal(signal.SIGUSR1, self.ask)
 
-    on_train_start = on_sanity_check_start  # there may have been no evaluation before the first step
+    on_train_start = on_sanity_check_start  # for runs without a sanity check
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """Note the wish, and pass it on to ranks that this process has started."""
+        """Record the signal, and forward it to ranks that this process has started."""
         launcher = self.trainer.strategy.launcher
         if launcher is not None and not self.asked:
             launcher.kill(signal.SIGTERM)  # pyright: ignore[reportAttributeAccessIssue]
@@ -42,5 +42,5 @@ class Preemption(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
-            # Lightning leaves its loop by it, after the evaluation where one is due
+            # makes Lightning leave its loop, after an evaluation that is due
             trainer._signal_connector.received_sigterm = True

@@ -1,4 +1,4 @@
-"""Several ranks: each has its own prompts, and all have the same adapters. What they do together."""
+"""Communication between ranks. Each rank has its own prompts, and all have the same adapters."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,11 +12,11 @@ from lmix.training.strategies import ShardedStrategy
 
 
 class RankedModule(L.LightningModule):
-    """A module whose ranks may differ in how many passes they make. Works without a trainer too, as one rank."""
+    """A module whose ranks may make different numbers of passes. Without a trainer it acts as a single rank."""
 
     @property
     def root_device(self) -> torch.device:
-        """Where the model goes: the module itself is moved there only after `configure_model`."""
+        """The device of the model. The module itself is moved there only after `configure_model`."""
         return self.device if self._trainer is None else self.trainer.strategy.root_device
 
     @property
@@ -29,18 +29,20 @@ class RankedModule(L.LightningModule):
 
     @property
     def sharded(self) -> bool:
-        """Whether every pass needs all ranks, as each has a part of the backbone only."""
+        """Whether the backbone is sharded over ranks, so that every pass needs all of them."""
         return self._trainer is not None and isinstance(self.trainer.strategy, ShardedStrategy)
 
     def idle_passes(self, passes: int) -> int:
-        """How many passes this rank must make beside its own, where each needs all ranks. Every rank must call it, and
-        before its own."""
+        """How many passes this rank must make in addition to its own `passes`, so that all ranks make equally many.
+
+        0 unless the backbone is sharded. Every rank must call it, before its own passes.
+        """
         if not self.sharded:
             return 0
         return int(self.largest_of_ranks([passes])[0]) - passes
 
     def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        """Add up numbers over all ranks. Every rank must call it."""
+        """Sum numbers over all ranks. Every rank must call it."""
         if self.ranks == 1:
             return list(values)
         here = torch.tensor(values, dtype=torch.float64, device=self.root_device)
@@ -54,25 +56,32 @@ class RankedModule(L.LightningModule):
         return self.trainer.strategy.reduce(here, reduce_op="max").tolist()  # pyright: ignore
 
     def gather_shares(self, values: Sequence[float]) -> list[float]:
-        """A number for each of this rank's prompts -> for those of all ranks, in the step's order. Every rank must call
-        it. Rank r of W has every W-th prompt of a step, from the r-th on."""
+        """Gather one number per prompt from all ranks, in the step's order. Every rank must call it.
+
+        Rank r of W has every W-th prompt of a step, starting at prompt r.
+        """
         (total,) = self.sum_over_ranks([len(values)])
         everyone = [0.0] * int(total)
         everyone[self.rank :: self.ranks] = values
         return self.sum_over_ranks(everyone)
 
     def copy_from_rank_0(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors, in place, by those of rank 0, whose number and shapes are the same. Every rank must call
-        it."""
+        """Overwrite tensors in place with those of rank 0, which must match in number and shapes.
+
+        Every rank must call it.
+        """
         if self.ranks == 1:
             return
         for tensor in tensors:
-            there = tensor.detach().to(self.root_device)  # NCCL takes none from a CPU
+            there = tensor.detach().to(self.root_device)  # NCCL can't broadcast CPU tensors
             torch.distributed.broadcast(there, src=0)
             tensor.detach().copy_(there)
 
     def backward_here(self, loss: Tensor) -> None:
-        """Add a loss's gradient on this rank only: ranks may differ in how many they have. `step_optimizer` sums."""
+        """Add a loss's gradient on this rank, without synchronisation: ranks may have different numbers of passes.
+
+        `step_optimizer` sums the gradients over ranks.
+        """
         strategy = self.trainer.strategy if self._trainer is not None else None
         with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
             self.manual_backward(loss)
@@ -84,13 +93,13 @@ class RankedModule(L.LightningModule):
         same: Mapping[str, float],
         largest: Mapping[str, float] | None = None,
     ) -> None:
-        """Log a step's figures of all ranks together. Every rank must call it, with the same names.
+        """Log a step's metrics, reduced over all ranks. Every rank must call it, with the same names.
 
         Args:
-            means: name -> (sum here, count here); 0 where no rank has any.
-            sums: name -> what is here.
-            same: name -> what is equal on all ranks.
-            largest: name -> the largest value here.
+            means: name -> (this rank's sum, this rank's count), logged as a mean; 0 if the total count is 0.
+            sums: name -> this rank's value, logged as a sum.
+            same: name -> a value that is equal on all ranks.
+            largest: name -> this rank's value, logged as a maximum.
         """
         pairs = [number for pair in means.values() for number in pair]
         total = self.sum_over_ranks([*pairs, *sums.values()])

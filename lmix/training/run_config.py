@@ -1,4 +1,4 @@
-"""The run's settings, written to the run folder and handed to its loggers."""
+"""The run's settings, written to the run folder and passed to its loggers."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,14 +13,14 @@ from torch.utils.tensorboard.summary import hparams
 from lmix.training.run_folder import run_folder
 
 FINAL_METRICS = ("val/solve_rate", "val/answer_rate", "val/format_rate", "val/right_anywhere_rate")
-"""Columns beside the settings in TensorBoard's HParams tab; it shows the newest value of each."""
+"""Metric columns of TensorBoard's HParams tab, which shows the latest value of each."""
 
 
 class SaveRunConfig(SaveConfigCallback):
     """Write `config.yaml` into the run's own folder, and log all settings as hyper-parameters.
 
-    Lightning's class writes into `trainer.log_dir`, which loggers such as W&B share among runs. The checkpoint holds no
-    hyper-parameters: LightningCLI would let them override what the user types when a run is resumed.
+    Lightning's class writes into `trainer.log_dir`, which loggers such as W&B share among runs. Checkpoints contain no
+    hyper-parameters, because LightningCLI would let them override the command line when a run is resumed.
     """
 
     folder: Path
@@ -39,9 +39,9 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 def flat_settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """A parsed configuration as (name, value) pairs, named as a user types them: `model.sampling.slots`.
+    """Flatten a parsed configuration into (name, value) pairs, named as on the command line: `model.sampling.slots`.
 
-    A class is the value of its own name; lists are JSON; settings that are null are left out.
+    The value of a class setting is its class path. Lists become JSON. Settings that are null are left out.
     """
     for name, value in config.items():
         key = f"{prefix}.{name}" if prefix else name
@@ -57,10 +57,10 @@ def flat_settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple
 
 
 def log_settings(logger: Logger, settings: Mapping[str, Any]) -> None:
-    """Log hyper-parameters by any logger; TensorBoard's with the final metrics as columns.
+    """Log hyper-parameters with any logger; for TensorBoard, with the final metrics as columns.
 
-    Lightning's `TensorBoardLogger.log_hyperparams` would log a value of its own for each metric (at step 0, or
-    `hp_metric` -1). The tab only needs the metrics' names, and then follows what the run logs.
+    Lightning's `TensorBoardLogger.log_hyperparams` would also log a value for each metric (at step 0, or `hp_metric`
+    -1). The tab needs only the metrics' names, and then shows the values that the run logs.
     """
     if not isinstance(logger, TensorBoardLogger):
         logger.log_hyperparams(dict(settings))

@@ -1,4 +1,4 @@
-"""Where a run writes."""
+"""The folder that a run writes to."""
 
 import tempfile
 from pathlib import Path
@@ -8,9 +8,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """The run's own folder, with any logger; without one, the trainer's root. Every rank must ask: rank 0 says it.
+    """The run's own folder for any logger, or the trainer's root folder without a logger.
 
-    Lightning's `trainer.log_dir` is a folder that all runs share with loggers such as W&B's.
+    The value is broadcast from rank 0, so every rank must call it. Lightning's `trainer.log_dir` does not work here:
+    with loggers such as W&B's it is shared by all runs.
     """
     folder = Path(trainer.default_root_dir)
     if trainer.loggers:
@@ -23,10 +24,10 @@ def run_folder(trainer: L.Trainer) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """See that a run can make its folder and write into it, before any model is loaded. Leaves nothing behind.
+    """Check that a run can create its folder and write into it, before any model is loaded. Leaves nothing behind.
 
     Raises:
-        ValueError: it can't.
+        ValueError: the folder can't be created or written to.
     """
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:

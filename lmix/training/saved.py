@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a mixed policy's training beside Lightning's own state, and how a run resumes from it."""
+"""The state of a mixed policy's training in checkpoints, beyond Lightning's own, and how a run resumes from it."""
 
 import logging
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class SavedModule(OptimisedModule):
-    """A mixed policy whose checkpoints hold its adapters and never a backbone.
+    """A mixed policy whose checkpoints contain its adapters and never a backbone.
 
     Attributes:
-        policy: made by `configure_model`.
-        mixture: what is sampled, scored and evaluated. Callbacks may put another value there between steps.
+        policy: created by `configure_model`.
+        mixture: the mixture that is sampled, scored and evaluated. Callbacks may replace it between steps.
     """
 
     policy: MixedPolicy
@@ -33,7 +33,7 @@ class SavedModule(OptimisedModule):
         self, backbone: BackboneConfig, adapters: AdapterConfig, mixture: Mixture, weights: Sequence[float] | None
     ) -> None:
         super().__init__()
-        self.strict_loading = False  # checkpoints hold adapters only; load_state_dict makes the check
+        self.strict_loading = False  # checkpoints contain adapters only; load_state_dict checks the names
         self.backbone, self.adapters, self.weights = backbone, adapters, weights
         self.mixture = self.initial_mixture = mixture
         self.held_out = HeldOut()
@@ -45,7 +45,7 @@ class SavedModule(OptimisedModule):
 
     @property
     def origin(self) -> Origin | None:
-        """What the folder beside a checkpoint says of its adapter: the mixture that it is the policy of, if it is."""
+        """The mixture that the saved adapter is the policy of, for the peft folder; None for a single stream."""
         if len(self.mixture.streams) < 2:
             return None
         streams = self.adapters.paths() | {POLICY: "."}
@@ -56,7 +56,7 @@ class SavedModule(OptimisedModule):
         return {f"policy.{name}": tensor for name, tensor in self.policy.adapter_state().items()}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load adapters. Raises ValueError unless names and shapes are exactly those of this model, and all finite."""
+        """Load adapters. Raises ValueError unless names and shapes match this model and all values are finite."""
         check_adapter_state(state_dict, self.state_dict())
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
@@ -74,9 +74,9 @@ class SavedModule(OptimisedModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this model; where nothing is trained, take up its alpha."""
+        """Check that the checkpoint belongs to this model. Outside `fit`, also restore its alpha."""
         saved = checkpoint["lmix"]
-        self.held_out.reference_done = saved.get("reference_evaluated", False)  # of before 0.2.0
+        self.held_out.reference_done = saved.get("reference_evaluated", False)  # missing before 0.2.0
         policy = self.policy
         check_origin(saved, self.model_path, policy.fingerprint, policy.other_fingerprints, policy.adapter_scaling())
         self.compute.totals |= saved.get("compute", {})
@@ -84,7 +84,7 @@ class SavedModule(OptimisedModule):
             self.restore_alpha(saved)
 
     def restore_alpha(self, saved: dict[str, Any]) -> None:
-        """Take up the alpha of a checkpoint, unless the settings name another one than they did then."""
+        """Restore the alpha of a checkpoint, unless the initial alpha in the settings differs from the saved one."""
         both_move = self.weights is None and saved["weights"] is None
         if both_move and self.initial_mixture.alpha == saved["initial_alpha"]:
             self.mixture = self.mixture.with_alpha(saved["alpha"])

@@ -8,13 +8,14 @@ from lmix.training.config import OptimizerConfig
 
 
 def learning_rate_schedule(settings: OptimizerConfig, steps: int) -> Callable[[int], float]:
-    """The factor of `settings.lr` as a function of the step, counted from 0, for torch's `LambdaLR`.
+    """Return a function from the step, counted from 0, to the factor of `settings.lr`, for torch's `LambdaLR`.
 
-    After the warm-up these are transformers' schedules. In the warm-up of w steps the factors are 1 / (w + 1) to
-    w / (w + 1), where transformers' begin at 0 and would make the first step's rollouts in vain.
+    After the warm-up these are transformers' schedules. In a warm-up of w steps the factors are 1 / (w + 1) to
+    w / (w + 1). Those of transformers start at 0, which would waste the first step's rollouts.
 
     Args:
-        steps: of the whole run, where linear and cosine end.
+        settings: learning rate, schedule and warm-up.
+        steps: outer steps of the whole run, at whose end linear and cosine reach 0.
     """
     return partial(_factor, settings.schedule, settings.warmup_steps, steps)
 

@@ -17,12 +17,16 @@ from lmix.tasks.task import Problem
 
 
 def score(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> Tensor:
-    """Log-probability of each completion token, `[N]`, float32; only the policy has a gradient."""
+    """Log-probability of each completion token, `[N]`, float32. Only the policy receives a gradient."""
     return log_probs_of_drawn(policy, mixture_hidden(policy, mixture, packed), mixture, packed)
 
 
 def score_with_entropy(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> tuple[Tensor, Tensor]:
-    """The same, and the entropy of the mixture at each token's place, end-of-sequence tokens included: `[N]` twice."""
+    """Like `score`, with the entropy of the mixture at each token.
+
+    Returns:
+        Log-probabilities and entropies, `[N]` each, float32. The entropies always include the end-of-sequence tokens.
+    """
     hidden_K = mixture_hidden(policy, mixture, packed)
     entropies_N = policy.entropies(hidden_K, mixture.of_tokens(packed.positions))
     return log_probs_of_drawn(policy, hidden_K, mixture, packed), entropies_N
@@ -36,10 +40,15 @@ def score_stream(policy: MixedPolicy, mixture: Mixture, packed: Packed, stream: 
 
 
 def log_probs_of_drawn(policy: MixedPolicy, hidden_K: Sequence[Tensor], mixture: Mixture, packed: Packed) -> Tensor:
-    """Log-probability of each completion token, `[N]`, among the tokens that could be drawn in its place.
+    """Log-probability of each completion token, `[N]`, relative to the tokens that could be sampled at its position.
+
+    At positions before `min_new_tokens`, the end-of-sequence tokens are excluded.
 
     Args:
-        hidden_K: `[N, H]` of each of the mixture's streams.
+        policy: the mixed policy.
+        hidden_K: the hidden states `[N, H]` of each of the mixture's streams.
+        mixture: the distribution to score under.
+        packed: the rollouts.
     """
     limits = packed.limits
     if limits is None or not limits.min_new_tokens:
@@ -61,19 +70,19 @@ def log_probs_of_drawn(policy: MixedPolicy, hidden_K: Sequence[Tensor], mixture:
 
 
 def mixture_hidden(policy: MixedPolicy, mixture: Mixture, packed: Packed) -> list[Tensor]:
-    """Each stream's hidden states that predict the completion tokens, `[N, H]`."""
+    """Hidden states that predict the completion tokens, `[N, H]` for each stream of the mixture."""
     return [_hidden(policy, packed, stream) for stream in mixture.streams]
 
 
 def _hidden(policy: MixedPolicy, packed: Packed, stream: str) -> Tensor:
-    """A stream's hidden states that predict the completion tokens, `[N, H]`: kept ones, or by a pass."""
+    """A stream's hidden states that predict the completion tokens, `[N, H]`: from decoding, or by a forward pass."""
     if stream in packed.frozen_hidden:
         return packed.frozen_hidden[stream]
     return policy.stream_hidden(packed.input_ids, stream, packed.prefix).flatten(0, 1)[packed.predicts]
 
 
 def idle_rollout(policy: MixedPolicy, mixture: Mixture, keep_frozen: bool) -> Rollout:
-    """One token after one token, for the passes of a rank that waits for others; its gradient counts nothing."""
+    """A one-token completion of a one-token prompt, for the passes of a rank that only keeps pace with the others."""
     rollout = Rollout(Prompt(Problem(-1, "", ""), [0]), 0, [0], torch.zeros(1))
     frozen = [name for name in mixture.streams if keep_frozen and name != POLICY]
     if frozen:

@@ -22,25 +22,26 @@ from lmix.training.update import Update
 
 
 class SDPOModule(TeacherModule):
-    """Self-distillation: the policy's divergence from itself, told what was right or wrong, on its own completions.
+    """Self-distillation: the policy learns, on its own completions, from itself with feedback in the prompt.
 
-    The loss is eq. 1 of the paper, `sum_t KL(pi(. | x, y_<t) || sg pi(. | x, f, y_<t))`, f being the feedback. The
-    teacher is the trust-region teacher of eq. 11, `q ~ pi_start^(1 - rate) pi^rate`, both reading the feedback: logit
-    averaging with the roles of the streams exchanged, as the frozen start anchors the moving policy. Completions
-    without feedback do not count.
+    The loss is eq. 1 of the SDPO paper, `sum_t KL(pi(. | x, y_<t) || sg pi(. | x, f, y_<t))`, with feedback f. The
+    teacher is the trust-region teacher of eq. 11, `q ~ pi_start^(1 - rate) pi^rate`, and both of its factors read the
+    feedback. This is logit averaging with the roles of the streams exchanged: the frozen starting point anchors the
+    moving policy. Completions without feedback do not count.
 
     Args:
-        backbone: the model that is adapted.
-        adapters: where the policy starts, which is what the teacher is anchored to; `reference` and `experts` are null.
-        teacher_rate: weight of the policy as it is now in the teacher, in [0, 1]: 0 is its start alone, 1 itself alone.
-        feedback: what the teacher is told.
-        sampling: how completions are drawn.
-        rewards: what completions are worth, for the logs alone; what is right is the verifier's matter.
-        objective: which divergence, and how it is averaged.
-        optimizer: how the gradient becomes a step.
+        backbone: the model to adapt.
+        adapters: the policy's starting point, which also anchors the teacher; `reference` and `experts` must be null.
+        teacher_rate: weight of the current policy in the teacher, in [0, 1]: 0 is the starting point alone, 1 the
+            current policy alone.
+        feedback: the feedback that the teacher reads.
+        sampling: how completions are sampled.
+        rewards: rewards of completions, for logging only. The verifier decides which completions are correct.
+        objective: the divergence and how it is averaged.
+        optimizer: settings of AdamW.
 
     Raises:
-        ValueError: a teacher_rate outside [0, 1], or a reference.
+        ValueError: teacher_rate is outside [0, 1], or a reference or experts are given.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class SDPOModule(TeacherModule):
     def update(self, groups: Sequence[Group], advantages_PG: Tensor) -> Update:
         places = count_places(load_config(self.model_path)) or sys.maxsize
         told_PG = [contexts(group, self.task, self.tokenizer, self.feedback, places) for group in groups]
-        # those without feedback neither count in the mean nor get a pass
+        # completions without feedback are left out of the mean and get no pass
         counted = [
             replace(
                 group,

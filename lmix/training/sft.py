@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on demonstrations: it writes the adapter that reinforcement learning anchors to."""
+"""Supervised fine-tuning on demonstrations, which produces the reference adapter for reinforcement learning."""
 
 from typing import Literal
 
@@ -17,25 +17,25 @@ from lmix.training.scoring import idle_rollout, score
 
 
 class SFTModule(AdapterModule):
-    """Maximum likelihood of demonstrations in the task's template, the completion's tokens only.
+    """Maximum likelihood training on demonstrations in the task's template; the loss covers the completion tokens only.
 
-    The trained adapter is `policy`; the peft folder beside a checkpoint is what `adapters.reference` of a later run
-    takes. `data.prompts_per_step` demonstrations make a step.
+    The trained adapter is `policy`. Use the peft folder beside a checkpoint as `adapters.reference` of a later run.
+    Each step uses `data.prompts_per_step` demonstrations.
 
     Args:
         backbone: the model to adapt.
-        adapters: the adapter's rank and layers, and what it starts from.
-        micro_batch_tokens: padded tokens of one forward and backward pass; changes memory and speed only.
-        sampling: of the held-out completions; only `max_new_tokens` and `slots` count.
-        optimizer: learning rate and its schedule.
-        loss: token_mean: the mean over the step's tokens. sequence_sum: each demonstration's sum over its tokens, then
-            the mean over demonstrations, so that a token weighs the same however long the others are (the paper's
-            authors); its gradient is about as many times larger as a demonstration has tokens.
-        sampler: what draws the held-out completions; null is lmix's engine.
+        adapters: the adapter's rank and target layers, and its starting point.
+        micro_batch_tokens: padded tokens of one forward and backward pass. It affects memory and speed only.
+        sampling: how held-out completions are sampled; only `max_new_tokens` and `slots` are used.
+        optimizer: learning rate and schedule.
+        loss: token_mean: the mean over the step's tokens. sequence_sum: the sum over each demonstration's tokens, then
+            the mean over demonstrations, so that the weight of a token does not depend on the lengths of the others (as
+            in the authors' code). Its gradient is larger than that of token_mean by about the mean length.
+        sampler: the sampler for held-out completions; null is lmix's own engine.
 
     Raises:
-        ValueError: `adapters.reference` is given (SFT has none), or a demonstration is longer than the backbone's
-            context and `data.long_prompts` is `error`.
+        ValueError: `adapters.reference` is given, or a demonstration is longer than the backbone's context and
+            `data.long_prompts` is `error`.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class SFTModule(AdapterModule):
             limit_demonstrations(self.datamodule, self.model_path, self.tokenizer)
 
     def training_step(self, batch: list[Prompt], batch_idx: int) -> None:
-        """One step: the negative log-likelihood of the batch's completion tokens, averaged as `loss` says."""
+        """One step on the negative log-likelihood of the batch's completion tokens, averaged as set by `loss`."""
         clock = Clock(self.device)
-        self.groups = []  # nothing is drawn in training
+        self.groups = []  # training samples nothing
         demonstrations = [demonstration(prompt, self.task, self.tokenizer) for prompt in batch]
         tokens = sum(len(d.completion_ids) for d in demonstrations)
         all_tokens, all_demonstrations = self.sum_over_ranks([tokens, len(batch)])

@@ -1,4 +1,4 @@
-"""`sampling.slots: auto`: as many rows as the free memory holds, by the planner's arithmetic."""
+"""`sampling.slots: auto`: as many rows as fit into the free memory, estimated with the planner's formulas."""
 
 from lmix.model.frozen import dense_bytes
 from lmix.model.mixed_policy import MixedPolicy
@@ -8,20 +8,22 @@ from lmix.rollout.engine import PREFILL_TOKENS
 from lmix.training.config import SamplingConfig
 
 USED, USED_BESIDE_UPDATE = 0.8, 0.4
-"""Part of the free memory that rows are given: allocators leave gaps, and the estimate is one. Where keys and values
-stay during the update (`sampling.compile`), half of it is left to that."""
+"""Fraction of the free memory to use for rows. The rest allows for fragmentation and for errors of the estimate. If
+keys and values stay in memory during the update (`sampling.compile`), half of it is left to the update."""
 
 
 def automatic_slots(
     policy: MixedPolicy, mixture: Mixture, sampling: SamplingConfig, prompt_tokens: int, rows: int, free: float
 ) -> int:
-    """Rows to decode at once: whole groups, at least one, at most a step's.
+    """The number of rows to decode at once, in whole groups: at least one group, at most all rows of a step.
 
     Args:
-        mixture: what is drawn from.
-        prompt_tokens: of the longest prompt.
-        rows: that one device draws in a step.
-        free: bytes that the device has to spare before the first step.
+        policy: the mixed policy.
+        mixture: the mixture that is sampled.
+        sampling: its settings.
+        prompt_tokens: length of the longest prompt.
+        rows: rows that one device samples in a step.
+        free: bytes of memory that are free on the device before the first step.
     """
     parts, samples = policy.parts(mixture.streams), sampling.samples_per_prompt
     length = prompt_tokens + sampling.max_new_tokens

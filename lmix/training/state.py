@@ -1,4 +1,4 @@
-"""Check that a checkpoint fits the run."""
+"""Checks that a checkpoint is intact and belongs to the run."""
 
 import logging
 import re
@@ -15,14 +15,14 @@ from lmix.model.placement import field_of
 log = logging.getLogger(__name__)
 
 ORIGIN = {"alpha", "initial_alpha", "weights", "backbone", "fingerprint", "scaling"}
-"""What `checkpoint["lmix"]` holds."""
+"""Keys that `checkpoint["lmix"]` must have."""
 
 
 def find_checkpoint(path: str) -> str:
-    """The checkpoint that a path stands for: a .ckpt itself, or the newest whole one of a run's folder.
+    """Find the checkpoint that a path refers to: the .ckpt file itself, or the newest intact one in a run's folder.
 
     Raises:
-        ValueError: it is no whole checkpoint of lmix, or a folder without any.
+        ValueError: the file is not an intact checkpoint of lmix, or the folder contains none.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -45,15 +45,15 @@ def find_checkpoint(path: str) -> str:
 
 
 def check_fresh(folder: Path, ckpt_path: Any, saved: Sequence[Path] = ()) -> None:
-    """See that a run does not mix its checkpoints with another's.
+    """Check that a run does not mix its checkpoints with another run's.
 
     Args:
-        folder: where it would write them.
-        ckpt_path: what it goes on from, or None.
-        saved: its own, of an earlier `fit`.
+        folder: the folder that the run writes checkpoints to.
+        ckpt_path: the checkpoint that the run resumes from, or None.
+        saved: checkpoints of this run from an earlier `fit`.
 
     Raises:
-        ValueError: there are some that it does not go on from.
+        ValueError: the folder contains other checkpoints and the run does not resume from it.
     """
     others = {path for path in folder.glob("*.ckpt") if not path.is_symlink()} - set(saved)
     if others and (ckpt_path is None or Path(ckpt_path).resolve().parent != folder.resolve()):
@@ -63,26 +63,26 @@ def check_fresh(folder: Path, ckpt_path: Any, saved: Sequence[Path] = ()) -> Non
 
 
 def named_step(path: Path) -> int | None:
-    """The step in a checkpoint's name, where there is one."""
+    """The step in a checkpoint's file name, or None."""
     match = re.fullmatch(r"step=(\d+)\.ckpt", path.name)
     return None if match is None else int(match[1])
 
 
 def check_checkpoint(path: str) -> None:
-    """See that a file is a whole checkpoint of lmix, before any model is loaded.
+    """Check that a file is an intact checkpoint of lmix, before any model is loaded.
 
     Raises:
-        ValueError: it is none, in one line.
+        ValueError: it is not; the message is one line.
     """
     where = f"ckpt_path {path!r}"
     if not Path(path).is_file():
         raise ValueError(f"{where} is no file: give a .ckpt of a run's checkpoints folder, or the run's folder")
     try:
         with zipfile.ZipFile(path) as archive:
-            if (part := archive.testzip()) is not None:  # torch reads a part without a look at its checksum
+            if (part := archive.testzip()) is not None:  # torch.load does not verify checksums
                 raise ValueError(f"the checksum of {part} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle's, zip's and torch's own classes
+    except Exception as error:  # pickle, zipfile and torch raise their own classes
         raise ValueError(f"{where} is damaged or no checkpoint: give another .ckpt, or the run's folder") from error
     if not isinstance(checkpoint, dict) or "lmix" not in checkpoint:
         raise ValueError(f"{where} was not written by lmix: give a .ckpt of a run's checkpoints folder")
@@ -99,17 +99,17 @@ def check_origin(
     others: Mapping[str, str],
     scaling: Mapping[str, Sequence[float]],
 ) -> None:
-    """See that a checkpoint's adapters were trained on this backbone, beside these models, and at these scales.
+    """Check that a checkpoint's adapters were trained on this backbone, with the same other models and scales.
 
     Args:
-        saved: what the checkpoint holds of its origin.
-        backbone: the policy's.
-        fingerprint: its own.
-        others: fingerprints of the models that other streams live on, by stream.
-        scaling: of the adapters.
+        saved: `checkpoint["lmix"]`.
+        backbone: path of the policy's backbone.
+        fingerprint: fingerprint of that backbone.
+        others: fingerprints of the models of streams that have their own, by stream.
+        scaling: LoRA scales of the adapters.
 
     Raises:
-        ValueError: they were not.
+        ValueError: they differ.
     """
     if differ(saved["fingerprint"], fingerprint):
         raise ValueError(
@@ -118,7 +118,7 @@ def check_origin(
         )
     if saved["backbone"] != backbone:
         log.warning("backbone.path is %s; the checkpoint was trained on %s", backbone, saved["backbone"])
-    before = saved.get("others", {})  # older checkpoints know adapters of one backbone only
+    before = saved.get("others", {})  # missing in older checkpoints, whose streams shared one backbone
     for stream in sorted({*before, *others}):
         if stream not in before or stream not in others or differ(before[stream], others[stream]):
             what = "another model" if stream in before else "no model of its own"
@@ -131,16 +131,18 @@ def check_origin(
 
 
 def differ(saved: str, own: str) -> bool:
-    """Whether two fingerprints are of different models. A part that only one of them has says nothing: weights that did
-    not come from files, or an older checkpoint."""
+    """Whether two fingerprints belong to different models.
+
+    Only parts that both have are compared: models that were not loaded from files, and older checkpoints, lack some.
+    """
     return any(a != b for a, b in zip(saved.split("-"), own.split("-"), strict=False))
 
 
 def check_adapter_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Compare adapters' names and shapes, see that values are finite, and that frozen adapters are the same.
+    """Check that adapters match in names and shapes, that values are finite, and that frozen adapters are unchanged.
 
     Raises:
-        ValueError: they differ, in one line with the first difference.
+        ValueError: they do not match; the message names the first difference in one line.
     """
     if differing := sorted(set(found) ^ set(expected)):
         where = "is missing in it" if differing[0] in expected else "is unknown here"

@@ -1,4 +1,4 @@
-"""The strategies of several ranks: Lightning's DDP as it is, and its FSDP2 with whole adapters."""
+"""Strategies for several ranks: Lightning's DDP, and its FSDP2 with adapters that are not sharded."""
 
 from datetime import timedelta
 from typing import Any
@@ -7,21 +7,22 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 of the frozen backbone over all ranks, for one that does not fit a device beside the update's activations.
+    """FSDP2 of the frozen backbone over all ranks, for a backbone that does not fit on a device during the update.
 
-    Rollouts gather it, so it must fit beside the KV cache; with `gather_rollouts=false` it need not.
+    During rollouts the backbone is gathered, so it must fit on a device together with the KV cache, unless
+    `gather_rollouts` is false.
 
-    Adapters and optimiser are whole on every rank (`lmix.model.sharding`), so they are saved, restored and summed as
-    under DDP: what `ModelParallelStrategy` does for sharded parameters is taken back here.
+    Adapters and optimiser state are not sharded (`lmix.model.sharding`), so they are saved, restored and reduced as
+    under DDP. The overrides here undo what `ModelParallelStrategy` does for sharded parameters.
     """
 
     def __init__(self, timeout: timedelta | None = None, gather_rollouts: bool = True) -> None:
-        """Make it.
+        """Create the strategy.
 
         Args:
-            timeout: how long a rank waits for the others; null is torch's 30 minutes.
-            gather_rollouts: gather the backbone once per rollout phase; false gathers each layer for each token, with
-                ranks in lockstep: much slower, for backbones that do not fit otherwise.
+            timeout: how long a rank waits for the others; null is torch's default of 30 minutes.
+            gather_rollouts: gather the backbone once per rollout phase. false gathers each layer for each token, with
+                all ranks in lockstep. This is much slower, and meant for backbones that do not fit otherwise.
         """
         super().__init__(tensor_parallel_size=1)
         self.gather_rollouts = gather_rollouts
@@ -54,7 +55,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Raise ValueError unless each rank is a process of its own, under one of the strategies that were tried."""
+    """Raise ValueError unless the strategy is one of the tested ones, with a separate process for each rank."""
     plain = type(strategy) is DDPStrategy and strategy._start_method == "popen"
     if not (plain or isinstance(strategy, SingleDeviceStrategy) or type(strategy) is ShardedStrategy):
         start = f" ({strategy._start_method})" if type(strategy) is DDPStrategy else ""

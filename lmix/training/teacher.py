@@ -1,4 +1,4 @@
-"""What modules share whose policy learns from a teacher's distributions, and not from rewards."""
+"""The base of modules whose policy learns from a teacher's distributions instead of rewards."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from lmix.training.objectives import Distillation
 
 
 class TeacherModule(GRPOModule):
-    """A policy that moves towards a teacher at each token of its own completions. Arguments as of `GRPOModule`.
+    """A policy that learns a teacher's distribution at each token of its own completions. Arguments as in `GRPOModule`.
 
     Raises:
-        ValueError: dead groups are to be replaced: by a divergence every completion teaches.
+        ValueError: `sampling.resample_dead` is set. Every completion has a divergence, so no group is dead.
     """
 
     objective: Distillation

@@ -1,4 +1,4 @@
-"""Flags of Lightning's Trainer that lmix has settings of its own for: each is refused with the setting to use."""
+"""Checks of Trainer flags that lmix replaces by its own settings. Error messages name the setting to use."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ def check_trainer_flags(
     barebones: bool = False,
     **_: Any,
 ) -> None:
-    """Check the Trainer's arguments of the same names; others are ignored.
+    """Check the Trainer arguments of the same names; others are ignored.
 
     Raises:
-        ValueError: a flag that Lightning would refuse under manual optimisation without naming lmix's setting, or
-            would ignore.
+        ValueError: a flag that Lightning would ignore under manual optimisation, or refuse without naming lmix's
+            setting.
     """
     if precision not in (None, 32, "32", "32-true"):
         dtype = "bfloat16" if "16" in str(precision) else "float32"
@@ -47,11 +47,12 @@ def check_trainer_flags(
 
 
 def check_monitors(callbacks: list[Any], metrics: dict[str, Any]) -> None:
-    """Check what callbacks such as EarlyStopping monitor against what the evaluation before the first step logged.
+    """Check that the metrics that callbacks such as EarlyStopping monitor are logged.
 
     Args:
-        callbacks: the Trainer's.
-        metrics: logged so far, by name; without any under `val/` nothing can be said yet.
+        callbacks: the Trainer's callbacks.
+        metrics: metrics logged by the evaluation before the first step, by name. Without any under `val/`, nothing is
+            checked.
 
     Raises:
         ValueError: a callback monitors a metric under `val/` that is not logged.

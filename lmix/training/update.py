@@ -1,4 +1,4 @@
-"""The gradient of an optimiser step's loss over its rollouts, a micro-batch at a time.
+"""The gradient of an optimiser step's loss over its rollouts, one micro-batch at a time.
 
 Legend: P prompts, G completions of a prompt, B = P * G rollouts, b rows of a micro-batch, C tokens of the
 longest completion.
@@ -22,18 +22,18 @@ from lmix.training.update_stats import StatsTally, UpdateStats
 
 
 class Update:
-    """Rollouts of one optimiser step, to be differentiated once a pass over them (an inner update).
+    """The rollouts of one optimiser step. Each pass over them (an inner update) computes a gradient.
 
-    The old log-probabilities of eq. 5 are recorded by `record_old`, or else by the first pass over each micro-batch:
-    the ratio is exactly 1 then.
+    The old log-probabilities of eq. 5 are recorded by `record_old`, or else by the first pass, where the ratio is then
+    exactly 1.
 
     Args:
-        module: whose policy is updated.
-        mixture: what the rollouts were drawn from.
+        module: the module whose policy is updated.
+        mixture: the mixture that the rollouts were sampled from.
         objective: terms and weights of the loss.
-        groups: this rank's groups, all of the same number of completions.
-        advantages_PG: of these.
-        sampling: the length limit and whether frozen hidden states are kept.
+        groups: this rank's groups, all with the same number of completions.
+        advantages_PG: their advantages, `[P, G]`.
+        sampling: the length limit, and whether frozen hidden states are kept.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Update:
         self.rollouts_B = flatten(groups)
         self.advantages_B = advantages_PG.flatten()
         self.weights_B = self._token_weights(*advantages_PG.shape).flatten()
-        # the gradient of a dead group is zero in most objectives: it gets no pass, but the loss's normaliser counts it
+        # dead groups have zero gradient in most objectives: they get no pass, but the loss's normaliser counts them
         live = [i for i, a in enumerate(self.advantages_B.tolist()) if a != 0 or objective.scores_dead_groups]
         passes, self.share_prompts = micro_batches(
             [self.rollouts_B[i] for i in live], objective.micro_batch_tokens, self.policy.shares_prefixes
@@ -66,7 +66,7 @@ class Update:
         return self.module.policy
 
     def count_compute(self) -> None:
-        """Count what the passes so far have cost: `updates` passes, and one forward for the old log-probabilities."""
+        """Count the compute of the passes so far: `updates` passes, and one forward for old log-probabilities."""
         rows = [self.rollouts_B[i] for passed in self.passes for i in passed]
         frozen = [s for s in self.optimised.streams if s != POLICY and not self.sampling.keep_frozen]
         if kl := self.objective.needs_reference:
@@ -78,7 +78,7 @@ class Update:
 
     @torch.no_grad()
     def record_old(self) -> None:
-        """Take the old log-probabilities now, before other rollouts of the step move the policy."""
+        """Record the old log-probabilities now, before updates on other rollouts of the step change the policy."""
         for rows in self.passes:
             packed = pack([self.rollouts_B[i] for i in rows], self.module.device, self.share_prompts)
             self.old.append(self._drawn_from(packed))
@@ -90,7 +90,7 @@ class Update:
         """Add the gradient of the loss over all rollouts.
 
         Returns:
-            What happened, on this rank.
+            Statistics of the pass on this rank.
         """
         tally = StatsTally(self.objective.logged)
         for number, rows in enumerate(self.passes):
@@ -113,7 +113,7 @@ class Update:
         return tally.read()
 
     def _score(self, number: int, packed: Packed, rows: Sequence[int]) -> tuple[Scored, Tensor | None]:
-        """Log-probabilities of micro-batch `number`, and entropies where the objective wants them."""
+        """Log-probabilities of micro-batch `number`, and entropies `[b, C]` if the objective has an entropy bonus."""
         entropy_bC = None
         if self.objective.entropy_bonus:
             log_probs_N, entropy_N = score_with_entropy(self.policy, self.optimised, packed)
@@ -135,14 +135,14 @@ class Update:
 
     @torch.no_grad()
     def _drawn_from(self, packed: Packed) -> Tensor:
-        """Log-probabilities under the mixture that completions were drawn from, `[b, C]`."""
+        """Log-probabilities under the mixture that completions were sampled from, `[b, C]`."""
         return packed.unflatten(score(self.policy, self.mixture, packed))
 
     def _idle_pack(self) -> Packed:
         return pack([idle_rollout(self.policy, self.mixture, self.sampling.keep_frozen)], self.module.device)
 
     def _idle_pass(self) -> None:
-        """The passes of one micro-batch without its gradient, while other ranks have more of them."""
+        """The passes of one micro-batch with zero gradient, to keep pace with ranks that have more micro-batches."""
         packed, first = self._idle_pack(), not self.updates
         loss = 0.0 * score(self.policy, self.optimised, packed).sum()
         if self.objective.optimises_policy and first and not self.has_old:

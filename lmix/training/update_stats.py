@@ -1,4 +1,4 @@
-"""What happened in the passes of an optimiser step: sums that stay on the device until its end.
+"""Statistics of an optimiser step's passes. Sums stay on the device until the end of the step.
 
 Legend: b rows of a micro-batch, C tokens of the longest completion.
 """
@@ -15,12 +15,12 @@ from lmix.training.objectives import Scored
 
 @dataclass
 class UpdateStats:
-    """What happened in the passes of one optimiser step, or of several, on one rank."""
+    """Statistics of the passes of one or several optimiser steps, on one rank."""
 
     sums: dict[str, float]
-    """Over the counted tokens that got a pass: what the objective logs, by its name, and the gap between the sampler's
-    log-probabilities and the old ones (`sampler_logprob_gap`: absolute values; `sampler_gap_k3`: k3 estimates of
-    KL(sampler || trainer)). The same names on every rank, whatever it scores."""
+    """Sums over the counted tokens that got a pass: what the objective logs, by name, and the gap between the sampler's
+    and the old log-probabilities (`sampler_logprob_gap`: absolute differences; `sampler_gap_k3`: k3 estimates of
+    KL(sampler || trainer)). All ranks have the same names, even one that scores nothing."""
     loss: float = 0.0
     tokens: float = 0.0
     """Counted tokens that got a pass."""
@@ -28,17 +28,17 @@ class UpdateStats:
 
     @classmethod
     def over_steps(cls, steps: Sequence["UpdateStats"]) -> "UpdateStats":
-        """Those of several optimiser steps: sums over all tokens, and the mean loss."""
+        """Combine several optimiser steps: sums over all tokens, and the mean loss."""
         sums = {name: sum(step.sums[name] for step in steps) for name in steps[0].sums}
         loss = sum(step.loss for step in steps) / len(steps)
         return cls(sums, loss, sum(step.tokens for step in steps), max(step.largest_gap for step in steps))
 
 
 class StatsTally:
-    """Collects a step's figures micro-batch by micro-batch. A GPU is waited for in `read` only, once a step.
+    """Collects a step's statistics by micro-batch. Only `read` waits for a GPU, once per step.
 
     Args:
-        logged: names of what the objective's terms log.
+        logged: names of the values that the objective's `terms` logs.
     """
 
     def __init__(self, logged: Sequence[str]) -> None:
@@ -46,14 +46,20 @@ class StatsTally:
         self._figures: list[Tensor] = []
 
     def add(self, losses_b: Tensor, scored: Scored, sampled_bC: Tensor, logged: Mapping[str, Tensor]) -> None:
-        """Take a micro-batch in.
+        """Add a micro-batch.
+
+        Args:
+            losses_b: its losses, `[b]`.
+            scored: its log-probabilities.
+            sampled_bC: the sampler's log-probabilities, `[b, C]`.
+            logged: values to log by name, `[b, C]` each, zero or false at tokens that do not count.
 
         Raises:
-            ValueError: `logged` has a name that the objective does not announce.
+            ValueError: `logged` has a name that is not in the objective's `logged`.
         """
         drawn_bC = scored.mask if scored.demonstration is None else scored.mask & ~scored.demonstration[:, None]
         gap_bC = (scored.old - sampled_bC).abs().masked_fill(~drawn_bC, 0.0)
-        # in float64: a difference of rounding's size would be lost in exp(d) - d - 1
+        # in float64, because exp(d) - d - 1 loses differences of the size of rounding errors
         k3_bC = k3_kl(sampled_bC.double(), scored.old.double()).masked_fill(~drawn_bC, 0.0)
         values = {**logged, "sampler_logprob_gap": gap_bC, "sampler_gap_k3": k3_bC}
         if unknown := [name for name in values if name not in self.names]:
@@ -66,7 +72,7 @@ class StatsTally:
         self._figures.append(torch.stack([figure.double() for figure in figures]))
 
     def read(self) -> UpdateStats:
-        """The step's figures."""
+        """Return the step's statistics."""
         if not self._figures:
             return UpdateStats(dict.fromkeys(self.names, 0.0))
         columns = zip(*torch.stack(self._figures).tolist(), strict=True)

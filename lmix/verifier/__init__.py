@@ -1,4 +1,4 @@
-"""Whether an answer is right: answer templates, normal forms, and a comparison in killable worker processes.
+"""Verification of answers: templates, normal forms, and a comparison in worker processes that can be killed.
 
-Imports neither torch nor, outside of its workers, sympy.
+Imports neither torch nor, outside of the workers, sympy.
 """

@@ -1,8 +1,8 @@
-"""The answer that a completion states in any form, for a rate beside that of right answers in the template.
+"""The answer that a completion states in any form, for a rate besides that of correct answers in the template.
 
-Much of what training wins is the template; this rate says how much of it the model could say before. It is a best guess
-by rules that look at the text, and at the gold answer only for what kind of answer to look for: of one completion at
-most one answer is judged, so a list of guesses earns nothing.
+Much of what training gains is the answer template. This rate shows how much the model could already answer without it.
+The answer is found by heuristic rules on the text. They use the gold answer only to know what kind of answer to look
+for. At most one answer per completion is judged, so listing guesses does not help.
 """
 
 import re
@@ -20,12 +20,12 @@ _MARKS = " \t*_`$\"'\u201c\u201d"
 def stated_answer(completion: str, gold: str) -> str | None:
     """The last answer that a completion states, wherever it stands.
 
-    In this order: the last filled box, answer tag or `####`; what follows the last "answer is", "answer:" or the like;
-    the last number, letter, yes or no (true or false), or line, as the gold answer is a number, a letter from A to J,
-    one of these words, or something else.
+    The rules are, in this order: the last filled box, answer tag or `####`; the text after the last "answer is",
+    "answer:" or similar; the last number, letter, yes/no/true/false, or line. The kind of the last rule depends on
+    whether the gold answer is a number, a letter from A to J, one of these words, or anything else.
 
     Returns:
-        The answer; None where there is none, as in an empty completion.
+        The answer; None if there is none, as in an empty completion.
     """
     text = completion.rpartition("</think>")[2]
     for name in _TEMPLATES:
@@ -44,7 +44,7 @@ def stated_answer(completion: str, gold: str) -> str | None:
 
 
 def _kind(gold: str) -> re.Pattern[str] | None:
-    """What to look for: numbers, letters, yes and no, or None for lines."""
+    """The pattern to search for: numbers, letters, or yes and no; None for whole lines."""
     gold = gold.strip()
     if _NUMBER.fullmatch(gold):
         return _NUMBER

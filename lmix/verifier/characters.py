@@ -19,7 +19,7 @@ _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu 
 
 
 def _table() -> dict[int, str]:
-    """Full-width forms and mathematical letters become plain ones, fractions \frac; circled numbers stay."""
+    r"""Full-width forms and mathematical letters become plain, fractions become \frac; circled numbers stay."""
     table = {ord(sign): text for sign, text in _SIGNS.items()} | dict.fromkeys(map(ord, _INVISIBLE), "")
     for code in (*range(0xFF01, 0xFF5F), *range(0x1D400, 0x1D6A4), *range(0x1D7CE, 0x1D800)):
         table.setdefault(code, unicodedata.normalize("NFKC", chr(code)))
@@ -41,7 +41,7 @@ _ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?)|\(([^()]*)\))")  # the sign covers
 
 
 def to_latex(text: str) -> str:
-    """The same answer with its Unicode signs as LaTeX commands or ASCII."""
+    """The answer with its Unicode signs replaced by LaTeX commands or ASCII."""
     if text.isascii():
         return text
     text = _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", text)

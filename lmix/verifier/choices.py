@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 (full-width colons)
-r"""Choices of a multiple-choice question: A, (B) bread and butter, A and C, ①③; and the words that announce them."""
+r"""Multiple-choice answers, such as A, (B) bread and butter, A and C, ①③; and the words that introduce them."""
 
 import re
 from typing import NamedTuple
@@ -28,28 +28,28 @@ _MAY_NAME_ANOTHER = re.compile(r"(?<![A-Za-z0-9])[A-J](?![A-Za-z0-9])|(?<=[.):])
 
 
 class Choices(NamedTuple):
-    """What an answer chooses, and nothing else."""
+    """An answer that consists of choices only."""
 
     items: tuple[str, ...]
     """Letters, or numbers as digits."""
     circled: bool
-    """Whether the numbers are certainly statements' (①), not values."""
+    """Whether the numbers certainly denote statements (①) and not values."""
     in_parentheses: bool
-    """Whether they may be: (1)(3)."""
+    """Whether the numbers may denote statements: (1)(3)."""
     in_order: bool
-    """Whether the order is a part of it, as in CBAD; not so for AC or "C, A"."""
+    """Whether the order matters, as in CBAD; it does not in AC or "C, A"."""
     hedged: bool
-    """Whether it offers several and commits to none: "A or B"."""
+    """Whether the answer offers alternatives without deciding: "A or B"."""
 
 
 def without_label(text: str) -> str:
-    """An answer without the words that announce it: "Answer: ", "The correct option is", "Option" before a letter."""
+    """An answer without the words that introduce it: "Answer: ", "The correct option is", "Option" before a letter."""
     match = _LABEL.match(text)
     return match[1] + text[match.end() :] if match and text[match.end() :].strip("} .") else text
 
 
 def choices(text: str) -> Choices | None:
-    """The choices that an answer consists of, None where it is anything else."""
+    """The choices that an answer consists of; None for any other answer."""
     text = _CIRCLE.sub(lambda number: _CIRCLED[int(number[1]) - 1] if int(number[1]) else "", text)
     text = " ".join(_LAYOUT.sub(" ", to_latex(text)).split()).strip(" .,")
     items: list[str] = []
@@ -65,7 +65,7 @@ def choices(text: str) -> Choices | None:
         if joint := _HEDGE.match(text, position) or _JOINT.match(text, position):
             hedged = hedged or bool(_HEDGE.fullmatch(joint.group()))
             joined, position = True, joint.end()
-        elif digits:  # "12" is no choice of 1 and 2
+        elif digits:  # "12" is not a choice of 1 and 2
             return None
     if item is None or len(set(items)) < len(items) or len({item.isalpha() for item in items}) > 1:
         return None
@@ -74,7 +74,7 @@ def choices(text: str) -> Choices | None:
 
 
 def same_choices(answer: str, gold: str) -> bool | None:
-    """Judge two answers as choices; None where they are not both choices, or differ and may be something else."""
+    """Judge two answers as choices; None if they are not both choices, or differ and may be something else."""
     a, g = choices(answer), choices(gold)
     if a is None or g is None or not (g.items[0].isalpha() or g.circled or (a.circled and g.in_parentheses)):
         return None
@@ -86,13 +86,13 @@ def same_choices(answer: str, gold: str) -> bool | None:
 
 
 def leading_choice(text: str) -> str | None:
-    """The letter of "B", "(B)", "B. 12" or "(B) 12", None for anything else. Takes a text without commands."""
+    """The letter of "B", "(B)", "B. 12" or "(B) 12"; None for anything else. The text must have no LaTeX commands."""
     match = _CHOICE.match(text)
     return None if match is None else match[1] or match[2]
 
 
 def marked_choice(text: str) -> str | None:
-    """The letter of "B. 12" or "(B) bread and butter", as it was written; None where it may name several choices."""
-    text = re.sub(r"^[\s$]*(?:\\(?:text|math)\w*\s*\{)?", "", text.replace("**", ""))  # Markdown's bold says nothing
+    """The letter of an unnormalised "B. 12" or "(B) bread and butter"; None if the text may name several choices."""
+    text = re.sub(r"^[\s$]*(?:\\(?:text|math)\w*\s*\{)?", "", text.replace("**", ""))  # ignore bold in Markdown
     match = _MARK.match(text)
     return match[1] if match and not _MAY_NAME_ANOTHER.search(text, match.end()) else None

@@ -1,7 +1,8 @@
-r"""Judging an answer by its text: numbers, words, lists, chains of equalities.
+r"""Comparison of an answer with the gold answer by their texts: numbers, words, lists, chains of equalities.
 
-Verdicts are True (right), False (wrong) or None (only algebra can tell). The algebra is a function that a caller may
-supply for those parts: `lmix.verifier.worker` has one; without one, `compare` costs microseconds. Pure functions.
+Verdicts are True (correct), False (wrong) or None (undecidable without algebra). The caller may pass a function that
+decides the undecidable parts by algebra, such as the one of `lmix.verifier.worker`. Without it, `compare` takes
+microseconds. Pure functions.
 """
 
 import re
@@ -23,25 +24,25 @@ from lmix.verifier.plain_numbers import compare_numerals, compare_plain, plain_n
 from lmix.verifier.units import TEXT, split_unit, unwrap_text
 
 Judge = Callable[[str, str], bool | None]
-"""(answer, gold), both normalised -> verdict."""
+"""From a normalised answer and gold answer to a verdict."""
 
 _NUMBER_SET = re.compile(r"\\text\{([NZQRC])\}|(?<=\\in )([NZQRC])(?![A-Za-z])")
 _AS_FACTOR = {"percent": r"\frac{1}{100}", "degree": r"\frac{\pi}{180}"}
 
 
 def compare(answer: str, gold: str, algebra: Judge | None = None) -> bool | None:
-    """Judge an answer against a gold one; None is possible only when there is no `algebra`."""
+    """Compare an answer with the gold answer. None, if the texts do not decide, is possible only without `algebra`."""
     answer, gold = without_label(answer), without_label(gold)
     verdict = same_choices(answer, gold)
     if verdict is not None:
         return verdict
     a, g = normalise_answer(answer), normalise_answer(gold)
     for alone, other in ((g, answer), (a, gold)):
-        # the choice's own text is no mathematics: its "and" joins no list, and "A. 78" holds no decimal
+        # a choice's text is not mathematics: an "and" in it does not make a list, and "A. 78" is not a decimal
         letter = unwrap_text(alone).strip("()")
         if re.fullmatch("[A-J]", letter) and marked_choice(other) == letter:
             return True
-    # "121,144,169" is a number, unless it is compared with what can only be a list
+    # "121,144,169" is one number, unless the other side can only be a list
     if ";" in g:
         a = normalise_answer(answer, thousands=False)
     elif ";" in a:
@@ -52,7 +53,7 @@ def compare(answer: str, gold: str, algebra: Judge | None = None) -> bool | None
 
 
 def _no_algebra(answer: str, gold: str) -> None:
-    """Tells nothing."""
+    """The algebra of a caller that has none: no verdict."""
 
 
 def _compare(answer: str, gold: str, algebra: Judge) -> bool | None:
@@ -65,11 +66,15 @@ def _compare(answer: str, gold: str, algebra: Judge) -> bool | None:
 
 
 def _compare_chains(answers: list[str], golds: list[str], algebra: Judge) -> bool | None:
-    """Equations and chains of them. An answer's sides must agree; any side of a gold may be met, for it is right."""
+    """Compare equations and chains of them.
+
+    The sides of an answer must agree with each other. It is enough to match any side of the gold answer, since all of
+    them are correct.
+    """
     agreement = _all(
         _agree(group[0], other, algebra)
         for group in alike(answers)
-        # two sides with variables are an equation to solve; with three or more, the chain claims that all are equal
+        # two sides with variables are an equation to solve; three or more sides claim that all are equal
         if len(answers) > 2 or (len(answers) == 2 and not letters(group[0]))
         for other in group[1:]
     )
@@ -80,7 +85,7 @@ def _compare_chains(answers: list[str], golds: list[str], algebra: Judge) -> boo
 
 
 def _readings(parts: list[str]) -> list[str]:
-    """An equation as it stands, or each number that a chain gives, with its name."""
+    """The values to compare: an equation as a whole, or each number of a chain, with the name before it."""
     numbers = [part for part in parts if not letters(part)]
     names = [part for part in parts if letters(part)]
     if len(parts) == 1 or (len(parts) == 2 and names):
@@ -90,7 +95,7 @@ def _readings(parts: list[str]) -> list[str]:
 
 
 def _agree(first: str, second: str, algebra: Judge) -> bool | None:
-    """Whether two sides of a chain have one value; 56% is 0.56 there, and 180 degrees are pi."""
+    """Whether two sides of a chain have the same value. Here 56% equals 0.56, and 180 degrees equal pi."""
     (body, unit), (other_body, other_unit) = split_unit(first), split_unit(second)
     if unit != other_unit and None in (unit, other_unit) and (unit or other_unit) in _AS_FACTOR:
         first, second = (
@@ -104,14 +109,14 @@ def _compare_values(answer: str, gold: str, algebra: Judge) -> bool | None:
     answer_name, answer_value = split_assignment(answer)
     gold_name, gold_value = split_assignment(gold)
     one_name = answer_name == gold_name or not (answer_name and gold_name)
-    # The name goes unless the other side is an equation of its own: "y=x+1" and "x-y+1=0".
+    # Drop the name, unless the other answer is a full equation: "y=x+1" and "x-y+1=0".
     if one_name and not RELATION.search(answer_value) and not RELATION.search(gold_value):
         answer, gold = answer_value, gold_value
     if answer == gold:
         return True
     answer_list, gold_list = split_list(answer), split_list(gold)
     if r"\cup" in answer + gold:
-        # Intervals on one side may be inequalities on the other; the same union may be cut into other pieces.
+        # One side may have intervals and the other inequalities, and a union may be split into different pieces.
         answers, golds = (pieces_of_union(*side) for side in ((answer, answer_list), (gold, gold_list)))
         return _same_items(answers, golds, algebra) if len(answers) == len(golds) > 1 else algebra(answer, gold)
     if answer_list is None and gold_list is None:
@@ -129,11 +134,11 @@ def _compare_values(answer: str, gold: str, algebra: Judge) -> bool | None:
 
 
 def _compare_lists(answer: tuple[str, list[str]], gold: tuple[str, list[str]], algebra: Judge) -> bool | None:
-    """Sets and bare lists in any order; tuples, points and intervals in order and with the same brackets."""
+    """Compare sets and bare lists in any order; tuples, points and intervals in order and with the same brackets."""
     (answer_kind, answers), (gold_kind, golds) = answer, gold
     if answer_kind != gold_kind or len(answers) != len(golds):
         return False
-    # "1, 2" for "a = 1, b = 2" leaves only the order to tell which is which.
+    # If the answer is "1, 2" and the gold answer "a = 1, b = 2", only the order assigns values to names.
     only_gold_named = all(split_assignment(g)[0] for g in golds) and not any(split_assignment(a)[0] for a in answers)
     if gold_kind or only_gold_named:
         return _all(_compare(a, g, algebra) for a, g in zip(answers, golds, strict=True))
@@ -141,7 +146,7 @@ def _compare_lists(answer: tuple[str, list[str]], gold: tuple[str, list[str]], a
 
 
 def _compare_matrices(answer: str, gold: str, algebra: Judge) -> bool | None:
-    """Matrices entry by entry, anything else by algebra."""
+    """Compare matrices entry by entry, and anything else by algebra."""
     answer_rows, gold_rows = entries(answer), entries(gold)
     if answer_rows is None or gold_rows is None:
         return algebra(answer, gold)
@@ -170,7 +175,7 @@ def _any(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def _same_items(answers: Sequence[str], golds: Sequence[str], algebra: Judge) -> bool | None:
-    """Whether the answers are the golds in some order."""
+    """Whether the answers equal the gold answers in some order."""
     left = list(answers)
     for gold in golds:
         unknown = False
@@ -186,7 +191,7 @@ def _same_items(answers: Sequence[str], golds: Sequence[str], algebra: Judge) ->
 
 
 def _compare_scalars(answer: str, gold: str) -> bool | None:
-    """Judge by the text alone two answers that are no lists. A unit may be left out, but not be another one."""
+    """Compare two answers that are not lists, by text. A unit may be missing on one side, but must not differ."""
     (answer_body, answer_unit), (gold_body, gold_unit) = split_unit(answer), split_unit(gold)
     if answer_unit and gold_unit and answer_unit != gold_unit:
         return False
@@ -200,7 +205,7 @@ def _compare_scalars(answer: str, gold: str) -> bool | None:
 
 
 def _compare_words(answer: str, gold: str) -> bool | None:
-    r"""Words, times and choice letters: blanks, parentheses and full stops say nothing, nor does case under \text."""
+    r"""Compare words, times and choice letters, ignoring blanks, parentheses, full stops, and case under \text."""
     a, g = (re.sub(r"[\s()]|\.(?!\d)", "", unwrap_text(text)) for text in (answer, gold))
     if re.fullmatch(r"[\w':]+", a):
         if a == g and a.isalpha():

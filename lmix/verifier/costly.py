@@ -1,4 +1,4 @@
-"""Answers that would hang algebra, recognised by their text. Linear in its input."""
+"""Detection of answers that would make algebra hang, by their text. Runs in linear time."""
 
 import math
 import re
@@ -9,14 +9,14 @@ _MAX_EXPONENT = 10**6
 _COSTLY = re.compile(
     r"\^\s*[{(]?\s*-?\s*\d[\d,]{6,}"  # an exponent of more than 6 digits
     r"|\^\w+\^\w+\^"  # a tower without brackets
-    r"|(?<!\d)\d{5,}\s*[})]*\s*!|!\s*[)}\]]+\s*!"  # the factorial of a large number, or of a factorial
+    r"|(?<!\d)\d{5,}\s*[})]*\s*!|!\s*[)}\]]+\s*!"  # a factorial of a large number, or of a factorial
 )
 _POWER_AS_EXPONENT = re.compile(r"\^\s*[{(]?\s*-?\s*(\d{1,6})\s*\^\s*[{(]?\s*(\d{1,6})")
 _BRACKETS = re.compile(r"(\^\s*)?([(\[{])|([)\]}])|\^")
 
 
 def is_costly(text: str) -> bool:
-    """Whether a text is a plain bomb: brackets or exponents nested too deep, a huge exponent or factorial."""
+    """Whether a text is too costly to evaluate: deeply nested brackets or exponents, a huge exponent or factorial."""
     if _COSTLY.search(text):
         return True
     for power in _POWER_AS_EXPONENT.finditer(text):

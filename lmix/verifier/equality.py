@@ -1,8 +1,8 @@
-"""Equality of sympy expressions, relative to their size. For verifier workers only: it imports sympy.
+"""Equality of sympy expressions, relative to their size. Used in verifier workers only, because it imports sympy.
 
-Math-Verify compares by `evalf(chop=True)`, which takes all that is smaller than 1e-15 for zero, also inside of an
-expression (its issue 14): 2^-60 is then 2^-98, and x + 2^-60 is x. Importing this module makes it
-compare by `equal`, also the parts of intervals, sets and relations.
+Math-Verify compares with `evalf(chop=True)`, which replaces everything smaller than 1e-15 by zero, also inside an
+expression (its issue 14). 2^-60 then equals 2^-98, and x + 2^-60 equals x. Importing this module patches Math-Verify to
+compare with `equal`, also the parts of intervals, sets and relations.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,11 @@ _UNSAMPLED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Deriv
 
 
 def equal(a: Any, b: Any) -> bool | None:
-    """Whether two expressions have the same value: at three points where they have variables, to a precision that grows
-    with what is written in them. None where that can't be told, as for matrices and unknown functions."""
+    """Whether two expressions have the same value.
+
+    Expressions with variables are compared at three points. The precision grows with the number of digits in the
+    expressions. None if the comparison is not possible, as for matrices and unknown functions.
+    """
     if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)):
         return None
     a, b = exact(a), exact(b)
@@ -41,14 +44,14 @@ def equal(a: Any, b: Any) -> bool | None:
 
 
 def exact(expression: Any) -> Any:
-    """An expression evaluated: decimals as fractions, digit by digit, and i, a variable to the parser, as a number."""
+    """Evaluate an expression exactly: decimals become fractions, and the variable i becomes the imaginary unit."""
     known = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)}
     known |= {symbol: sympy.I for symbol in expression.free_symbols if symbol.name == "i"}
     return expression.xreplace(known).doit()
 
 
 def _points(expression: Any) -> Iterator[Any]:
-    """The expression itself where it is a number, else its values at points."""
+    """The expression itself if it is a number, otherwise its values at the sample points."""
     symbols = sorted(expression.free_symbols, key=str)
     if not symbols:
         yield expression
@@ -60,12 +63,12 @@ def _points(expression: Any) -> Iterator[Any]:
 
 
 def _is_zero(difference: Any) -> bool | None:
-    """Whether a number is 0 to the precision of `_precision`, relative to the terms that it is the sum of."""
+    """Whether a number is 0 to the precision of `_precision`, relative to the terms of its sum."""
     if difference.is_Rational:
         return bool(difference == 0)
     if difference.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
         return None
-    # sympy raises its working precision until 15 digits are certain, or to `maxn` where they cancel
+    # sympy raises its working precision until 15 digits are certain, or up to `maxn` if they cancel
     value = sympy.expand_mul(difference).evalf(_DIGITS, maxn=_precision(difference))
     parts = value.as_real_imag()
     if not all(part.is_Number for part in parts):
@@ -74,7 +77,7 @@ def _is_zero(difference: Any) -> bool | None:
 
 
 def _precision(number: Any) -> int:
-    """Decimal digits: twice what is written in a number and in the powers in it, and some more."""
+    """Decimal digits to evaluate: a minimum, plus twice the digits and exponents that occur in the number."""
     digits = sum(len(str(abs(part))) for atom in number.atoms(sympy.Rational) for part in (atom.p, atom.q))
     for power in number.atoms(sympy.Pow, sympy.exp):
         exponent = power.as_base_exp()[1]
@@ -83,7 +86,7 @@ def _precision(number: Any) -> int:
 
 
 def is_rounding(decimal: Plain, number: Any) -> bool:
-    """Whether a decimal is the rounding of an exact real number that is no integer, to half of its last place."""
+    """Whether a decimal is the rounded value of an exact real non-integer, to within half a unit of its last place."""
     if not isinstance(number, sympy.Expr) or number.atoms(sympy.Float) or not decimal.may_be_rounded:
         return False
     value = exact(number)
@@ -103,4 +106,4 @@ def _compare(a: Any, b: Any, *_: Any) -> bool:
 
 grader.sympy_numeric_eq = _compare
 grader.sympy_compare_symbols = lambda a, b: _compare_symbols(a, b) or bool(equal(a, b))  # 2x - x is x, (1 + i) - 1 is i
-grader.sympy_symbolic_eq = lambda a, b: False  # asked next, when `_compare` has said no
+grader.sympy_symbolic_eq = lambda a, b: False  # called after `_compare` returned False, which is already final

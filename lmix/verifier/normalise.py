@@ -1,4 +1,4 @@
-"""Answers as text: one spelling for each answer. Pure functions, linear in their input."""
+"""Normalisation of answers to one spelling. Pure functions that run in linear time."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from lmix.verifier.characters import to_latex
 from lmix.verifier.units import TEXT, unwrap_text
 
-_ROW_END = "\0"  # stands for a double backslash during the rewrites: its second half is no command's first
+_ROW_END = "\0"  # replaces \\ during the rewrites, so that its second backslash does not start a command
 
 Rewrites = list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]]
 _SIZES = "tiny|scriptsize|small|normalsize|large|Large|LARGE|huge|Huge|displaystyle|textstyle|scriptstyle"
@@ -21,7 +21,7 @@ _EMPHASIS: Rewrites = [
 ]
 _REWRITES: Rewrites = [
     (re.compile(r"\\(?:[bB]igg?[lr]?|left|right)(?![A-Za-z])\.?"), ""),
-    # Numbers that are letters, and sets of numbers; a single upright letter of another kind may be a unit.
+    # The numbers e and i, and number sets. Any other single upright letter may be a unit.
     (re.compile(r"\\(?:math(?:rm|bf|it|sf)|operatorname)\s*(?:\{\s*([ei])\s*\}|([ei])(?![A-Za-z]))"), r" \1\2"),
     (re.compile(r"(?<=[\w}\-+])\\text\s*\{\s*([ei])\s*\}"), r" \1"),
     (
@@ -34,10 +34,10 @@ _REWRITES: Rewrites = [
     (re.compile(r"\\(le|ge)(?:q|qslant)(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
     (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
-    # The brackets of a matrix say nothing; the bars of a determinant (vmatrix) do.
+    # The kind of a matrix's brackets does not matter; the bars of a determinant (vmatrix) do.
     (re.compile(r"\\(begin|end)\{[bB]?matrix\}"), r"\\\1{pmatrix}"),
     (re.compile(r"\\degree(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}"), r"^\\circ"),
-    (re.compile(r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d{3})"), ""),  # these commas are no list's
+    (re.compile(r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d{3})"), ""),  # thousands separators, not list commas
     (re.compile(r"\{,\}|,\\!"), ","),
     (re.compile(r"\\[()\[\]!,;: ]|\\q?quad(?![A-Za-z])|\\phantom(?:\{[^{}]*\}|\s*[^{])|~|(?<!\\)\$"), " "),
     (re.compile(r"\\text\{\s*,?\s*(?:and|or)\s*\}|(?<=[\s,])(?:and|or)\s|(?<=[\d})])[和与或及]\s*(?=[\d\\(-])"), ", "),
@@ -62,7 +62,7 @@ _SPELLINGS: Rewrites = [
     (re.compile(r"(?<![\d.])\.(?=\d)"), "0."),
     (re.compile(r"^(-?)(\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),
     (re.compile(r"^\\\{\\\}$"), r"\\emptyset"),
-    # The set of the x with 1 < x < 2 is its condition.
+    # A set {x | 1 < x < 2} becomes its condition.
     (re.compile(r"^\\\{([a-z])(?:\||\\mid ?|:)(?=[^<>]*(?:[<>]|\\[lg]e(?![a-z])))(.*\1.*)\\\}$"), r"\2"),
 ]
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -73,15 +73,16 @@ def _braced_fraction(top: str, bottom: str) -> str:
 
 
 def normalise_answer(text: str, thousands: bool = True) -> str:
-    r"""One spelling of an answer, without its layout.
+    r"""Normalise an answer to one spelling, without layout.
 
-    Goes: math delimiters, emphasis, `\left` and `\right`, blanks, a trailing full stop, thousands separators outside
-    brackets. Becomes one: the families of \frac, \text and matrix, "and" or "or" and commas, Unicode and LaTeX. A comma
-    before a blank and three digits, which is a list's and no thousands separator, becomes a semicolon. Units and
-    letters' case stay.
+    Removed are math delimiters, emphasis, `\left` and `\right`, blanks, a trailing full stop, and thousands separators
+    outside brackets. Unified are the variants of \frac, of \text and of matrices; "and", "or" and commas; Unicode and
+    LaTeX. A comma before a blank and three digits belongs to a list and becomes a semicolon. Units and the case of
+    letters are kept.
 
     Args:
-        thousands: whether "81,256" is a number; otherwise it is a list of two.
+        text: the answer.
+        thousands: whether "81,256" is one number; otherwise it is a list of two.
     """
     text = to_latex(text).replace(r"\\", _ROW_END)
     for pattern, replacement in (*_EMPHASIS, *_REWRITES):
@@ -101,7 +102,7 @@ def normalise_answer(text: str, thousands: bool = True) -> str:
 
 
 def _squeeze(match: re.Match[str]) -> str:
-    """Blanks go, but for one inside text, one after a command that a letter follows, and one between digits."""
+    """Remove blanks, except for one inside text, one between a command and a letter, and one between digits."""
     found = match.group()
     if found.startswith(r"\text{"):
         return r"\text{" + " ".join(unwrap_text(found).split()) + "}"
@@ -112,7 +113,7 @@ def _squeeze(match: re.Match[str]) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """`73` for `{73.}` and `{{73}}`: without the braces that emphasis leaves, and blanks and full stops."""
+    """Strip outer braces (which removing emphasis leaves), blanks and punctuation: `{73.}` and `{{73}}` become `73`."""
     closing: dict[int, int] = {}
     opened: list[int] = []
     for brace in _BRACE.finditer(text):

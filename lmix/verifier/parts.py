@@ -21,10 +21,10 @@ _LETTER = re.compile(r"\\[A-Za-z]+|[^\W\d_]")
 
 
 def split_list(text: str) -> tuple[str, list[str]] | None:
-    r"""The brackets and items of a list, None for anything else.
+    r"""The brackets and items of a list; None for anything else.
 
-    The brackets are "" for a set or a bare list, else the pair as written: "()", "[)" and so on. An item with \pm is
-    two.
+    The brackets are "" for a set or a bare list, and otherwise the pair as written: "()", "[)" and so on. In a set or
+    bare list, an item with \pm counts as two.
     """
     if re.fullmatch(TEXT, text):
         text = unwrap_text(text)
@@ -34,7 +34,7 @@ def split_list(text: str) -> tuple[str, list[str]] | None:
     elif text[:1] in ("(", "[") and text[-1:] in (")", "]"):
         brackets, inner = text[0] + text[-1], text[1:-1]
     items = _split_at(",;", inner)
-    if items is None:  # the first bracket is not closed by the last: "(1,2),(3,4)", "(x+1)(x-1)"
+    if items is None:  # the last bracket does not close the first: "(1,2),(3,4)", "(x+1)(x-1)"
         brackets, inner = "", text
         items = _split_at(",;", text) or [text]
     if not brackets:
@@ -45,7 +45,7 @@ def split_list(text: str) -> tuple[str, list[str]] | None:
 
 
 def _split_at(separators: str, text: str) -> list[str] | None:
-    """The parts between separators outside brackets; None when a bracket closes that was not opened."""
+    """The parts between separators outside brackets; None if a bracket is closed that was not opened."""
     parts, start, depth = [], 0, 0
     for position, character in enumerate(text):
         if character in "([{":
@@ -61,7 +61,7 @@ def _split_at(separators: str, text: str) -> list[str] | None:
 
 
 def _signs(text: str) -> list[str]:
-    r"""The values of an expression with \pm, each sign on its own; with \mp the signs hang together, so it stays."""
+    r"""The values of an expression with \pm, one for each choice of signs. With \mp, whose signs are coupled, one."""
     pieces = re.split(r"\\pm(?![A-Za-z])\s?", text)
     if len(pieces) > 3 or r"\mp" in text:
         return [text]
@@ -80,7 +80,7 @@ def pieces_of_union(text: str, as_list: tuple[str, list[str]] | None) -> list[st
 
 
 def entries(text: str) -> list[list[str]] | None:
-    """The rows of a matrix, None for anything else."""
+    """The rows of a matrix; None for anything else."""
     match = _MATRIX.fullmatch(text)
     if match is None or r"\begin" in match[1]:
         return None
@@ -96,7 +96,7 @@ def split_assignment(text: str) -> tuple[str, str]:
 
 
 def sides(text: str) -> list[str]:
-    """The sides of an equation or a chain of equations; [text] for anything else, a list of equations included."""
+    """The sides of an equation or a chain of equations; [text] for anything else, including lists of equations."""
     if "=" not in text or r"\begin" in text or re.search(r"[<>:!]|\\(?:le|ge|ne|neq|in|mid|approx)(?![A-Za-z])", text):
         return [text]
     parts = _split_at("=", text)
@@ -106,13 +106,13 @@ def sides(text: str) -> list[str]:
 
 
 def letters(text: str) -> frozenset[str]:
-    """The variables of a side; none for a number, whose constants are e, i and pi."""
+    """The variables of a side. e, i and pi are constants, so a number has none."""
     body = _NUMBER_COMMAND.sub(" ", split_unit(text)[0])
     return frozenset(_LETTER.findall(body)) - {"e", "i"}
 
 
 def alike(parts: Sequence[str]) -> list[list[str]]:
-    """Sides of a chain in groups that have the same variables, and so must have the same value."""
+    """Group the sides of a chain by their variables. Sides of one group must have the same value."""
     groups: dict[frozenset[str], list[str]] = {}
     for part in parts:
         groups.setdefault(letters(part), []).append(part)

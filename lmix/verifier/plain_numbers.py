@@ -21,22 +21,25 @@ class Plain(NamedTuple):
 
     value: Fraction
     decimals: int
-    """Its last written digit is worth 10^-decimals; 0 where it is no decimal."""
+    """Number of decimals, so that the last digit stands for 10^-decimals; 0 if the number is not a decimal."""
 
     @property
     def may_be_rounded(self) -> bool:
-        """Whether it is precise enough to stand for the exact value that it is the rounding of."""
+        """Whether the number has enough digits to count as a rounded form of an exact value."""
         return self.decimals >= _ENOUGH_DECIMALS and abs(self.value) * 10**self.decimals >= 10 ** (_ENOUGH_DIGITS - 1)
 
     @property
     def half_a_place(self) -> Fraction:
-        """Half of its last written digit's worth."""
+        """Half a unit of the last decimal place."""
         return Fraction(1, 2 * 10**self.decimals)
 
 
 def plain_number(text: str) -> Plain | None:
-    r"""The value of a plain number: an integer, a decimal (also a repeating one, which is exact, and one times a power
-    of ten), \frac of integers, a mixed number. None for anything else."""
+    r"""The value of a plain number; None for anything else.
+
+    Plain numbers are integers, decimals (also repeating ones, which are exact, and ones times a power of ten), \frac of
+    integers, and mixed numbers.
+    """
     match = _RATIONAL.fullmatch(text)
     if match is None:
         return _repeating_decimal(text) or _scientific(text)
@@ -75,7 +78,7 @@ def _scientific(text: str) -> Plain | None:
 
 
 def compare_plain(answer: str, gold: str) -> bool | None:
-    """Exact, but for a decimal that is the rounding of a fraction."""
+    """Compare two plain numbers exactly, except that a decimal may be a rounded fraction. None if one is not plain."""
     a, g = plain_number(answer), plain_number(gold)
     if a is None or g is None:
         return None
@@ -88,7 +91,10 @@ def compare_plain(answer: str, gold: str) -> bool | None:
 
 
 def compare_numerals(answer: str, gold: str) -> bool | None:
-    """Numerals with a base: same digits, same base. Either may leave the base out, as many golds of MATH do."""
+    """Compare numerals with a base: digits and base must match. One may omit the base, as many gold answers of MATH do.
+
+    None unless at least one has a base.
+    """
     a, g = _NUMERAL.fullmatch(unwrap_text(answer)), _NUMERAL.fullmatch(unwrap_text(gold))
     if a is None or g is None or not all(re.search(r"\d", numeral[1]) for numeral in (a, g)):
         return None

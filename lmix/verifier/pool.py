@@ -1,6 +1,6 @@
-"""Answers judged right or wrong, the costly ones by Math-Verify in worker processes that can be killed.
+"""Verification of answers. Those that need algebra are judged by Math-Verify in worker processes that can be killed.
 
-A worker is a fresh interpreter (`lmix.verifier.worker`): a fork is unsafe beside torch's threads, and
+A worker is a new interpreter (`lmix.verifier.worker`), because forking is unsafe with torch's threads, and
 multiprocessing's spawn would import the user's `__main__` again.
 """
 
@@ -26,7 +26,7 @@ from lmix.verifier.costly import is_costly
 logger = logging.getLogger(__name__)
 
 MAX_ANSWER_CHARS = 2000
-"""A longer answer is `unparsable` without a look at it."""
+"""Longer answers are `unparsable` without parsing."""
 _WORKER_MODULE = "lmix.verifier.worker"
 _START_DEADLINE = 120.0
 _MAX_FAILED_STARTS = 3
@@ -36,14 +36,14 @@ Pair = tuple[str, str]
 
 
 class Verdict(NamedTuple):
-    """What became of one answer; `correct` is `outcome == "right"`."""
+    """The verdict on one answer; `correct` is `outcome == "right"`."""
 
     correct: bool
     outcome: Outcome
 
 
 def judge_by_text(answer: str | None, gold: str) -> Outcome | None:
-    """The outcome when the texts alone tell it, None when it takes algebra. Needs no worker; linear and cheap."""
+    """The outcome if the texts decide it; None if algebra is needed. Uses no worker and takes linear time."""
     if answer is None:
         return "wrong"
     if answer.strip() == gold.strip():
@@ -55,20 +55,20 @@ def judge_by_text(answer: str | None, gold: str) -> Outcome | None:
 
 
 class Verifier:
-    """A pool of workers that judge answers.
+    """A pool of worker processes that judge answers.
 
-    A worker that hangs, crashes, runs out of memory or is killed costs the one answer it held, and is replaced. Workers
-    start when the first answer needs them. Use as a context manager, or call `close`. Calls from several threads wait
-    for one another.
+    If a worker hangs, crashes, runs out of memory or is killed, only its current answer is lost, and the worker is
+    replaced. Workers start when an answer first needs them. Use the pool as a context manager, or call `close`. Calls
+    from several threads are serialised.
     """
 
     def __init__(self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 1024) -> None:
-        """Make the pool; starts nothing yet.
+        """Create the pool, without starting workers yet.
 
         Args:
-            workers: how many answers are judged at the same time.
-            deadline: seconds that one answer may take, from when a warm worker gets it.
-            memory_mb: the address space of a worker; about 100 are needed to begin with.
+            workers: number of answers judged at the same time.
+            deadline: time limit for one answer in seconds, from when a started worker receives it.
+            memory_mb: limit of a worker's address space in MB; about 100 are needed to start.
 
         Raises:
             ValueError: a number is not positive.
@@ -84,12 +84,12 @@ class Verifier:
         self._lock = threading.Lock()
 
     def verify(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
-        """Judge each answer against the gold one at its position; a None answer is wrong.
+        """Judge each answer against the gold answer at the same position. An answer of None is wrong.
 
         Identical pairs are judged once.
 
         Raises:
-            ValueError: the two differ in length.
+            ValueError: the two sequences differ in length.
             RuntimeError: workers can't be started.
         """
         if len(answers) != len(golds):
@@ -107,7 +107,7 @@ class Verifier:
         return verdicts
 
     def judge_by_algebra(self, pairs: Sequence[Pair]) -> dict[Pair, Outcome]:
-        """Judge (answer, gold) pairs in the workers, whatever their texts tell. One caller at a time."""
+        """Judge (answer, gold) pairs in the workers, without comparing texts first. Not thread-safe."""
         waiting = deque(dict.fromkeys(pairs))
         outcomes: dict[Pair, Outcome] = {}
         total, failed_starts = len(waiting), 0
@@ -133,12 +133,12 @@ class Verifier:
                         outcomes[pair] = "timeout" if reply is None else "crash"
                         logger.warning("verifier: %s on the answer %r", outcomes[pair], pair[0][:200])
         except BaseException:
-            self._close()  # a busy worker's reply would be taken for the answer to the next question
+            self._close()  # otherwise a late reply would be taken as the reply to the next question
             raise
         return outcomes
 
     def _check_starts(self, failed: int) -> None:
-        """One worker may be killed while it starts; more than that is no accident."""
+        """Raise RuntimeError after repeated failures to start; a single worker may be killed by accident."""
         if failed == _MAX_FAILED_STARTS:
             raise RuntimeError(
                 f"verifier workers do not start (memory_mb={self.memory_mb}): "
@@ -146,7 +146,7 @@ class Verifier:
             )
 
     def _feed(self, waiting: deque[Pair]) -> None:
-        """Give idle workers what waits, and start as many workers as that takes."""
+        """Send waiting pairs to idle workers, and start more workers if needed."""
         for worker in [worker for worker in self._workers if worker.expires is None and not worker.is_alive()]:
             self._drop(worker)
         for worker in self._workers:
@@ -165,7 +165,7 @@ class Verifier:
             self._drop(self._workers[-1])
 
     def close(self) -> None:
-        """End the workers. A later call of `verify` starts new ones."""
+        """Stop the workers. A later call of `verify` starts new ones."""
         with self._lock:
             self._close()
 
@@ -179,7 +179,7 @@ class Verifier:
 
 
 class _Worker:
-    """One process and what it is doing: starting (`expires` is set), idle (not set), or judging (`pair` is set too)."""
+    """A worker process and its state: starting (`expires` is set), idle (not set), or judging (`pair` is set too)."""
 
     def __init__(self, memory_mb: int, deadline: float) -> None:
         package_parent = str(Path(__file__).resolve().parents[2])
@@ -190,7 +190,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            # A safe path keeps a random.py in the user's folder out of the worker.
+            # PYTHONSAFEPATH: do not import, for example, a random.py from the user's current folder.
             env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
         )
         assert self.process.stdin is not None
@@ -206,13 +206,13 @@ class _Worker:
         return self.process.poll() is None
 
     def send(self, pair: Pair, deadline: float) -> None:
-        """Ask an idle worker. A question always fits the pipe, so this can't block; a dead worker shows in `read`."""
+        """Send a pair to an idle worker. It fits into the pipe, so this can't block. `read` notices a dead worker."""
         self.pair, self.expires = pair, time.monotonic() + deadline
         with contextlib.suppress(BrokenPipeError):
             self._questions.write(json.dumps(pair).encode("ascii") + b"\n")
 
     def read(self) -> str | None:
-        """What a readable worker says, which makes it idle; "" when it has died, None when a line is not complete."""
+        """Read the reply of a readable worker and make it idle; "" if it has died, None if the line is incomplete."""
         data = os.read(self.replies_fd, 4096)
         self._received += data
         if data and not self._received.endswith(b"\n"):
@@ -233,7 +233,7 @@ _shared_lock = threading.Lock()
 
 
 def verify_answer(answer: str, gold: str) -> bool:
-    """Whether an answer equals the gold one, judged by one worker that all calls in this process share."""
+    """Whether an answer equals the gold answer. All calls in a process share one worker."""
     global _shared
     with _shared_lock:
         if _shared is None:
@@ -244,7 +244,7 @@ def verify_answer(answer: str, gold: str) -> bool:
 
 
 def _forget_shared() -> None:
-    """A forked child must not write into its parent's pipes, nor end its parent's worker."""
+    """Reset the shared verifier in a forked child, which must not use its parent's pipes or stop its worker."""
     global _shared, _shared_lock
     if _shared is not None:
         atexit.unregister(_shared.close)

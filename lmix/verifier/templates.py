@@ -1,10 +1,10 @@
-r"""Answer templates: where a completion states its answer, and how a demonstration writes one.
+r"""Answer templates: where a completion states its answer, and how a demonstration writes it.
 
-A completion is *format-correct* when its template is there, filled and closed, after the thought if there is one: what
-stands in <think>...</think> answers nothing. Of several templates the last filled one counts. `think_answer` is
-R1-Zero's form, for prompts that end in <think>: `</think> <answer>` to the letter, the answer, `</answer>`;
-`think_answer_lenient` takes any white space between the first two tags. Every search below takes time linear in the
-length of the completion and recurses nowhere, whatever a model writes.
+A completion is *format-correct* if the template is present, filled and closed, after the thinking part if there is one.
+Text inside <think>...</think> is ignored. If the template occurs several times, the last filled one counts.
+`think_answer` is R1-Zero's format, for prompts that end in <think>: exactly `</think> <answer>`, then the answer, then
+`</answer>`. `think_answer_lenient` allows any white space between the first two tags. Every search runs in linear time
+and without recursion, whatever a model writes.
 """
 
 import re
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from lmix.verifier.choices import marked_choice
 
-# A box command with its brace, one that holds a number or a letter without braces, any other escaped character (so that
-# \{ and \\ are skipped), or a plain brace.
+# A box command with its brace, a box command with a number or letter without braces, any other escaped character (so
+# that \{ and \\ are skipped), or a plain brace.
 _BRACE_TOKEN = re.compile(
     r"(\\(?:boxed|fbox)\s*\{)"
     r"|\\(?:boxed|fbox)(?![A-Za-z])\s*(-?\d[\d,.]*(?<![,.])|(?<=\s)[A-Za-z])"
@@ -36,11 +36,11 @@ class AnswerTemplate:
     instruction: str
     """A sentence for prompts that asks for this template."""
     extract: Callable[[str], str | None]
-    """completion -> the stripped answer, or None when the template is missing, blank or not closed."""
+    """From a completion to the stripped answer, or None if the template is missing, blank or not closed."""
     wrap: Callable[[str], str]
-    """answer -> the answer written in the template."""
+    """From an answer to the answer in the template."""
     separator: str = " "
-    """What stands between a worked solution and the wrapped answer."""
+    """Text between a worked solution and the wrapped answer."""
 
 
 def answer_template(name: str) -> AnswerTemplate:
@@ -55,7 +55,7 @@ def answer_template(name: str) -> AnswerTemplate:
 
 
 def _extract_boxed(completion: str) -> str | None:
-    r"""The content of the filled \boxed{} or \fbox{} that closes last; a box that holds only a box is that box."""
+    r"""The content of the filled \boxed{} or \fbox{} that is closed last. For a box in a box, the inner one."""
     open_braces: list[tuple[int, int] | None] = []  # (start of the command, start of its content), None: plain brace
     last_closed: tuple[int, int, int, int] | None = None  # command start, content start, content end, end
     answer: tuple[int, int] | None = None
@@ -86,7 +86,7 @@ _NON_BLANK = re.compile(r"\S")
 
 
 def _has_text(text: str, start: int, end: int) -> bool:
-    """Whether text[start:end] is more than blanks; stops at the first other character, so nesting stays linear."""
+    """Whether text[start:end] contains more than blanks. Stops at the first such character, so nesting stays linear."""
     return _NON_BLANK.search(text, start, end) is not None
 
 
@@ -105,7 +105,7 @@ def _extract_answer_tag(completion: str) -> str | None:
 
 
 def _extract_hash(completion: str) -> str | None:
-    """What follows the last filled `####`, to the end of its line."""
+    """The text after the last filled `####`, to the end of its line."""
     for line in reversed(completion.split("\n")):
         _, mark, answer = line.rpartition("####")
         if mark and answer.strip():
@@ -114,10 +114,11 @@ def _extract_hash(completion: str) -> str | None:
 
 
 def _extract_letter(completion: str) -> str | None:
-    """The letter A-J of the last line that is `Answer: B` or `Answer: B. Paris`, upper-case.
+    """The upper-case letter A-J of the last line of the form `Answer: B` or `Answer: B. Paris`.
 
-    Case is free; "the", "final" or "correct" may come before, the letter may stand in parentheses, and the line may be
-    set in Markdown's asterisks or as a heading. A choice's own text must follow a mark and name no other choice.
+    Case is ignored. "the", "final" or "correct" may come before, the letter may be in parentheses, and the line may be
+    bold or a heading in Markdown. The text of a choice must follow a full stop, parenthesis or colon, and must not name
+    another choice.
     """
     for line in reversed(completion.split("\n")):
         if len(line) <= _LETTER_LINE_CAP:
@@ -132,7 +133,7 @@ def _extract_letter(completion: str) -> str | None:
 
 
 def _after_thought(extract: Callable[[str], str | None]) -> Callable[[str], str | None]:
-    """Look for an answer after the last </think> only; a thought that is not closed leaves no place for one."""
+    """Restrict a search to the text after the last </think>. There is no answer if a later <think> is not closed."""
 
     def extract_after(completion: str) -> str | None:
         rest = completion.rpartition("</think>")[2]
@@ -142,10 +143,13 @@ def _after_thought(extract: Callable[[str], str | None]) -> Callable[[str], str 
 
 
 def _thought_then_answer(tags: str) -> Callable[[str], str | None]:
-    """The last filled <answer>...</answer> after the thought; a box in it is unwrapped, and must be filled too.
+    """Search for the last filled <answer>...</answer> after the thinking part.
+
+    A box in it is unwrapped. If there is a box, it must be filled too.
 
     Args:
-        tags: a pattern of the thought's end and the answer's beginning. The thought's beginning is in the prompt.
+        tags: a pattern for the end of the thinking part and the start of the answer. The opening <think> is in the
+            prompt.
     """
     pattern = re.compile(tags)
 
@@ -195,7 +199,7 @@ _TEMPLATES = {
         ),
         AnswerTemplate(
             "letter",
-            # no letter as an example: a small model copies it (Qwen2.5-Coder-0.5B answered B to 42 of 48 questions)
+            # no example letter, since a small model copies it (Qwen2.5-Coder-0.5B answered B to 42 of 48 questions)
             'Reason first, then end with the line "Answer: X", where X is the letter of your choice.',
             _extract_letter, _wrap_letter, "\n",
         ),

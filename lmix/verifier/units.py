@@ -1,9 +1,9 @@
-r"""The unit of a normalised answer, apart from its number. Pure functions, linear in their input."""
+r"""Separation of a normalised answer into number and unit. Pure functions that run in linear time."""
 
 import re
 
 TEXT = r"\\text\{[^{}]*\}"
-"""A pattern for the one command that `normalise_answer` leaves for words."""
+"""A pattern for \\text{...}, the only command for words that `normalise_answer` keeps."""
 
 _UNIT_NAMES = {
     "cm": "centimeter centimetre 厘米", "mm": "millimeter millimetre 毫米", "dm": "decimeter decimetre 分米",
@@ -16,7 +16,7 @@ _UNIT_NAMES = {
 }  # fmt: skip
 _UNITS = {alias: unit for unit, names in _UNIT_NAMES.items() for alias in (unit, *names.split())}
 _CHINESE_COUNTERS = frozenset("个人名本件只条张块棵辆台次组种岁支根套间户枚颗倍")
-"""They count for nothing, as "apples" do. Others might be numbers (3万 is 30000), so they stay in the answer."""
+"""Ignored like other count nouns ("apples"). Other characters may be numbers (3万 is 30000) and stay in the answer."""
 _PREFIXES = (("square", "^2"), ("sq", "^2"), ("平方", "^2"), ("cubic", "^3"), ("立方", "^3"))
 _UNIT = re.compile(
     r"(?P<percent>\\?%)|(?P<degree>\^\\circ)|(?:(?P<text>" + TEXT + r")|(?<=[\d})])(?P<word>[A-Za-z]{2,}|[一-鿿]{1,6}))"
@@ -25,16 +25,16 @@ _UNIT = re.compile(
 
 
 def unwrap_text(text: str) -> str:
-    r"""A normalised answer with the content of each \text{...} in place of it."""
+    r"""A normalised answer with each \text{...} replaced by its content."""
     return re.sub(TEXT, lambda match: match.group()[6:-1], text)
 
 
 def split_unit(text: str) -> tuple[str, str | None]:
-    r"""Take the unit off a normalised answer.
+    r"""Split a normalised answer into the rest and its unit.
 
     Returns:
-        The rest, and the unit: `cm`, `ft^2`, `percent`, `degree`, `dollar` (from \$). The unit is None when there is
-        none, or when it is outside the table of measures ("3 apples", "18 units"): such a unit counts for nothing.
+        The rest, and the unit: `cm`, `ft^2`, `percent`, `degree`, `dollar` (from \$). The unit is None if there is
+        none, or if it is not in the table of units ("3 apples", "18 units"), in which case it is ignored.
     """
     money = r"\$" in text
     body, unit = text.replace(r"\$", ""), None
@@ -47,7 +47,7 @@ def split_unit(text: str) -> tuple[str, str | None]:
 
 
 def _unit_in_words(match: re.Match[str]) -> str | None:
-    """The name in the table, None for a unit that is not there."""
+    """The name of the unit in the table; None if it is not there."""
     name = re.sub(r"[\s.,]", "", unwrap_text(match["text"] or match["word"]).lower())
     power = match["power"] or ""
     for prefix, prefix_power in _PREFIXES:

@@ -1,9 +1,9 @@
 r"""A process that judges answers with algebra: `python -m lmix.verifier.worker MEMORY_MB DEADLINE`.
 
-It reads JSON lines `[answer, gold]` on stdin and writes one word a line on stdout: `ready` once warm, then an outcome
-for each pair (`right`, `wrong`, `unparsable`). The parent (`lmix.verifier.pool`) kills it when it takes too long, so
-Math-Verify's own timeouts, which need signals, are off. A completion is a stranger's input to a large parser, hence the
-limits and the refusal of files and network below: a second line of defence, not a sandbox.
+It reads JSON lines `[answer, gold]` on stdin and writes one word per line on stdout: `ready` after the warm-up, then an
+outcome for each pair (`right`, `wrong`, `unparsable`). The parent (`lmix.verifier.pool`) kills it when it takes too
+long, so Math-Verify's own timeouts, which need signals, are turned off. Completions are untrusted input to a large
+parser. The limits and the ban on files and network below are a second line of defence, not a sandbox.
 """
 
 import json
@@ -38,7 +38,7 @@ _ORPHAN_GRACE = 5.0
 
 
 class UnparsableError(Exception):
-    """The answer is no mathematics that the parser knows."""
+    """The answer is not mathematics that the parser can read."""
 
 
 def algebra(answer: str, gold: str) -> bool:
@@ -65,12 +65,12 @@ def algebra(answer: str, gold: str) -> bool:
         return any(decimal is not None and is_rounding(decimal, number) for decimal, number in decimals)
     except MemoryError:
         raise
-    except Exception:  # Math-Verify, too, takes what sympy can't evaluate for unequal
+    except Exception:  # like Math-Verify, treat what sympy can't evaluate as unequal
         return False
 
 
 def _only_solutions_missing(answer: Any, gold: Any) -> bool:
-    """Whether two equations look equal to Math-Verify only because neither has a solution, as x^2 = -1 and x^2 = -2."""
+    """Whether Math-Verify takes two equations for equal only because neither has a solution: x^2 = -1 and x^2 = -2."""
     from sympy import Eq, Expr, simplify, solve
 
     if not isinstance(answer, Eq) or not isinstance(gold, Eq):
@@ -83,7 +83,7 @@ def _only_solutions_missing(answer: Any, gold: Any) -> bool:
         return False
     try:
         return not solve(gold, gold.free_symbols)
-    except NotImplementedError:  # then Math-Verify did not get its verdict from solutions either
+    except NotImplementedError:  # then Math-Verify's verdict did not come from solutions either
         return False
 
 
@@ -91,10 +91,10 @@ def _parse(text: str) -> list[Any]:
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
-    # Units are off already, and Math-Verify would take the m of 3m for metres.
+    # Units have already been split off, and Math-Verify would read the m of 3m as metres.
     spelling = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
     config = LatexExtractionConfig(boxed_match_priority=0, normalization_config=spelling)
-    # "first_match": when the whole answer can't be parsed, no part of it may stand for it.
+    # "first_match": if the whole answer can't be parsed, do not fall back to a part of it.
     return parse(
         rf"\boxed{{{text}}}",
         [config],
@@ -105,10 +105,10 @@ def _parse(text: str) -> list[Any]:
 
 
 def outcome(answer: str, gold: str) -> str:
-    """`right`, `wrong` or `unparsable`.
+    """Judge an answer: `right`, `wrong` or `unparsable`.
 
     Raises:
-        MemoryError: the process is out of memory, and should end.
+        MemoryError: the process is out of memory and should exit.
     """
     try:
         return "right" if compare(answer, gold, algebra) else "wrong"
@@ -117,10 +117,10 @@ def outcome(answer: str, gold: str) -> str:
 
 
 def main(memory_mb: int, deadline: float) -> None:
-    """Answer the parent until stdin closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    """Serve the parent until stdin closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # whatever a library prints is no reply
+    os.dup2(2, 1)  # keep output of libraries out of the replies
     logging.disable(logging.CRITICAL)
     sys.setrecursionlimit(_RECURSION_LIMIT)
     for answer, gold in _WARM_UP:
@@ -129,7 +129,7 @@ def main(memory_mb: int, deadline: float) -> None:
     print("ready", file=replies, flush=True)
     for line in sys.stdin.buffer:
         answer, gold = json.loads(line)
-        # SIGALRM's default action ends a worker whose parent died in the middle of an endless answer.
+        # SIGALRM's default action ends a worker whose parent died during an answer that never finishes.
         signal.setitimer(signal.ITIMER_REAL, deadline + _ORPHAN_GRACE)
         try:
             reply = outcome(answer, gold)
@@ -140,7 +140,7 @@ def main(memory_mb: int, deadline: float) -> None:
 
 
 def _confine(memory_mb: int) -> None:
-    """Limit memory, files and processes, and refuse what no algebra needs. There is no way back."""
+    """Limit memory, files and processes, and forbid everything that algebra does not need. This can't be undone."""
     memory = memory_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -155,7 +155,7 @@ def _confine(memory_mb: int) -> None:
             path, mode, flags = arguments
             reads = (mode is None or set(mode) <= set("rbt")) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0
             named = isinstance(path, str | bytes)
-            # Lazy imports of sympy still read their modules.
+            # sympy imports modules lazily, so reading the library stays allowed.
             if not (reads and named and os.path.realpath(os.fsdecode(path)).startswith(library)):
                 raise PermissionError(f"a verifier worker may not open {path!r}")
         elif event.startswith(_REFUSED_EVENTS):

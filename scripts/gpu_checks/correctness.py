@@ -1,4 +1,4 @@
-"""Whether lmix computes on this device what it computes elsewhere."""
+"""Correctness checks: whether lmix gives the expected results on this device."""
 
 import tempfile
 import time
@@ -21,7 +21,7 @@ SANDBOX = "lmix:tiny-arithmetic"
 
 
 def marked_tests(setting: Setting) -> Result:
-    """The tests marked `gpu`."""
+    """Run the tests marked `gpu`."""
     setting.needs_cuda()
     if not (ROOT / "tests").is_dir():
         raise Skipped("tests are not installed: run it from a checkout")
@@ -30,12 +30,12 @@ def marked_tests(setting: Setting) -> Result:
 
 
 def demo(setting: Setting) -> Result:
-    """A few steps of the demo."""
+    """Run a few steps of the demo."""
     return fit(setting, [])
 
 
 def sharded(setting: Setting) -> Result:
-    """The same under FSDP2, on one device."""
+    """Run a few steps of the demo under FSDP2, on one device."""
     setting.needs_cuda()
     return fit(setting, ["--config", str(ROOT / "lmix/configs/strategies/fsdp2.yaml")])
 
@@ -52,7 +52,7 @@ def fit(setting: Setting, extra: list[str]) -> Result:
 
 
 def nf4_gradients(setting: Setting) -> Result:
-    """The policy's gradient through bitsandbytes' 4-bit layers, against that through a dequantised copy."""
+    """Compare the policy's gradient through bitsandbytes' 4-bit layers with that through a dequantised copy."""
     policy = sandbox(setting, "nf4", "float32")
     ids = torch.arange(5, 37, device=setting.device).view(2, 16)
 
@@ -70,7 +70,7 @@ def nf4_gradients(setting: Setting) -> Result:
 
 
 def engines(setting: Setting) -> Result:
-    """Tokens and log-probabilities of the compiled decode step (on a GPU, of its graphs) against eager ones."""
+    """Compare tokens and log-probabilities of the compiled decode step (on a GPU with graphs) with eager ones."""
     if setting.device.type == "cpu":
         raise Skipped("takes a minute of compiling on a CPU: tests/rollout/test_compiled.py does it there")
     found: Result = {}
@@ -92,7 +92,7 @@ def engines(setting: Setting) -> Result:
 
 
 def sandbox(setting: Setting, quantization: str, dtype: str) -> MixedPolicy:
-    """The embedded model, its policy moved off the base."""
+    """The bundled model, with random values in the policy's adapter."""
     backbone = BackboneConfig(SANDBOX, quantization, dtype=dtype)  # pyright: ignore[reportArgumentType]
     policy = MixedPolicy.from_pretrained(backbone, AdapterConfig(reference=f"{SANDBOX}-sft"), setting.device)
     torch.manual_seed(0)
@@ -102,7 +102,7 @@ def sandbox(setting: Setting, quantization: str, dtype: str) -> MixedPolicy:
 
 
 def drawn(engine: Engine, phases: int) -> list[Rollout]:
-    """Completions of the last of some rollout phases."""
+    """Completions of the last of `phases` rollout phases."""
     problems = ArithmeticTask(train_size=4).problems("train")
     prompts = [Prompt(problem, [5 + i, 6, 7, 8]) for i, problem in enumerate(problems)]
     for step in range(phases):
@@ -111,6 +111,6 @@ def drawn(engine: Engine, phases: int) -> list[Rollout]:
 
 
 def length_in_common(a: Rollout, b: Rollout) -> int:
-    """Tokens before the first difference."""
+    """Number of tokens before the first difference."""
     pairs = zip(a.completion_ids, b.completion_ids, strict=False)
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a.completion_ids), len(b.completion_ids)))

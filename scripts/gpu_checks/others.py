@@ -1,4 +1,4 @@
-"""What other libraries reach on the same shape in the same run, one stream each: transformers, TRL and vLLM."""
+"""Speed of other libraries on the same shape in the same run, with one stream each: transformers, TRL and vLLM."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from lmix.model.sources import resolve
 
 
 def transformers_generate(name: str, setting: Setting) -> Result:
-    """`generate` of transformers, one stream, no adapter."""
+    """Time transformers' `generate` with one stream and no adapter."""
     shape = Shape(name, setting)
     model: Any = shape.policy().models[0].module
     ids = torch.tensor([prompt.ids for prompt in shape.asked()], device=setting.device)
@@ -33,7 +33,7 @@ def transformers_generate(name: str, setting: Setting) -> Result:
 
 
 def trl_step(name: str, setting: Setting) -> Result:
-    """A step of TRL's GRPOTrainer at beta 0, by `benchmarks`."""
+    """Time a step of TRL's GRPOTrainer at beta 0, with `benchmarks`."""
     if not find_spec("trl"):
         raise Skipped("TRL is not installed")
     setting.not_quick()
@@ -50,7 +50,7 @@ def trl_step(name: str, setting: Setting) -> Result:
 
 
 def vllm_rollouts(name: str, setting: Setting) -> Result:
-    """Rollouts by vLLM, one stream, dummy weights of the same shape."""
+    """Time rollouts by vLLM, with one stream and dummy weights of the same shape."""
     setting.needs_cuda()
     if not find_spec("vllm"):
         raise Skipped("vLLM is not installed")
@@ -67,7 +67,7 @@ def vllm_rollouts(name: str, setting: Setting) -> Result:
 
 
 def save(shape: Shape, folder: Path) -> None:
-    """The shape's random weights as a model's folder, with the sandbox's tokenizer."""
+    """Save the shape's random weights as a model folder, with the sandbox's tokenizer."""
     shape.policy().backbone.save_pretrained(folder)
     for file in Path(resolve("lmix:tiny-arithmetic")).glob("*token*"):
         (folder / file.name).write_bytes(file.read_bytes())
@@ -75,7 +75,7 @@ def save(shape: Shape, folder: Path) -> None:
 
 
 def vllm_main(folder: str) -> None:
-    """A process of its own, which gives vLLM's memory back when it ends."""
+    """Entry point of a separate process, which frees vLLM's memory when it ends."""
     import time
 
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]

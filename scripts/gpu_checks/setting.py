@@ -1,4 +1,4 @@
-"""What every check is given, and how it says that it did not run."""
+"""The settings of all checks, and the exceptions by which a check reports that it was skipped or failed."""
 
 import os
 import subprocess
@@ -15,16 +15,16 @@ Result = dict[str, Any]
 
 
 class Skipped(Exception):
-    """A check that does not run here; its text says why."""
+    """Raised by a check that can't run here, with the reason."""
 
 
 class Failed(Exception):
-    """A check that found something wrong."""
+    """Raised by a check that found an error."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how thoroughly to check."""
+    """The device to check, and how thoroughly."""
 
     device: torch.device
     quick: bool
@@ -33,7 +33,7 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What speeds are measured in."""
+        """The data type for measuring speed."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     @property
@@ -57,7 +57,7 @@ class Setting:
             torch.cuda.synchronize()
 
     def seconds_of(self, work: Any) -> float:
-        """Seconds that a call takes, with what it leaves running on the device."""
+        """Seconds that a call takes, including its work on the device."""
         self.synchronize()
         start = time.perf_counter()
         work()
@@ -66,7 +66,7 @@ class Setting:
 
 
 def run(line: list[str], folder: str | Path, seconds: float) -> subprocess.CompletedProcess:
-    """Run Python with these arguments, without a network. Raises Failed with the end of what it printed."""
+    """Run Python with these arguments, without a network. Raises Failed with the end of the output."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
     try:
         done = subprocess.run(

@@ -1,5 +1,8 @@
-"""Tokens a second of rollouts and update on the shapes of real models, against what this device's memory and products
-allow, measured in the same run."""
+"""Tokens per second of rollouts and update on the shapes of real models.
+
+They are compared with the limits that follow from this device's memory bandwidth and matmul rate, measured in the same
+run.
+"""
 
 import gc
 import tempfile
@@ -41,7 +44,7 @@ TINY: dict[str, Any] = {
 
 
 def rates(setting: Setting) -> Result:
-    """Products and memory traffic, as large tensors have them."""
+    """Measure matmul rate and memory bandwidth with large tensors."""
     size, numbers = (512, 2**22) if setting.quick else (8192, 2**29)
     if setting.device.type == "cpu":
         size, numbers = min(size, 2048), min(numbers, 2**26)
@@ -60,11 +63,11 @@ def rates(setting: Setting) -> Result:
 
 
 class Shape:
-    """A model of random weights, both streams with adapters of rank 16, and the work of one step.
+    """A model with random weights and adapters of rank 16 for both streams, and the sizes of one step.
 
     Args:
-        name: hub id of a published shape, or `tiny`.
-        setting: where it runs.
+        name: hub id of a model with a published shape, or `tiny`.
+        setting: the device and thoroughness.
     """
 
     def __init__(self, name: str, setting: Setting) -> None:
@@ -111,13 +114,13 @@ class Shape:
         )
 
     def least_seconds(self, tflops: float, bandwidth: float) -> tuple[float, float]:
-        """Of rollouts and update, by products and memory traffic alone."""
+        """Lower bounds for the seconds of rollouts and update, from matmul rate and memory bandwidth alone."""
         model, run = model_shape(self.config, self.adapters), self.run_shape()
         return rollout_seconds(model, run, tflops * 1e12, bandwidth * 1e9), update_seconds(model, run, tflops * 1e12)
 
 
 def step_speed(name: str, setting: Setting, measured: Result, compiled: bool) -> Result:
-    """Rollouts, eager and compiled, and one update."""
+    """Time rollouts, eager and compiled, and one update."""
     shape = Shape(name, setting)
     policy = shape.policy()
     asked, count = shape.asked(), shape.prompts * shape.samples * shape.tokens
@@ -134,7 +137,7 @@ def step_speed(name: str, setting: Setting, measured: Result, compiled: bool) ->
 
     for kind in ("eager", "compiled")[: 1 + compiled]:
         engine = Engine(policy, slots, compiled=kind == "compiled")
-        # compiled in the first phase, recorded in the second, replayed from then on
+        # the first phase compiles, the second records graphs, later ones replay them
         warm = setting.seconds_of(partial(phases, engine, range(3 if engine.kept else 1)))
         seconds = setting.seconds_of(partial(phases, engine, range(3, 4)))
         found |= {
@@ -151,7 +154,7 @@ def step_speed(name: str, setting: Setting, measured: Result, compiled: bool) ->
     )
     module.policy = policy
     module.to(setting.device)
-    module.backward_here = lambda loss: loss.backward()  # Lightning's needs a Trainer
+    module.backward_here = lambda loss: loss.backward()  # the original needs a Trainer
     rewards = torch.tensor([[float(g % 2) for g in range(shape.samples)]] * shape.prompts)
 
     def update() -> None:
@@ -169,7 +172,7 @@ def step_speed(name: str, setting: Setting, measured: Result, compiled: bool) ->
 
 
 def free(setting: Setting) -> None:
-    """Give a model's memory back before the next one."""
+    """Free a model's memory before the next one."""
     gc.collect()
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Settings as a command's arguments, and back."""
+"""Conversion of settings to command-line arguments, and back."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from .preset import Setting, Settings
 
 
 def flags(settings: Mapping[str, Setting], prefix: str = "") -> list[str]:
-    """Settings as arguments of a command. Text stays as it is; other values are written as YAML reads them."""
+    """Settings as arguments of a command. Text is not changed; other values are written as YAML."""
     texts = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         for name, value in settings.items()
@@ -16,7 +16,7 @@ def flags(settings: Mapping[str, Setting], prefix: str = "") -> list[str]:
 
 
 def parse(arguments: Iterable[str]) -> Settings:
-    """The settings among a command's arguments, given as `--name=value` or `--name value`. The last of a name wins."""
+    """The settings in a command's arguments, given as `--name=value` or `--name value`. The last of a name is used."""
     settings: Settings = {}
     name = None
     for argument in arguments:
@@ -30,5 +30,5 @@ def parse(arguments: Iterable[str]) -> Settings:
 
 
 def below(prefix: str, settings: Mapping[str, Setting]) -> Settings:
-    """The settings whose names start with a prefix, without it."""
+    """The settings whose names start with a prefix, with the prefix removed."""
     return {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}

@@ -12,13 +12,13 @@ from .preset import CONFIGS, FROM_BASE, FROM_SFT, Policy, Preset, Settings
 from .stage import Stage
 
 SAMPLES, EVALUATE_EVERY = 8, 10
-"""Completions of a prompt and steps between evaluations, as in configs/methods and by default: for the estimate."""
+"""Completions per prompt (as in configs/methods) and steps between evaluations (the default), for the estimate."""
 
 VALIDATIONS = {"adaptive": 2, "accuracy_weighted": 3}
-"""How often a method decodes each validation problem in a step."""
+"""How many times a method decodes each validation problem per step."""
 
 DECODINGS = {"sweep": 20, "compare": 2}
-"""How often an evaluation decodes each problem."""
+"""How many times an evaluation decodes each problem."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cell:
     out: Path
     """Folder of the whole preset."""
     extra: list[str]
-    """The user's arguments for every training run; evaluations take those for the task and backbone."""
+    """The user's arguments for every training run. Evaluations use those for the task and the backbone."""
 
     @property
     def name(self) -> str:
@@ -44,22 +44,22 @@ class Cell:
 
     @property
     def task_settings(self) -> Settings:
-        """The task's arguments, with its prompt's file."""
+        """The task's arguments, including the prompt's file."""
         name = self.preset.prompt
         file: Settings = {} if name is None else {"prompt": str(CONFIGS / "prompts" / f"{name}.txt")}
         return self.preset.task_settings | file
 
     def limits(self, prefix: str = "") -> Settings:
-        """Where completions end, beside `max_new_tokens`, as far as the preset says it."""
+        """The limits of completions other than `max_new_tokens` that the preset sets."""
         given: Settings = {"min_new_tokens": self.preset.min_new_tokens, "stop": list(self.preset.stop)}
         return {f"{prefix}{name}": value for name, value in given.items() if value}
 
     def checkpoint(self, method: str, seed: int, step: int) -> Path:
-        """The adapter that a run has saved at a step."""
+        """The adapter that a run saves at a step."""
         return self.out / self.name / method / f"seed{seed}" / "checkpoints" / f"step={step:04d}"
 
     def sft(self) -> Stage:
-        """The run that trains the reference; nothing is decoded but the held-out problems at its end."""
+        """The run that trains the reference. It decodes only the held-out problems, at its end."""
         sft = self.preset.sft
         settings: Settings = {
             "trainer.max_steps": sft.steps,
@@ -70,7 +70,7 @@ class Cell:
         return self.fit("sft", 0, settings, sft.steps, self.preset.training.eval_size)
 
     def run(self, method: str, seed: int, rate: str | None = None) -> Stage:
-        """One run of a method, with another learning rate than its own where one is given."""
+        """One run of a method. `rate` replaces its own learning rate."""
         training = self.preset.training
         settings: Settings = {
             "trainer.max_steps": training.steps,
@@ -87,8 +87,10 @@ class Cell:
     def fit(
         self, method: str, seed: int, settings: Settings, steps: int, completions: int, name: str | None = None
     ) -> Stage:
-        """A training run: the settings that all of them share, then `settings`. Its folder is named after the method
-        where it has no name of its own."""
+        """A training run with the settings that all runs share, followed by `settings`.
+
+        `name` is the name of its folder; by default it is the method.
+        """
         name = name or method
         preset, training = self.preset, self.preset.training
         streamed = training.validation_source == "stream"
@@ -115,7 +117,7 @@ class Cell:
         return Stage(f"{self.name}: {name}, seed {seed}", line, last.parent.parent, completions, last=last)
 
     def evaluations(self, policy: Policy) -> Iterator[Stage]:
-        """The sweep and the comparison of SFT and a policy, as far as the preset asks for them."""
+        """The sweep and the comparison of SFT and a policy, if the preset has them."""
         if policy in self.preset.evaluation.sweep:
             yield self.evaluation("sweep", policy)
         if policy in self.preset.evaluation.compare:
@@ -154,7 +156,7 @@ class Cell:
 
 
 def method_adapters(method: str, sft: str) -> Settings:
-    """Where a method's streams come from."""
+    """The adapter settings of a method, given the SFT adapter."""
     adapters: dict[str, Settings] = {
         **{name: {"model.adapters.policy": sft} for name in FROM_SFT},
         **{name: {} for name in FROM_BASE},
@@ -167,5 +169,5 @@ def method_adapters(method: str, sft: str) -> Settings:
 
 
 def read_config(kind: str, name: str) -> dict[str, Any]:
-    """A file of configs, such as `models`, `tiny`."""
+    """Read a file in configs, given by folder and name, such as `models` and `tiny`."""
     return yaml.safe_load((CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""GPU hours and memory of a preset's stages by the planner (`python -m lmix plan`): nothing is measured or run."""
+"""GPU hours and memory of a preset's stages by the planner (`python -m lmix plan`). Nothing is measured or run."""
 
 import re
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ SEED = re.compile(r", seed \d+$")
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one stage."""
+    """The cost of one stage."""
 
     hours: float
     peak_gb: float
 
 
 def costs(stages: Sequence[Stage], preset: Preset, device: Device) -> dict[str, Cost]:
-    """The cost of each stage by its name without the seed; a report costs nothing.
+    """The cost of each stage by its name without the seed. Reports cost nothing.
 
-    Time is that of prompts and completions of the preset's mean lengths, memory that of the longest. Decoding after
-    training is counted as the first training run's of its cell, which has both streams.
+    Time is estimated for prompts and completions of the preset's mean lengths, memory for the longest ones. Evaluations
+    after training are estimated from the first training run of the cell, which has both streams.
     """
     found: dict[str, Cost] = {}
     first: dict[str, tuple[Needs, Needs]] = {}
@@ -51,14 +51,14 @@ def costs(stages: Sequence[Stage], preset: Preset, device: Device) -> dict[str, 
 
 
 def run_needs(stage: Stage, preset: Preset, device: Device) -> tuple[Needs, Needs]:
-    """Of a run: with every row at its longest, and with rows of the preset's mean lengths."""
+    """The needs of a run with all rows at full length, and with rows of the preset's mean lengths."""
     longest = needs(*planned_run(planned_arguments(stage)), device, preset.max_prompt_tokens)
     mean = {"tokens": preset.estimate.mean_completion_length, "prompt_tokens": preset.estimate.mean_prompt_length}
     return longest, replace(longest, run=replace(longest.run, **{k: v for k, v in mean.items() if v}))
 
 
 def planned_arguments(stage: Stage) -> list[str]:
-    """A run's arguments for the planner, without adapters that earlier stages have yet to write (megabytes)."""
+    """A run's arguments for the planner, without adapters that earlier stages have not written yet."""
     settings, words = parse(stage.command), [word for word in stage.command[4:] if word.startswith("--config=")]
     settings.pop("config")
     for name in ("model.adapters.policy", "model.adapters.reference"):
@@ -68,7 +68,7 @@ def planned_arguments(stage: Stage) -> list[str]:
 
 
 def table(stages: Sequence[Stage], preset: Preset, device: Device = Device()) -> str:
-    """A row for each stage that has a cost, with its number of seeds, and the sum."""
+    """A Markdown table with a row for each stage that has a cost, its number of runs, and the sum."""
     found = costs(stages, preset, device)
     names = [SEED.sub("", stage.name) for stage in stages]
     total = sum(found[name].hours for name in names if name in found)

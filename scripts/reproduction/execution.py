@@ -12,11 +12,11 @@ from pathlib import Path
 from .stage import DONE, Stage
 
 USED = "used.jsonl"
-"""In a stage's folder: seconds, peak memory and exit status of each time that the stage was run."""
+"""File in a stage's folder with seconds, peak memory and exit status of each time that the stage ran."""
 
 
 def execute(waiting: Sequence[Stage], plan_only: bool) -> int:
-    """Print and run the stages that are not done yet; stop at the first failure. Returns the exit status."""
+    """Print and run the stages in order, and stop at the first failure. Returns the exit status."""
     start = time.monotonic()
     drawn, wanted = 0, sum(stage.completions for stage in waiting)
     for number, stage in enumerate(waiting, start=1):
@@ -39,7 +39,7 @@ def execute(waiting: Sequence[Stage], plan_only: bool) -> int:
 
 
 def run(line: list[str], folder: Path) -> int:
-    """Run a command and append what it used to the folder's `used.jsonl`. Returns its exit status."""
+    """Run a command, and append its time and memory to the folder's `used.jsonl`. Returns its exit status."""
     began = time.monotonic()
     process = subprocess.Popen(line)
     try:
@@ -49,7 +49,7 @@ def run(line: list[str], folder: Path) -> int:
         process.wait()
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
-    # of its largest process, which holds the model; Linux counts in KiB
+    # memory of the largest process, which is the one with the model; Linux counts in KiB
     used = {"seconds": round(time.monotonic() - began, 1), "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2)}
     if folder.is_dir():
         with (folder / USED).open("a") as file:

@@ -1,4 +1,4 @@
-"""A preset: the experiment that `scripts/reproduce.py` runs, as a YAML file. Those in configs/presets go by name."""
+"""A preset: an experiment for `scripts/reproduce.py` as a YAML file. Those in configs/presets are given by name."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -13,26 +13,26 @@ FROM_SFT = ("grpo", "dr_grpo", "dapo", "rloo", "cispo", "gspo")
 """Methods of the policy alone, which start from the SFT adapter."""
 
 FROM_BASE = ("chord", "luffy")
-"""Methods that learn from demonstrations in the place of SFT: no adapter is given."""
+"""Methods that learn from demonstrations instead of SFT, and start at the base without an adapter."""
 
 METHODS = (
     *("fixed", "authors", "adaptive", "accuracy_weighted", "logit_fusion", "fixed_probs", "fixed_base_anchor"),
     *("ensemble", "kl_grpo", *FROM_SFT, *FROM_BASE),
 )
-"""Files in configs/methods whose adapters `cell.method_adapters` can name."""
+"""Files in configs/methods for which `cell.method_adapters` knows the adapters."""
 
 SHARED = ("data.seed", "data.eval_size", "data.validation_size", "data.max_prompt_tokens")
 """Settings that training and evaluation must share."""
 
 OWN = (*SHARED, "data.task.", "data.prompts_per_step", "seed_everything", "trainer.max_steps", "trainer.logger.")
-"""Prefixes of settings that a preset has fields for, or that decide where a stage writes."""
+"""Prefixes of settings that have their own fields in a preset, or that determine where a stage writes."""
 
 Setting = str | int | float | bool | list | None
 Settings = dict[str, Setting]
-"""Values of `lmix fit` by their dotted names, as on its command line: `model.optimizer.lr: 1e-4`."""
+"""Settings of `lmix fit` by dotted name, as on its command line: `model.optimizer.lr: 1e-4`."""
 
 Policy = Literal["base", "trained"]
-"""The policy beside the SFT reference: the base model, or the one of `fixed` and the first seed, if that is run."""
+"""The policy to evaluate with the SFT reference: the base, or that of `fixed` with the first seed, if it is run."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SFTStage:
     """An existing adapter to use as the reference. None trains one."""
     steps: int = 200
     prompts_per_step: int = 32
-    """Demonstrations of a step."""
+    """Demonstrations per step."""
     settings: Settings = field(default_factory=dict)
 
 
@@ -56,14 +56,14 @@ class TrainingStage:
     eval_size: int
     """Held-out problems of each evaluation during training."""
     validation_size: int = 100
-    """Problems set aside for rules that move alpha. Every method leaves them out, so that all train on the same ones;
-    SFT does too, unless they are taken from the stream."""
+    """Problems set aside for rules that change alpha. No method trains on them, so that all train on the same problems.
+    SFT does not either, unless they are taken from the stream."""
     validation_source: Literal["held_out", "stream"] = "held_out"
     """The same problems at every step, or the next ones of the training problems."""
     settings: Settings = field(default_factory=dict)
-    """Evaluations load the backbone by `model.backbone.*` of these."""
+    """Settings of all runs. Evaluations load the backbone with the `model.backbone.*` settings among them."""
     learning_rates: list[str] = field(default_factory=list)
-    """Run each method once with each of these in place of its own, to choose from: text such as 1e-3."""
+    """Run each method once with each of these learning rates instead of its own. Text, such as 1e-3."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class EvaluationStage:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the estimate of time is computed from. No command depends on it."""
+    """The assumptions of the time estimate. No command depends on them."""
 
     mean_completion_length: int
-    """Tokens."""
+    """In tokens."""
     mean_prompt_length: int | None = None
-    """Tokens, for the planner's hours; None: as many as the longest."""
+    """In tokens, for the planner's estimate of hours. None uses the longest prompt."""
     tokens_per_second: float | None = None
-    """Measured over rollouts and updates together. None where it was not measured."""
+    """Measured over rollouts and updates together. None if it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -102,21 +102,21 @@ class Preset:
     estimate: Estimate
     max_new_tokens: int
     methods: dict[str, Settings]
-    """By name of a file in configs/methods: the settings of its runs that differ from `training.settings`."""
+    """Name of a file in configs/methods -> settings of its runs that differ from `training.settings`."""
     task_settings: Settings = field(default_factory=dict)
     """Arguments of the task, for training and evaluation."""
     prompt: str | None = None
-    """Name of a file in configs/prompts. None leaves the task's own prompt, or that of `task_settings`."""
+    """Name of a file in configs/prompts. None uses the task's own prompt, or that of `task_settings`."""
     max_prompt_tokens: int = 1024
-    """Problems with a longer prompt are left out."""
+    """Problems with longer prompts are dropped."""
     min_new_tokens: int | None = None
-    """Tokens before which no completion ends; None for no such number."""
+    """Minimum number of tokens of a completion; None for no minimum."""
     stop: list[str] = field(default_factory=list)
     """Strings that end a completion."""
     shuffle: bool = True
-    """Take problems by seed; false takes them in file order, for training and for evaluation."""
+    """Choose and order problems by seed; false uses file order, for training and for evaluation."""
     slots: int = 64
-    """Completions that are decoded at a time."""
+    """Number of completions decoded at once."""
     sft: SFTStage = field(default_factory=SFTStage)
     evaluation: EvaluationStage = field(default_factory=EvaluationStage)
 
@@ -127,7 +127,7 @@ def preset_names() -> list[str]:
 
 
 def preset_path(name: str) -> Path:
-    """The file of a preset that is given by name or path.
+    """The file of a preset, given by name or path.
 
     Raises:
         ValueError: there is no such preset.
@@ -142,7 +142,7 @@ def read_preset(path: Path) -> Preset:
     """Read and check a preset.
 
     Raises:
-        ValueError: the file is no preset: one line with the file, the field and its value.
+        ValueError: the file is not a preset; one line with the file, the field and its value.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -164,10 +164,10 @@ def read_preset(path: Path) -> Preset:
 
 
 def check(preset: Preset) -> None:
-    """Check what the types of the fields do not say.
+    """Check everything that the types of the fields do not cover.
 
     Raises:
-        ValueError: a value is wrong; the message starts with its field.
+        ValueError: a value is wrong; the message starts with the name of the field.
     """
     check_names("tasks", preset.tasks, [path.stem for path in (CONFIGS / "tasks").glob("*.yaml")])
     check_names("models", preset.models, [path.stem for path in (CONFIGS / "models").glob("*.yaml")])
@@ -191,7 +191,7 @@ def check(preset: Preset) -> None:
 
 
 def check_names(name: str, values: Collection[str | int], known: Collection[str | int] = ()) -> None:
-    """At least one value, none of them twice, all of them among `known` if there are such."""
+    """Raise ValueError unless there is at least one value, none occurs twice, and all are in `known`, if given."""
     if not values:
         raise ValueError(f"{name}: is empty; name at least one")
     for value in values:
@@ -202,7 +202,7 @@ def check_names(name: str, values: Collection[str | int], known: Collection[str 
 
 
 def check_settings(name: str, settings: Settings) -> None:
-    """What other stages depend on can't be set for one of them."""
+    """Raise ValueError if settings contain one that other stages depend on."""
     for setting in settings:
         if setting.startswith(OWN):
             raise ValueError(f"{name}: {setting!r} can't be set here; use the preset's fields, such as task_settings")

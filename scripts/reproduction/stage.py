@@ -4,32 +4,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DONE = ".done"
-"""Written into a stage's folder when the stage has succeeded."""
+"""File in a stage's folder that marks the stage as finished."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command that is run to its end, or resumed."""
+    """One command, which is run to its end or resumed."""
 
     name: str
     command: list[str]
     folder: Path
-    """Output folder. A file `.done` in it says that the stage has succeeded."""
+    """Output folder. A file `.done` in it marks the stage as finished."""
     completions: int = 0
-    """Completions that it decodes."""
+    """Number of completions that it decodes."""
     always: bool = False
-    """Run again each time: it is short, or skips by itself what is done."""
+    """Whether to run it every time, because it is short or skips finished work itself."""
     last: Path | None = None
-    """The checkpoint of its last step."""
+    """The checkpoint of its last step; None if it does not train."""
 
     @property
     def done(self) -> bool:
         return (self.folder / DONE).exists() and not self.always
 
     def line(self) -> list[str]:
-        """The command; it resumes from the newest checkpoint before the last one, if there is one.
+        """The command, which resumes from the newest checkpoint before that of the last step, if there is one.
 
-        The last one does not count: the run may have been stopped in what follows its last step.
+        The checkpoint of the last step is not used, because the run may have been stopped after it.
         """
         if self.last is None:
             return self.command

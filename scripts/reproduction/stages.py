@@ -1,4 +1,4 @@
-"""All stages of a preset in order, and how long they may take."""
+"""All stages of a preset in order, and an estimate of their time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from .stage import Stage
 
 
 def stages(preset: Preset, out: Path, methods: Sequence[str], seeds: Sequence[int], extra: list[str]) -> list[Stage]:
-    """All stages in order, of the preset's runs those of `methods` and `seeds`."""
+    """All stages in order, with the preset's runs restricted to `methods` and `seeds`."""
     planned: list[Stage] = []
     for cell in (Cell(preset, task, model, out, extra) for model in preset.models for task in preset.tasks):
         if preset.sft.adapter is None:
@@ -24,14 +24,14 @@ def stages(preset: Preset, out: Path, methods: Sequence[str], seeds: Sequence[in
 
 
 def report(planned: Sequence[Stage], out: Path) -> Stage:
-    """Tables and figures of all results but those of SFT."""
+    """The stage that writes tables and figures of all results, except for those of SFT."""
     results = [str(stage.folder) for stage in planned if stage.folder.parent.name != "sft"]
     line = ["python", "-m", "lmix", "report", *results, *flags({"out": str(out / "report"), "title": out.name})]
     return Stage("report", line, out / "report", always=True)
 
 
 def estimate(assumed: Estimate, waiting: Sequence[Stage]) -> str:
-    """How long stages may take: their completions times the mean length, at the measured rate."""
+    """Estimate the time of stages, from their completions, the mean length and the measured rate, as text."""
     tokens = sum(stage.completions for stage in waiting) * assumed.mean_completion_length
     text = f"{len(waiting)} stages, about {tokens / 1e6:,.1f} million tokens"
     if assumed.tokens_per_second is None:

@@ -1,1 +1,1 @@
-"""The parts of scripts/study.py: `config` reads YAML, `runs` says what is run and what is chosen from what was run."""
+"""The parts of scripts/study.py: `config` reads YAML, `runs` defines the stages and the choices between them."""

@@ -1,4 +1,4 @@
-"""A study: methods with seeds on tasks, learning rates chosen on other seeds and validation problems."""
+"""A study: methods with seeds on tasks. Learning rates are chosen on another seed and on validation problems."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,61 +18,61 @@ METHODS = (
     "format_reward",
     "random_reward",
 )
-"""What a study may run: files of configs/methods; `format_reward` and `random_reward` are `fixed` with these."""
+"""Methods of a study: files in configs/methods. `format_reward` and `random_reward` are `fixed` with these rewards."""
 
 Settings = dict[str, Any]
-"""Arguments of `lmix fit` by their dotted names."""
+"""Arguments of `lmix fit`, by dotted name."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What scripts/study.py runs."""
+    """The settings of a study that scripts/study.py runs."""
 
     tasks: dict[str, Settings]
     """Name -> settings of `data.task`, without the prefix; `class` is the task's class."""
     model: Settings
     """Settings of `model.backbone` and `model.adapters`."""
     seeds: dict[str, list[int]]
-    """Method -> seeds. Every seed trains an SFT reference of its own."""
+    """Method -> seeds. Every seed trains its own SFT reference."""
     sft_steps: int
     sft_prompts_per_step: int
     steps: int
-    """Of `fixed`; all other methods but SFT stop at the compute that it spends, averaged over seeds."""
+    """Steps of `fixed`. All other methods except SFT stop at the compute that it spends on average over seeds."""
     prompts_per_step: int
     samples_per_prompt: int
     eval_size: int
-    """Held-out problems at the end."""
+    """Number of held-out problems of the evaluation at the end."""
     eval_samples: int
-    """Completions of each, beside the greedy one."""
+    """Completions sampled per held-out problem, in addition to the greedy one."""
     validation_size: int
     """Streamed problems that adaptive alpha decodes at each step."""
     max_new_tokens: int
     tuning_seed: int
-    """Of the runs that learning rates are chosen from; none of `seeds`."""
+    """Seed of the runs for choosing learning rates; must not be one of `seeds`."""
     tuning_steps: int
-    """Of a run of `tuned` methods."""
+    """Steps of the runs for choosing learning rates, except those of SFT."""
     tuning_problems: int
-    """Validation problems that learning rates and alpha are chosen on."""
+    """Validation problems for choosing learning rates and alpha."""
     tuned: dict[str, list[float]]
-    """Method -> the learning rates that are tried, `sft` among them."""
+    """Method -> learning rates to try. Must include `sft`."""
     same_rate: dict[str, str] = field(default_factory=dict)
-    """Method -> the tuned one whose rate it takes."""
+    """Method -> the tuned method whose learning rate it uses."""
     alphas: list[float] = field(default_factory=lambda: [0.5])
-    """Of `fixed` and `adaptive`'s start: one value, or several of which the untrained mixture chooses on validation
-    problems, before anything is trained by them."""
+    """Alpha of `fixed`, and initial alpha of `adaptive`. If there are several, the one with which the untrained mixture
+    solves most validation problems is used."""
     settings: Settings = field(default_factory=dict)
-    """Further arguments of every run."""
+    """Additional arguments of every run."""
 
 
 def read_study(path: Path, changes: dict[str, Any] | None = None) -> Study:
     """Read a study.
 
     Args:
-        path: of the YAML file.
-        changes: values of fields; of those that are mappings, they are added to what the file says.
+        path: the YAML file.
+        changes: new values of fields; mappings are merged into the file's.
 
     Raises:
-        ValueError: it is none; one line with file, field and value.
+        ValueError: the file is not a study; one line with file, field and value.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""What a study runs, as stages in order, and what is chosen from what was run.
+"""The stages of a study in order, and the choices of learning rates, alpha and compute budget.
 
-A stage's command is made when its turn comes, since learning rates, alpha and budgets are those of earlier ones.
+A stage's command is created only when it runs, because these choices depend on the results of earlier stages.
 """
 
 import json
@@ -19,21 +19,23 @@ from lmix.report.runs import EVENTS, read_scalars
 from .config import Settings, Study
 
 MANY_STEPS = 100_000
-"""`trainer.max_steps` of runs that a budget ends."""
+"""`trainer.max_steps` of runs that a compute budget ends."""
 REWARDS = {"format_reward": "{format: 1}", "random_reward": "{random: 1}"}
 
 
 @dataclass(frozen=True)
 class LateStage(Stage):
-    """A stage whose command is made when its turn comes."""
+    """A stage whose command is created when it runs."""
 
     make: Callable[[], list[str]] = field(default=list)
     steps: int | None = None
-    """`trainer.max_steps`, where no budget ends it."""
+    """`trainer.max_steps`; None for a run that a budget ends."""
 
     def line(self) -> list[str]:
-        """The command; it resumes from the newest checkpoint, but not from that of the last step, whose run would end
-        without an evaluation."""
+        """The command, which resumes from the newest checkpoint before the last step.
+
+        A run resumed from the last step would end without an evaluation.
+        """
         found = sorted((self.folder / "checkpoints").glob("step=*.ckpt"))
         before = [path for path in found if self.steps is None or int(path.stem.partition("=")[2]) < self.steps]
         return [*self.make(), *(f"--ckpt_path={path}" for path in before[-1:])]
@@ -48,7 +50,7 @@ class TaskStudy:
     out: Path
 
     def stages(self) -> Iterator[Stage]:
-        """In the order in which they are run."""
+        """Yield the stages in the order in which they run."""
         study, tuning = self.study, self.study.tuning_seed
         for rate in study.tuned["sft"]:
             yield self.tuning("sft", rate)
@@ -60,7 +62,7 @@ class TaskStudy:
             if method != "sft":
                 yield from (self.tuning(method, rate) for rate in rates)
         assert tuning not in study.seeds["sft"]
-        for seed in study.seeds["fixed"]:  # first: they say what the others may spend
+        for seed in study.seeds["fixed"]:  # first, because they determine the compute budget of the others
             yield self.run("fixed", seed)
         for seed in study.seeds["sft"]:
             others = [m for m, seeds in study.seeds.items() if m not in ("sft", "fixed") and seed in seeds]
@@ -71,7 +73,7 @@ class TaskStudy:
         return self.out / self.task / name / f"seed{seed}"
 
     def tuning(self, method: str, rate: float) -> Stage:
-        """A short run at one learning rate on the tuning seed, measured on validation problems."""
+        """A short run at one learning rate with the tuning seed, evaluated on validation problems."""
         study, seed = self.study, self.study.tuning_seed
         steps = study.sft_steps if method == "sft" else study.tuning_steps
         held_out: Settings = {
@@ -86,7 +88,7 @@ class TaskStudy:
         return self.stage(method, seed, folder, lambda: {**held_out, "model.optimizer.lr": rate}, steps, f"lr {rate:g}")
 
     def run(self, method: str, seed: int) -> Stage:
-        """A run of the study, measured on held-out problems at its end."""
+        """A run of the study, evaluated on held-out problems at its end."""
         study = self.study
         steps = {"sft": study.sft_steps, "fixed": study.steps}.get(method)
 
@@ -116,7 +118,7 @@ class TaskStudy:
         steps: int | None,
         note: str = "",
     ) -> Stage:
-        """A training run: the settings that all share, then its own, which are known when its turn comes."""
+        """A training run with the shared settings and its own, which are determined when it runs."""
         study = self.study
         family = "fixed" if method in REWARDS else method
         config = CONFIGS / "methods" / f"{family}.yaml"
@@ -153,7 +155,7 @@ class TaskStudy:
         return LateStage(name, [], folder, 1, make=make, steps=steps)
 
     def adapters(self, method: str, seed: int) -> Settings:
-        """Where the streams come from: the SFT of the same seed."""
+        """The adapters of a method, from the SFT run of the same seed."""
         if method == "sft":
             return {}
         if seed == self.study.tuning_seed:
@@ -164,7 +166,7 @@ class TaskStudy:
         return method_adapters(method, sft)
 
     def sweep(self) -> Stage:
-        """The untrained mixture at each alpha, on validation problems."""
+        """Evaluate the untrained mixture at each alpha on validation problems."""
         study, folder = self.study, self.out / self.task / "sweep"
 
         def make() -> list[str]:
@@ -188,7 +190,7 @@ class TaskStudy:
     # what is chosen
 
     def chosen_alpha(self) -> float:
-        """The alpha of the untrained sweep that solves most validation problems; of equals that nearest to 0.5."""
+        """The alpha at which the untrained mixture solves most validation problems; on a tie, that closest to 0.5."""
         if len(self.study.alphas) == 1:
             return self.study.alphas[0]
         rows = json.loads((self.out / self.task / "sweep" / "sweep.json").read_text())["rows"]
@@ -198,20 +200,22 @@ class TaskStudy:
         return best["alpha"]
 
     def chosen_rate(self, method: str) -> float:
-        """The learning rate with the most validation problems solved; of equals the smallest."""
+        """The learning rate with which most validation problems are solved; on a tie, the smallest."""
         tuned = method if method in self.study.tuned else self.study.same_rate[method]
         rates = sorted(self.study.tuned[tuned])
         solved = [last(self.folder(tuned, self.study.tuning_seed, rate), "val/solve_rate") for rate in rates]
         return rates[solved.index(max(solved))]
 
     def budget(self) -> float:
-        """What `fixed` has spent on average over its seeds: one number for all seeds of the other methods, so that the
-        report takes these for one method."""
+        """The mean compute of `fixed` over its seeds, in floating-point operations.
+
+        All seeds of the other methods get the same number, so that the report recognises them as one method.
+        """
         spent = [last(self.folder("fixed", seed), "compute/flops") for seed in self.study.seeds["fixed"]]
         return float(f"{sum(spent) / len(spent):.4g}")
 
     def choices(self) -> dict[str, Any]:
-        """All that was chosen, for the page: validation solve rate of every learning rate that was tried."""
+        """All choices, and the validation solve rate of every learning rate that was tried."""
         seed = self.study.tuning_seed
         tried = {
             method: {rate: last(self.folder(method, seed, rate), "val/solve_rate") for rate in rates}
@@ -222,17 +226,17 @@ class TaskStudy:
 
 
 def last(folder: Path, tag: str) -> float:
-    """The newest value of a scalar in a run's folder."""
+    """The last value of a scalar in a run's folder."""
     return read_scalars(sorted(folder.glob(EVENTS)))[tag][-1][1]
 
 
 def newest(folder: Path) -> str:
-    """The adapter that a run has saved last."""
+    """The last adapter that a run saved."""
     return str(sorted(path for path in (folder / "checkpoints").glob("step=*") if path.is_dir())[-1])
 
 
 def report(studies: Sequence[TaskStudy], out: Path) -> Stage:
-    """Tables and figures of all runs but those of tuning."""
+    """The stage that writes tables and figures of all runs, except for those of tuning."""
     folders = [str(s.folder(method, seed)) for s in studies for method, of in s.study.seeds.items() for seed in of]
     line = ["python", "-m", "lmix", "report", *folders, *flags({"out": str(out / "report"), "title": out.name})]
     return Stage("report", line, out / "report", always=True)

@@ -1,6 +1,6 @@
-"""Statistics of right and wrong answers: of one policy, of two on the same problems, and of methods over seeds.
+"""Statistics of correct and wrong answers: for one policy, two policies on the same problems, and methods over seeds.
 
-Intervals are 95 % by default. Problems are what is sampled: completions of one problem are never taken as independent.
+Intervals are 95 % by default. Problems are the sampling unit: completions of one problem never count as independent.
 """
 
 from lmix.evaluation.statistics.crossed import Components, Estimate, components, crossed_mean, holm, paired_difference

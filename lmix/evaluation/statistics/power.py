@@ -1,7 +1,7 @@
-"""How likely a study of S seeds, N problems and k samples sees a difference, and what it needs to see one.
+"""Power of a study with S seeds, N problems and k samples, and the sizes needed to detect a difference.
 
-The test is `paired_difference`'s at 5 %. Mean squares are drawn by their distributions (chi-squared) beside the mean
-(normal), and the test is applied to each draw: no approximation of its degrees of freedom enters.
+The test is that of `paired_difference` at 5 %. The mean squares (chi-squared) and the mean (normal) are simulated from
+their distributions, and the test is applied to each draw, so the degrees of freedom are not approximated.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from scipy.special import gammaincinv
 from lmix.evaluation.statistics.crossed import Components, Spread
 
 DRAWS, SEED = 40_000, 0
-"""Of the simulation, whose error is then 0.25 points at most; the same draws for every question, so that answers are
-monotone."""
+"""Size and seed of the simulation. Its standard error is at most 0.25 points. All calls use the same draws, so that
+results are monotone."""
 MOST_PROBLEMS, MOST_SEEDS = 1_000_000, 1000
 
 
 def assumed_components(rate: float, difference: float, spread: float, agreement: float, seed_sd: float) -> Components:
-    """Variances of the difference of two methods from what is assumed of them.
+    """Variance components of the difference of two methods, from assumptions about them.
 
     Args:
-        rate: what the weaker one solves.
-        difference: how much more the other one solves.
-        spread: correlation of two completions of one problem, by one model: `Var(p_i) / (p (1 - p))`.
+        rate: solve rate of the weaker method.
+        difference: how much higher the solve rate of the other method is.
+        spread: correlation of two completions of one problem by one model: `Var(p_i) / (p (1 - p))`.
         agreement: correlation of the two methods' `p_i`.
         seed_sd: standard deviation of a method's rate over seeds.
 
     Raises:
-        ValueError: one outside its range.
+        ValueError: a value is out of range.
     """
     if not 0 < rate < 1 or not rate + difference < 1:
         raise ValueError(f"rate must lie between 0 and 1, also with the difference added: not {rate} and {difference}")
@@ -44,15 +44,15 @@ def assumed_components(rate: float, difference: float, spread: float, agreement:
 
 
 def power(difference: float, parts: Components, problems: int, samples: int, seeds: int) -> float:
-    """Probability that the test finds a true difference.
+    """Probability that the test detects a true difference.
 
     Args:
-        difference: as a share: 0.05 is 5 points.
-        parts: variances of the difference. With one seed those of seeds can't be seen, and are left out: the answer
-            is for these two trained models, not for the methods.
-        problems: N, at least 2.
-        samples: k, completions of each problem.
-        seeds: S.
+        difference: the true difference as a fraction: 0.05 is 5 points.
+        parts: variance components of the difference. With one seed the variance over seeds can't be estimated and is
+            left out; the result then holds for the two trained models, not for the methods.
+        problems: N, the number of problems, at least 2.
+        samples: k, the number of completions per problem.
+        seeds: S, the number of seeds.
     """
     noise, threshold = _draws(parts, problems, samples, seeds)
     return float((np.abs(difference + noise) >= threshold).mean())
@@ -60,7 +60,7 @@ def power(difference: float, parts: Components, problems: int, samples: int, see
 
 @lru_cache(maxsize=8)
 def _draws(parts: Components, problems: int, samples: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each simulated study: how far its mean is from the true difference, and how far from 0 it must be."""
+    """For each simulated study, the error of its mean and the smallest absolute mean that the test rejects."""
     chance = np.random.default_rng(SEED)
     normal, uniforms = chance.standard_normal(DRAWS), chance.random((3, DRAWS))
     error = parts.interaction + parts.sample / samples
@@ -76,14 +76,14 @@ def _draws(parts: Components, problems: int, samples: int, seeds: int) -> tuple[
 
 
 def mean_square(freedom: int, uniforms: np.ndarray) -> np.ndarray:
-    """Draws of a chi-squared variable over its degrees of freedom, by its inverse CDF."""
+    """Draws of a chi-squared variable divided by its degrees of freedom, by inverse CDF."""
     return 2.0 * gammaincinv(freedom / 2, uniforms) / freedom
 
 
 def detectable_difference(
     parts: Components, problems: int, samples: int, seeds: int, wanted: float = 0.8
 ) -> float | None:
-    """The smallest true difference that is found with probability `wanted`; None where even 1 (100 points) is not."""
+    """The smallest true difference detected with probability `wanted`; None if even 1 (100 points) is not."""
     if power(1.0, parts, problems, samples, seeds) < wanted:
         return None
     low, high = 0.0, 1.0
@@ -94,17 +94,23 @@ def detectable_difference(
 
 
 def problems_needed(difference: float, parts: Components, samples: int, seeds: int, wanted: float = 0.8) -> int | None:
-    """The fewest problems that find a difference; None where no number does, as seeds differ too much."""
+    """The fewest problems that detect a difference with probability `wanted`; None if no number does.
+
+    This happens if seeds differ too much.
+    """
     return _fewest(lambda n: power(difference, parts, n, samples, seeds) >= wanted, 2, MOST_PROBLEMS)
 
 
 def seeds_needed(difference: float, parts: Components, problems: int, samples: int, wanted: float = 0.8) -> int | None:
-    """The fewest seeds that find a difference, at least two; None where no number does, as problems are too few."""
+    """The fewest seeds, at least two, that detect a difference with probability `wanted`; None if no number does.
+
+    This happens if there are too few problems.
+    """
     return _fewest(lambda s: power(difference, parts, problems, samples, s) >= wanted, 2, MOST_SEEDS)
 
 
 def _fewest(suffices: Callable[[int], bool], low: int, most: int) -> int | None:
-    """The smallest number from `low` on that suffices, to 1 %; None where `most` does not."""
+    """The smallest sufficient number from `low` on, to within 1 %; None if `most` does not suffice."""
     if suffices(low):
         return low
     if not suffices(most):

@@ -8,12 +8,12 @@ from lmix.evaluation.statistics.proportions import wilson_interval
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Probability that one of k completions is right, from n of which `correct` are.
+    """pass@k: the probability that at least one of k completions is correct, from n completions.
 
     The unbiased estimator of Chen et al. (2021, arXiv 2107.03374, eq. 1): `1 - C(n - correct, k) / C(n, k)`.
 
     Raises:
-        ValueError: not 0 <= correct <= n, or not 1 <= k <= n.
+        ValueError: 0 <= correct <= n or 1 <= k <= n does not hold.
     """
     if not 0 <= correct <= n:
         raise ValueError(f"correct must lie between 0 and n ({n}), not {correct}")
@@ -23,19 +23,19 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
-    """Probability that the most frequent of k answers is right (self-consistency, Wang et al., arXiv 2203.11171).
+    """maj@k: the probability that the most frequent of k answers is correct (Wang et al., arXiv 2203.11171).
 
-    Each run of k completions that do not overlap is one vote, so the mean over them is unbiased. Answers that are
-    equally frequent are chosen among at random: the result is the expected value. None casts no vote; a vote without
-    answers is wrong.
+    The completions are split into consecutive blocks of k, and each block votes once, so the mean over blocks is
+    unbiased. Ties are broken at random; the result is the expected value. None casts no vote. A block without answers
+    is wrong.
 
     Args:
-        answers: of n completions of one problem, in the order in which they were drawn.
-        correct: whether each is right.
-        k: completions of a vote.
+        answers: the answers of n completions of one problem, in sampling order.
+        correct: whether each answer is correct.
+        k: number of completions in a vote.
 
     Raises:
-        ValueError: not 1 <= k <= n.
+        ValueError: 1 <= k <= n does not hold.
     """
     if not 1 <= k <= len(answers):
         raise ValueError(f"k must lie between 1 and n ({len(answers)}), not {k}: draw more completions")
@@ -49,26 +49,26 @@ def _vote(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
         return 0.0
     most = max(counts.values())
     winners = {answer for answer, count in counts.items() if count == most}
-    # winners have equally many votes, so a mean over their votes is one over the winners
+    # winners have equally many votes, so the mean over their votes equals the mean over winners
     votes = [right for answer, right in zip(answers, correct, strict=True) if answer in winners]
     return sum(votes) / len(votes)
 
 
 def mean_interval(values: Sequence[float], samples: int = 1, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a rate over problems, clustered by problem: Wilson's with the effective number of draws.
+    """Interval of a rate over problems, clustered by problem: Wilson's interval with an effective sample size.
 
-    The variance of the mean is that of the problems' own values (cluster-robust: Miller, "Adding Error Bars to Evals",
-    arXiv 2411.00640, section 2.2), and the effective number is that of independent draws with this variance, between
-    one a problem and all (Korn and Graubard, 1998; compared with others by Dean and Pagano, 2015, J. Survey Stat.
-    Methodol. 3). With one completion of each problem it is Wilson's interval exactly.
+    The variance of the mean is estimated from the values of the problems (cluster-robust: Miller, "Adding Error Bars to
+    Evals", arXiv 2411.00640, section 2.2). The effective sample size is the number of independent draws with this
+    variance, limited to between one draw per problem and all draws (Korn and Graubard, 1998; compared with alternatives
+    by Dean and Pagano, 2015, J. Survey Stat. Methodol. 3). With one completion per problem it equals Wilson's interval.
 
     Args:
-        values: one a problem, in [0, 1], such as the share of its completions that are right.
-        samples: completions that each value comes from, at most.
-        confidence: of the interval.
+        values: one value per problem, in [0, 1], such as the share of its completions that are correct.
+        samples: the largest number of completions behind a value.
+        confidence: confidence level of the interval.
 
     Returns:
-        Its lower and upper end; (0, 1) without problems.
+        The lower and upper end; (0, 1) without problems.
     """
     problems = len(values)
     if not problems:

@@ -1,4 +1,4 @@
-"""Objectives: how a step's groups become a gradient. Each is a small class with only its own settings."""
+"""Objectives: the loss over a step's groups. Each is a small class with only its own settings."""
 
 from lmix.training.objectives.chord import CHORD
 from lmix.training.objectives.cispo import CISPO

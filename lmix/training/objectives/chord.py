@@ -12,20 +12,21 @@ from lmix.training.objectives.objective import Scored, StepTotals
 
 
 class CHORD(GRPO):
-    """`(1 - mu) L_GRPO + mu L_SFT` (eq. 4 there), the SFT loss over the demonstrations of the step's own problems.
+    """`(1 - mu) L_GRPO + mu L_SFT` (eq. 4 of the CHORD paper), with the demonstrations of the step's own problems.
 
-    mu falls along a cosine from its peak in the first step to its valley. With phi a demonstration's token of
-    probability p weighs p (1 - p) (eq. 5 there): neither what the model knows nor what it finds absurd disturbs it.
+    mu follows a cosine from its peak in the first step down to its valley. With `phi`, a demonstration token of
+    probability p has weight p (1 - p) (eq. 5 there), so tokens that the model already knows and tokens that it finds
+    very unlikely both count little.
 
     Args:
         mu_peak: weight of the SFT loss in the first step.
-        mu_valley: weight after `mu_decay_steps`.
-        mu_decay_steps: outer steps from one to the other.
-        phi: weigh the demonstrations' tokens.
-        kwargs: of `GRPO`; without `beta`.
+        mu_valley: weight of the SFT loss after `mu_decay_steps`.
+        mu_decay_steps: outer steps over which the weight falls.
+        phi: weight the demonstration tokens by p (1 - p).
+        kwargs: arguments of `GRPO`, except `beta`.
 
     Raises:
-        ValueError: a weight outside [0, 1], no decay steps, or a beta.
+        ValueError: a weight is outside [0, 1], `mu_decay_steps` is below 1, or `beta` is not 0.
     """
 
     adds_demonstration = True
@@ -55,12 +56,12 @@ class CHORD(GRPO):
         return self.mu_valley + (self.mu_peak - self.mu_valley) * left
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
-        """Eq. 4 over the sampled completions; the demonstration, which is last, gets 1 so that it is scored."""
+        """Eq. 4 (of Gan & Zhu) over the sampled completions. The demonstration, which is last, gets 1: it is scored."""
         sampled_PG = super().advantages(rewards_PG[:, :-1])
         return torch.cat([sampled_PG, torch.ones_like(rewards_PG[:, -1:])], dim=1)
 
     def terms(self, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
-        """The surrogate of sampled completions, `phi log pi` of demonstrations."""
+        """The surrogate for sampled completions, `phi log pi` for demonstrations."""
         assert scored.demonstration is not None
         terms_bC, logged = super().terms(scored)
         sft_bC = scored.demonstration[:, None] & scored.mask
@@ -70,7 +71,7 @@ class CHORD(GRPO):
         return torch.where(sft_bC, weight_bC * log_probs_bC, terms_bC), logged
 
     def token_weights(self, tokens_PG: Tensor, totals: StepTotals) -> Tensor:
-        """(1 - mu) GRPO's over the sampled completions, mu for the mean over the demonstrations' tokens."""
+        """GRPO's weights times `1 - mu` for sampled completions, mu times a mean over tokens for demonstrations."""
         mu = self.mu(totals.step)
         rl_PG = (1.0 - mu) * super().token_weights(tokens_PG[:, :-1], totals.of_samples)
         sft_P1 = torch.full((len(tokens_PG), 1), mu / max(totals.demonstration_tokens, 1))

@@ -11,13 +11,14 @@ from lmix.training.objectives.objective import Objective, Scored, StepTotals
 
 
 class CISPO(Objective):
-    """REINFORCE whose importance weight is clipped and not differentiated, so that every token keeps a gradient.
+    """REINFORCE with a clipped importance weight that is not differentiated, so that every token keeps a gradient.
 
-    `sum_{i, t} sg(min(r, 1 + c)) A log pi / sum_i |y_i|` (eq. 4 and 5 there; like the authors, without a lower bound).
+    `sum_{i, t} sg(min(r, 1 + c)) A log pi / sum_i |y_i|` (eq. 4 and 5 of the MiniMax-M1 paper; as its authors do,
+    without a lower bound).
 
     Args:
-        clip_radius_above: c, how far above 1 a weight may go.
-        kwargs: of `Objective`.
+        clip_radius_above: c; weights are clipped at 1 + c.
+        kwargs: arguments of `Objective`.
 
     Raises:
         ValueError: c is not positive.

@@ -1,4 +1,4 @@
-"""Distillation: a divergence from a frozen teacher at each token that the student drew, in place of a reward."""
+"""Distillation: a divergence from the teacher at each token that the student sampled, instead of a reward."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from lmix.training.objectives.objective import Objective, Scored, StepTotals
 
 
 class Distillation(Objective):
-    """`- D(student, teacher)` of each token, over the whole vocabulary; of lmix.DistillModule and lmix.SDPOModule.
+    """`- D(student, teacher)` at each token, over the whole vocabulary. For lmix.DistillModule and lmix.SDPOModule.
 
     Args:
-        divergence: reverse_kl is KL(student || teacher), which seeks the teacher's modes (MiniLLM, arXiv 2306.08543;
-            "On-Policy Distillation", Thinking Machines, 2025); forward_kl is KL(teacher || student), which covers all
-            that the teacher does; jensen is GKD's blend of both (arXiv 2306.13649, eq. 1).
-        blend: b of jensen, in (0, 1): towards 0 it goes as forward_kl, towards 1 as reverse_kl.
+        divergence: reverse_kl is KL(student || teacher), which is mode-seeking (MiniLLM, arXiv 2306.08543; "On-Policy
+            Distillation", Thinking Machines, 2025). forward_kl is KL(teacher || student), which covers all modes of the
+            teacher. jensen is GKD's generalised Jensen-Shannon divergence (arXiv 2306.13649, eq. 1).
+        blend: b of jensen, in (0, 1). Near 0 it behaves like forward_kl, near 1 like reverse_kl.
         normaliser: what a token's divergence is averaged over; see `GRPO`.
-        kwargs: of `Objective`.
+        kwargs: arguments of `Objective`.
 
     Raises:
-        ValueError: a blend outside (0, 1).
+        ValueError: blend is outside (0, 1).
     """
 
     needs_teacher = True
@@ -42,11 +42,11 @@ class Distillation(Objective):
         self.normaliser: Normaliser = normaliser
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
-        """1: what a completion earned does not matter."""
+        """1 for every completion: rewards are not used."""
         return torch.ones_like(rewards_PG, dtype=torch.float32)
 
     def terms(self, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
-        """The divergence, negated."""
+        """The negative divergence."""
         assert scored.divergence is not None
         divergence_bC = scored.divergence.masked_fill(~scored.mask, 0.0)
         return -divergence_bC, {"divergence": divergence_bC.detach()}

@@ -6,14 +6,14 @@ from lmix.training.objectives.grpo import GRPO
 
 
 class DrGRPO(GRPO):
-    """GRPO without its two biases: advantages `R - mean`, and sums over tokens divided by a constant.
+    """GRPO without its two biases: advantages are `R - mean`, and sums over tokens are divided by a constant.
 
-    `1 / (P G L) * sum_{i, t} min(r A, clip(r) A)` with the length limit L: neither a completion's length nor a
-    group's spread of rewards changes what a token weighs.
+    `1 / (P G L) * sum_{i, t} min(r A, clip(r) A)` with P prompts, G completions of each, and the length limit L. The
+    weight of a token depends neither on the length of its completion nor on the spread of rewards in its group.
 
     Args:
         clip_radius: half-width of the interval around 1 that the ratio is clipped to.
-        kwargs: of `Objective`.
+        kwargs: arguments of `Objective`.
     """
 
     def __init__(self, clip_radius: float = 0.2, **kwargs: Any) -> None:

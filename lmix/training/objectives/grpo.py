@@ -1,4 +1,4 @@
-"""GRPO: the clipped surrogate over group-relative advantages (eq. 4-6), with the KL of the baseline by option."""
+"""GRPO: the clipped surrogate with group-relative advantages (eq. 4-6), and optionally the baseline's KL term."""
 
 import math
 from typing import Any
@@ -15,17 +15,18 @@ class GRPO(Objective):
 
     Args:
         clip_radius: half-width of the interval around 1 that the ratio is clipped to.
-        clip_radius_above: another half-width above 1 (DAPO's clip-higher, 0.28); null takes clip_radius.
-        normaliser: what a token's term is averaged over. group: its group's tokens, then the mean over groups (eq. 6).
-            batch: all tokens of the update (DAPO). response: its completion's tokens, then the mean over completions
-            (the authors' code). constant: the length limit, then the mean over completions (Dr. GRPO).
-        advantage_std: the standard deviation in eq. 4: population (over G), sample (over G - 1, the authors' code) or
-            none (Dr. GRPO).
-        beta: weight of the per-token KL to the reference (k3 estimate): the baseline KL-GRPO. The mixture needs none.
-        kwargs: of `Objective`.
+        clip_radius_above: a different half-width above 1 (DAPO's clip-higher, 0.28); null uses clip_radius.
+        normaliser: how token terms are averaged. group: the mean over a group's tokens, then over groups (eq. 6).
+            batch: the mean over all tokens of the update (DAPO). response: the mean over a completion's tokens, then
+            over completions (the authors' code). constant: the sum over a completion's tokens divided by the length
+            limit, then the mean over completions (Dr. GRPO).
+        advantage_std: the standard deviation in eq. 4: population (divided by G), sample (divided by G - 1, the
+            authors' code) or none (Dr. GRPO).
+        beta: weight of the per-token KL to the reference (k3 estimate), for the baseline KL-GRPO. It needs alpha 0.
+        kwargs: arguments of `Objective`.
 
     Raises:
-        ValueError: a setting outside its range.
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class GRPO(Objective):
         return group_advantages(rewards_PG, self.advantage_std)
 
     def terms(self, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
-        """The surrogate, less the KL where there is one."""
+        """The surrogate, minus the KL term if `beta` is set."""
         terms_bC, clipped_bC = self.surrogate(scored)
         logged = {"clip_fraction": clipped_bC}
         if scored.reference is not None:
@@ -62,16 +63,16 @@ class GRPO(Objective):
         return terms_bC, logged
 
     def surrogate(self, scored: Scored) -> tuple[Tensor, Tensor]:
-        """Eq. 5 and the summand of eq. 6: `[b, C]`, and which tokens the clip holds."""
+        """The ratio of eq. 5 in the summand of eq. 6, `[b, C]`, and which tokens are clipped, `[b, C]`."""
         return clipped_surrogate(scored.log_probs, scored.old, scored.advantages, scored.mask, self.clip)[:2]
 
     def token_weights(self, tokens_PG: Tensor, totals: StepTotals) -> Tensor:
-        """The normaliser of eq. 6, or another."""
+        """The weights of `normaliser`; `group` is that of eq. 6."""
         return NORMALISERS[self.normaliser](tokens_PG, totals)
 
 
 def clip_interval(below: float, above: float | None) -> tuple[float, float]:
-    """The half-widths of the ratio's interval below and above 1. Raises ValueError where one is out of range."""
+    """The half-widths of the ratio's interval below and above 1. Raises ValueError if one is out of range."""
     if not 0 < below < 1:
         raise ValueError(f"objective.clip_radius must lie between 0 and 1, not {below}")
     if above is not None and not 0 < above < math.inf:

@@ -12,18 +12,18 @@ from lmix.training.objectives.objective import Objective, Scored, StepTotals
 
 
 class GSPO(Objective):
-    """The clipped surrogate of whole completions: `mean_i min(s_i A_i, clip(s_i) A_i)` (eq. 5 there).
+    """The clipped surrogate over whole completions: `mean_i min(s_i A_i, clip(s_i) A_i)` (eq. 5 of the GSPO paper).
 
-    `s_i = (pi(y_i) / pi_old(y_i))^(1 / |y_i|)`, the geometric mean of the tokens' ratios (eq. 7 there). Its interval is
-    far narrower than a token's.
+    `s_i = (pi(y_i) / pi_old(y_i))^(1 / |y_i|)` is the geometric mean of the token ratios (eq. 7 there). It stays much
+    closer to 1 than token ratios do, so the clipping interval is far narrower.
 
     Args:
-        clip_radius: half-width of the ratio's interval below 1.
-        clip_radius_above: half-width above 1.
-        kwargs: of `Objective`; without `sampler_weight_cap`, whose weights are a token's.
+        clip_radius: clip the ratio at 1 - clip_radius from below.
+        clip_radius_above: clip the ratio at 1 + clip_radius_above from above.
+        kwargs: arguments of `Objective`, except `sampler_weight_cap`, which weights single tokens.
 
     Raises:
-        ValueError: a setting outside its range.
+        ValueError: a setting is out of range.
     """
 
     logged = ("clip_fraction",)
@@ -39,7 +39,7 @@ class GSPO(Objective):
         return group_advantages(rewards_PG)
 
     def terms(self, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
-        """A completion's value at each of its tokens, which `token_weights` averages."""
+        """The completion's term, repeated at each of its tokens; `token_weights` averages over them."""
         tokens_b = scored.mask.sum(dim=1).clamp(min=1)
         log_ratio_bC = (scored.log_probs - scored.old).masked_fill(~scored.mask, 0.0)
         ratio_b = (log_ratio_bC.sum(dim=1) / tokens_b).exp()

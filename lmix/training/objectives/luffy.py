@@ -12,17 +12,17 @@ from lmix.training.objectives.objective import Scored
 
 
 class LUFFY(GRPO):
-    """GRPO over groups of sampled completions and the problem's demonstration (eq. 5 and 6 there).
+    """GRPO over groups of sampled completions and the problem's demonstration (eq. 5 and 6 of the LUFFY paper).
 
-    The demonstration is judged as the others are, and takes part in eq. 4. Its ratio is that to a policy of probability
-    1, so pi itself, shaped to `pi / (pi + gamma)` and not clipped.
+    The demonstration is judged like the others and takes part in the advantages (eq. 4 of Gan & Zhu). Its old
+    probability counts as 1, so its ratio is pi itself, shaped to `pi / (pi + gamma)` and not clipped.
 
     Args:
-        gamma: of the shaping; smaller ones favour unlikely tokens more.
-        kwargs: of `GRPO`; without `beta`.
+        gamma: parameter of the shaping; smaller values favour unlikely tokens more.
+        kwargs: arguments of `GRPO`, except `beta`.
 
     Raises:
-        ValueError: gamma is not positive, or a beta.
+        ValueError: gamma is not positive, or `beta` is not 0.
     """
 
     adds_demonstration = True
@@ -36,7 +36,7 @@ class LUFFY(GRPO):
         self.gamma = gamma
 
     def surrogate(self, scored: Scored) -> tuple[Tensor, Tensor]:
-        """Eq. 6 for sampled completions, `A pi / (pi + gamma)` for demonstrations."""
+        """The clipped surrogate for sampled completions, `A pi / (pi + gamma)` for demonstrations."""
         assert scored.demonstration is not None
         terms_bC, clipped_bC = super().surrogate(scored)
         off_policy_bC = scored.demonstration[:, None] & scored.mask

@@ -1,4 +1,4 @@
-"""What each token of a completion weighs in the loss: the averages of the field, `[P, G]` -> `[P, G]`.
+"""Normalisers: the weight of a completion's tokens in the loss, from token counts `[P, G]` to weights `[P, G]`.
 
 Legend: P prompts (groups), G completions of a group. Weights of a step over all ranks sum to at most 1 per group.
 """
@@ -16,7 +16,7 @@ Normaliser = Literal["group", "batch", "response", "constant"]
 
 
 def per_group(tokens_PG: Tensor, totals: StepTotals) -> Tensor:
-    """Eq. 6: the mean over a group's tokens, then over groups."""
+    """The mean over a group's tokens, then over groups (eq. 6)."""
     group_B = torch.arange(len(tokens_PG)).repeat_interleave(tokens_PG.shape[1])
     weights_B = group_token_weights(tokens_PG.flatten(), group_B)
     return weights_B.view_as(tokens_PG) * (len(tokens_PG) / max(totals.groups, 1))
@@ -28,19 +28,23 @@ def per_batch(tokens_PG: Tensor, totals: StepTotals) -> Tensor:
 
 
 def per_response(tokens_PG: Tensor, totals: StepTotals) -> Tensor:
-    """The mean over each completion's own tokens, then over completions (GRPO as first published, arXiv 2402.03300, and
-    the authors' code of the paper)."""
+    """The mean over a completion's tokens, then over completions.
+
+    As in the original GRPO (arXiv 2402.03300), and in the code of the paper's authors.
+    """
     return 1.0 / (tokens_PG.clamp(min=1) * totals.completions)
 
 
 def per_limit(tokens_PG: Tensor, totals: StepTotals) -> Tensor:
-    """The sum over tokens divided by a constant, the length limit, and the mean over completions (Dr. GRPO, arXiv
-    2503.20783)."""
+    """The sum over a completion's tokens divided by the length limit, then the mean over completions.
+
+    As in Dr. GRPO (arXiv 2503.20783).
+    """
     return torch.full(tokens_PG.shape, 1.0 / (totals.max_new_tokens * totals.completions))
 
 
 def per_sequence(tokens_PG: Tensor, totals: StepTotals) -> Tensor:
-    """The sum over each completion's tokens, which is its log-probability's gradient, and the mean over completions."""
+    """The sum over a completion's tokens, as for a single action, then the mean over completions."""
     return torch.full(tokens_PG.shape, 1.0 / totals.completions)
 
 

@@ -1,4 +1,4 @@
-"""What an objective is: from a step's rewards and log-probabilities to the terms and weights of the loss.
+"""The base class of objectives, which turn rewards and log-probabilities into the terms and weights of the loss.
 
 Legend: P prompts (groups), G completions of a group, b rows of a micro-batch, C tokens of the longest completion.
 """
@@ -12,88 +12,90 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepTotals:
-    """Sizes of one optimiser step over all ranks, which the loss is normalised by."""
+    """Sizes of one optimiser step over all ranks, for normalising the loss."""
 
     groups: int
     tokens: int
-    """Completion tokens that count, those of demonstrations among them."""
+    """Completion tokens that count, including those of demonstrations."""
     samples: int
-    """Completions of a group: G, and a demonstration where the objective adds one."""
+    """Completions per group: G, plus one if the objective adds a demonstration."""
     max_new_tokens: int
-    """Tokens of a completion at most."""
+    """Length limit of a completion, in tokens."""
     step: int = 0
-    """Outer steps before this one."""
+    """Index of the outer step, from 0."""
     demonstration_tokens: int = 0
-    """Of `tokens`, those of demonstrations."""
+    """Demonstration tokens among `tokens`."""
 
     @property
     def of_samples(self) -> "StepTotals":
-        """The same without the demonstrations."""
+        """The totals without the demonstrations."""
         return replace(
             self, tokens=self.tokens - self.demonstration_tokens, samples=self.samples - 1, demonstration_tokens=0
         )
 
     @property
     def completions(self) -> int:
-        """Of all groups; at least 1."""
+        """Completions of all groups; at least 1."""
         return max(self.samples * self.groups, 1)
 
 
 class Scored(NamedTuple):
-    """A micro-batch of completions with their log-probabilities, all `[b, C]` but the advantages."""
+    """A micro-batch of completions with their log-probabilities. Tensors are `[b, C]` unless stated otherwise."""
 
     log_probs: Tensor
-    """Under what is optimised (the mixed policy), with gradient."""
+    """Log-probabilities under the distribution being optimised (the mixed policy), with gradient."""
     old: Tensor
-    """Under what they were drawn from, before the step's first update: theta_old of eq. 5."""
+    """Log-probabilities under the sampling distribution before the step's first update: theta_old of eq. 5."""
     advantages: Tensor
     """`[b]`."""
     mask: Tensor
-    """Bool: the tokens that count. Others may hold anything, and must not reach the result."""
+    """Bool: the tokens that count. Values at other tokens are arbitrary and must not affect the result."""
     reference: Tensor | None = None
-    """Under the reference alone, where `Objective.needs_reference`."""
+    """Log-probabilities under the reference alone; given if `Objective.needs_reference`."""
     demonstration: Tensor | None = None
-    """`[b]`, bool: rows that are demonstrations and were not sampled, where `Objective.adds_demonstration`."""
+    """`[b]`, bool: rows that are demonstrations instead of samples; given if `Objective.adds_demonstration`."""
     divergence: Tensor | None = None
-    """Of what is optimised from the teacher, with gradient, where `Objective.needs_teacher`; the log-probabilities have
-    none then."""
+    """Divergence from the teacher, with gradient; given if `Objective.needs_teacher`. `log_probs` then have no
+    gradient."""
 
 
 class Objective:
-    """How a step's groups become a gradient. A subclass gives `advantages`, `terms` and `token_weights`.
+    """The loss over a step's groups. Subclasses implement `advantages`, `terms` and `token_weights`.
 
     The loss is `-sum_{i, t} token_weights_i * terms_{i, t}` over all completions of an optimiser step and all ranks.
 
     Args:
-        inner_updates: mu, passes over a step's rollouts.
-        mini_batches: optimiser steps of one pass, each on its share of the groups, in order. All old log-probabilities
-            are taken before the first. `trainer.max_steps`, schedules and checkpoints count outer steps.
-        micro_batch_tokens: padded tokens of one forward and backward pass; changes memory and speed, not the gradient.
-        sampler_weight_cap: multiply each token's term by min(p_old / p_sampler, cap), a truncated importance weight,
-            for a sampler that rounds differently from the trainer (train/sampler_gap_k3 says how much); null: no
-            weights.
-        entropy_bonus: add so many times the entropy of each token's distribution to the terms; above 0, dead groups
-            are scored as well.
+        inner_updates: mu, the number of passes over a step's rollouts.
+        mini_batches: optimiser steps per pass, each on a share of the groups, in order. All old log-probabilities are
+            computed before the first. `trainer.max_steps`, schedules and checkpoints count outer steps.
+        micro_batch_tokens: padded tokens of one forward and backward pass. It affects memory and speed, not the
+            gradient.
+        sampler_weight_cap: multiply each token's term by min(p_old / p_sampler, cap), a truncated importance weight.
+            It corrects for a sampler that rounds differently from the trainer; train/sampler_gap_k3 measures the
+            difference. null uses no weights.
+        entropy_bonus: coefficient of the entropy of each token's distribution, added to the terms. Above 0, dead
+            groups are scored as well.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number is out of range.
     """
 
     needs_reference = False
-    """Whether `terms` wants the log-probabilities under the reference alone, for a KL of the policy to it: then alpha
-    must be 0, and dead groups are scored as well."""
+    """Whether `terms` needs the log-probabilities under the reference alone, for a KL of the policy to it. alpha must
+    then be 0, and dead groups are scored as well."""
 
     adds_demonstration = False
-    """Whether each group gets the problem's demonstration as one more completion, the last one."""
+    """Whether each group gets the problem's demonstration as an additional, last completion."""
 
     optimises_policy = False
-    """Whether the policy alone is optimised on completions that the mixture drew."""
+    """Whether the policy alone is optimised, on completions sampled from the mixture."""
 
     needs_teacher = False
-    """Whether `terms` wants the divergence from a teacher, which only modules that have one compute."""
+    """Whether `terms` needs the divergence from a teacher. Only modules with a teacher compute it."""
 
     logged: tuple[str, ...] = ()
-    """Names of what `terms` gives to be logged; the same on all ranks, also on one that scores nothing in a step."""
+    """Names of the values that `terms` logs. They are declared here so that all ranks have the same names, even a rank
+    that scores nothing in a step."""
 
     def __init__(
         self,
@@ -124,31 +126,31 @@ class Objective:
 
     @property
     def scores_dead_groups(self) -> bool:
-        """Whether a completion of advantage 0 has a gradient too."""
+        """Whether completions with advantage 0 have a gradient as well."""
         return self.needs_reference or self.entropy_bonus > 0
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
-        """What each completion is worth beside the others of its group, `[P, G]` -> `[P, G]`.
+        """Compute advantages `[P, G]` from rewards `[P, G]`.
 
-        A completion of advantage exactly 0 has no gradient and is not scored, unless `scores_dead_groups`.
+        A completion whose advantage is exactly 0 has no gradient and is not scored, unless `scores_dead_groups`.
         """
         raise NotImplementedError
 
     def terms(self, scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is maximised, a token at a time.
+        """Compute the term of each token, which is maximised.
 
         Returns:
-            `[b, C]`, zero where the mask is false; and what is logged as means over the counted tokens, by the names of
-            `logged`: `[b, C]` each, without gradient.
+            The terms, `[b, C]`, zero where the mask is false; and the values to log as means over the counted tokens,
+            by the names in `logged`, `[b, C]` each, without gradient.
         """
         raise NotImplementedError
 
     def token_weights(self, tokens_PG: Tensor, totals: StepTotals) -> Tensor:
-        """What each token of a completion weighs in the loss; see `normalisers`.
+        """The weight in the loss of each token of a completion; see `normalisers`.
 
         Args:
             tokens_PG: `[P, G]`, counted tokens of each of this rank's completions.
-            totals: of all ranks.
+            totals: sizes of the optimiser step over all ranks.
 
         Returns:
             `[P, G]`, float32.
