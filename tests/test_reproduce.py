@@ -240,6 +240,16 @@ def test_local_data_reach_training_and_evaluation(tmp_path):
                 assert settings["model.backbone.path" if fit else "backbone.path"] == "b"
 
 
+def test_a_task_s_own_config_reaches_the_evaluations_and_the_preset_wins(tmp_path):
+    lines = plan("--preset", "sums-0.5b", "--out", str(tmp_path))
+    (settings,) = (parse(line) for line in lines if line[2] == "compare")
+    assert settings["task.dataset"] == "chain_sum"
+    assert yaml.safe_load(settings["task.config"])["max_terms"] == 3
+    lines = plan("--preset", "authors-math-0.5b", "--out", str(tmp_path))
+    (settings,) = (parse(line) for line in lines if line[2] == "compare")
+    assert settings["task.template"] == "think_answer"  # configs/tasks/math.yaml has another
+
+
 def write_preset(path: Path, **changes) -> Path:
     """A small preset with some fields changed; None leaves a field out."""
     preset = {

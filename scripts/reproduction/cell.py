@@ -141,12 +141,12 @@ class Cell:
         }
         if command == "compare":
             settings |= {"a": "policy", "b": "reference"}
-        task = read_config("tasks", self.task)["data"]["task"]["class_path"]
+        task = read_config("tasks", self.task)["data"]["task"]
         backbone = read_config("models", self.model)["model"]["init_args"]["backbone"]
         backbone |= below("model.backbone.", preset.training.settings) | below("model.backbone.", given)
         line = [
-            *("python", "-m", "lmix", command, f"--task={task}"),
-            *flags(self.task_settings | below("data.task.", given), "task."),
+            *("python", "-m", "lmix", command, f"--task={task['class_path']}"),
+            *flags(task.get("init_args", {}) | self.task_settings | below("data.task.", given), "task."),
             *flags(backbone, "backbone."),
             *flags(adapters, "adapters."),
             *flags(settings),
