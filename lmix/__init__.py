@@ -1,5 +1,6 @@
 """lmix: reinforcement learning with logit averaging (Gan & Zhu, arXiv 2605.20555) in PyTorch Lightning."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -39,3 +40,9 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'lmix' has no attribute {name!r}")
+
+
+# `AutoModelForCausalLM.from_pretrained` loads folders of `lmix export` once lmix.model is imported. A program that has
+# no transformers yet should not wait for it here: the first of the names above brings it.
+if "transformers" in sys.modules:
+    import_module("lmix.model")

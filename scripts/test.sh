@@ -6,6 +6,7 @@ export HF_HUB_OFFLINE=1
 .venv/bin/ruff format --check .
 .venv/bin/pyright
 .venv/bin/lint-imports --no-cache
-NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --site-dir "$(mktemp -d)"
+# without --quiet: it drops warnings before mkdocs counts them, so `strict` would not stop the build
+NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --site-dir "$(mktemp -d)"
 # two processes with one thread each: most test time is spent in Python, not in matrix products
 exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

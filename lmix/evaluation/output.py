@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 from lmix.files import write_lines
+from lmix.progress import Seconds, StatusLine, time_left
 from lmix.rollout.engine import Progress
 
 SUMMARIES = ("evaluation.json", "sweep.json", "compare.json", "audit.json")
@@ -44,23 +43,27 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def drawing(console: Console, name: str, every: float = 20.0) -> Iterator[Progress]:
-    """Show how many completions have ended: a bar on a terminal, otherwise a line every `every` seconds."""
-    text = "{}/{} completions, {:,} tokens"
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-        with Bar(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-            task = bar.add_task(name, total=None, text="")
-            yield lambda ended, rows, tokens: bar.update(
-                task, total=rows, completed=ended, text=text.format(ended, rows, tokens)
-            )
-        return
-    last = time.monotonic()
+def drawing(console: Console, name: str, every: float = 20.0, clock: Seconds = time.monotonic) -> Iterator[Progress]:
+    """Show how many completions have ended, with an estimate of the time left.
 
-    def line(ended: int, rows: int, tokens: int) -> None:
+    On a terminal and in a notebook, one line changes in place; otherwise, a line is printed every `every` seconds.
+    """
+    status, start = StatusLine(console, clock=clock), clock()
+    in_place = console.is_terminal or console.is_jupyter
+    last = start
+
+    def show(ended: int, rows: int, tokens: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= every:
-            last = time.monotonic()
-            console.print(f"{name}: {text.format(ended, rows, tokens)}")
+        now = clock()
+        left = time_left((now - start) / ended * (rows - ended)) if 0 < ended < rows else ""
+        text = ", ".join(part for part in (f"{ended}/{rows} completions", f"{tokens:,} tokens", left) if part)
+        if in_place:
+            status.show(name, ended, rows, text)
+        elif now - last >= every:
+            last = now
+            console.print(f"{name}: {text}")
 
-    yield line
+    try:
+        yield show
+    finally:
+        status.hide()

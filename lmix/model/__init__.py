@@ -12,3 +12,5 @@ EXPECTED = {
 
 for _name, _start in EXPECTED.items():
     logging.getLogger(_name).addFilter(lambda record, start=_start: not record.getMessage().startswith(start))
+
+import lmix.model.auto  # noqa: E402, F401  # registers with transformers, once warnings are filtered

@@ -255,4 +255,5 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         """Do nothing: the backbone ties its own weights."""
 
 
-AutoModelForCausalLM.register(MixedPolicyConfig, MixedPolicyForCausalLM)
+# in place of the loader of auto.py
+AutoModelForCausalLM.register(MixedPolicyConfig, MixedPolicyForCausalLM, exist_ok=True)

@@ -1,15 +1,15 @@
-"""Console output of a run: a progress bar while tokens are sampled, and one line per step."""
+"""Console output of a run: a progress bar within a step, and one line per step."""
 
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from lmix.evaluation.rows import completion_rows
 from lmix.evaluation.zero_rewards import count_causes, report
+from lmix.progress import Pace, StatusLine, time_left
 
 COLUMNS = {
     "train/loss": "loss {:.4f}",
@@ -32,12 +32,17 @@ SAMPLED = {"avg_at_k": "avg@k", "pass_at_k": "pass@k", "maj_at_k": "maj@k"}
 
 
 class StepConsole(ProgressBar):
-    """A progress bar for the completions being sampled (on a terminal), a line for each outer step, and a summary."""
+    """A line for each outer step with an estimate of the time left, and a summary at the end.
+
+    Within a step, a progress bar shows the completions that have ended, then the micro-batches of the update. It is
+    shown on a terminal and in a notebook; a log file has the lines only.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.console = Console(highlight=False, soft_wrap=True)
-        self.bar: Progress | None = None
+        self.status = StatusLine(self.console)
+        self.pace = Pace()
         self.enabled = True
         self.history: list[tuple[float, ...]] = []
 
@@ -53,27 +58,42 @@ class StepConsole(ProgressBar):
         super().setup(trainer, pl_module, stage)
         self.enabled = self.enabled and trainer.is_global_zero
         if self.enabled:
-            pl_module.progress = self.on_tokens  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+            module: Any = pl_module
+            module.progress, module.update_progress = self.on_tokens, self.on_passes
 
     def on_tokens(self, ended: int, rows: int, tokens: int) -> None:
-        """Update the bar. It exists only while tokens are sampled, so that it does not break up printed lines."""
-        if not self.console.is_terminal:
-            return
-        if self.bar is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeElapsedColumn(),
-            )
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.bar.start()
-            self.bar.add_task("drawing", total=rows, text="")
+        """Show how many completions have ended."""
         text = f"{ended}/{rows} completions, {tokens:,} tokens"
-        self.bar.update(self.bar.task_ids[0], completed=ended, text=text)
+        if self.trainer.training:
+            self.show("rollouts", ended, rows, text)
+        else:
+            self.status.show(f"evaluation after step {self.trainer.global_step}", ended, rows, text)
         if ended == rows:
-            self.bar.stop()
-            self.bar = None
+            self.status.hide()
+
+    def on_passes(self, done: int, passes: int) -> None:
+        """Show how many micro-batches the update has been through."""
+        self.show("update", done, passes, f"{done}/{passes} micro-batches")
+        if done == passes:
+            self.status.hide()
+
+    def show(self, phase: str, done: int, total: int, text: str) -> None:
+        """Show a phase of the step under way, with the time that the run will still take."""
+        left = self.time_left()
+        self.status.show(f"step {self.step_name(1)} {phase}", done, total, f"{text}, {left}" if left else text)
+
+    def step_name(self, later: int = 0) -> str:
+        """`3/40`, or `3` for a run that does not end by its steps; of the newest step or of a later one."""
+        step, steps = self.trainer.global_step + later, self.trainer.max_steps
+        return f"{step:>3}/{steps}" if steps > 0 else f"{step:>3}"
+
+    def time_left(self) -> str:
+        """An estimate; empty where there is none, as before the end of the first step."""
+        steps = self.trainer.max_steps - self.trainer.global_step
+        return time_left(self.pace.left(steps)) if steps > 0 else ""
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.status.hide()
 
     # the lines
 
@@ -82,11 +102,13 @@ class StepConsole(ProgressBar):
             self.say(f"resuming after step {trainer.global_step}")
         if trainer.log_dir:
             self.say(f"run folder: {trainer.log_dir}")
+        self.pace.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         shown = [text.format(metrics[name]) for name, text in COLUMNS.items() if name in metrics]
-        self.say(f"step {trainer.global_step:>3}/{trainer.max_steps}  {'  '.join(shown)}")
+        self.pace.step()
+        self.say("  ".join(part for part in (f"step {self.step_name()}", *shown, self.time_left()) if part))
         if trainer.global_step == 1:
             self.say_causes(pl_module)
 

@@ -107,6 +107,7 @@ class GRPOModule(AdapterModule):
         clock.lap()
         rate = self.learning_rate()
         updates = self.mini_batches(groups)
+        self.expect_passes(self.objective.inner_updates * sum(len(update.passes) for update in updates))
         for inner in range(self.objective.inner_updates):
             stats, norms = [], []
             for update in updates:

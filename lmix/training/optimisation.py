@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,9 @@ class OptimisedModule(RankedModule):
         self._noted: list[tuple[Tensor, Sequence[Rollout]]] = []
         """For each micro-batch since `name_nonfinite`: whether each loss and the gradient are finite, on the device."""
         self._refused_step = 0
+        self.update_progress: Callable[[int, int], None] | None = None
+        """Called after each micro-batch with (micro-batches so far, those of the whole step); set by a callback."""
+        self._passes = self._passes_done = 0
 
     def configure_optimizers(self) -> Any:
         settings = self.optimizer
@@ -68,6 +71,10 @@ class OptimisedModule(RankedModule):
         scheduler: Any = self.lr_schedulers()
         return scheduler.get_last_lr()[0]
 
+    def expect_passes(self, passes: int) -> None:
+        """Say how many micro-batches the step's updates have on this rank, for `update_progress`."""
+        self._passes, self._passes_done = passes, 0
+
     def backward_and_note(self, losses_b: Tensor, rollouts_b: Sequence[Rollout]) -> None:
         """Add the gradient of a micro-batch's losses, `[b]`, and record on the device whether all is finite.
 
@@ -79,6 +86,9 @@ class OptimisedModule(RankedModule):
         gradients = [p.grad for p in self.policy.policy_parameters() if p.grad is not None]
         finite = torch.cat([losses_b.detach(), torch.nn.utils.get_total_norm(gradients).to(losses_b)[None]]).isfinite()
         self._noted.append((finite, rollouts_b))
+        self._passes_done += 1
+        if self.update_progress is not None:
+            self.update_progress(self._passes_done, self._passes)
 
     def name_nonfinite(self) -> None:
         """Add the rollouts that made a loss or the gradient NaN or Inf to `nonfinite`.

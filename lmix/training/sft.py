@@ -71,6 +71,7 @@ class SFTModule(AdapterModule):
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         passes = token_budget_batches([len(d) for d in demonstrations], self.micro_batch_tokens)
         idle = self.idle_passes(len(passes))
+        self.expect_passes(len(passes))
         for rows in passes:
             packed = pack([demonstrations[i] for i in rows], self.device)
             losses = -packed.unflatten(score(self.policy, self.mixture, packed)).sum(dim=1) / count

@@ -33,6 +33,20 @@ def test_lines_off_a_terminal(every, count):
         assert "4/4 completions, 2,000 tokens" in text.getvalue()
 
 
+def test_an_estimate_from_the_completions_that_have_ended():
+    text, now = io.StringIO(), 0.0
+    with drawing(Console(file=text), "mixed", 0.0, clock=lambda: now) as progress:
+        progress(0, 4, 9)
+        now = 60.0
+        progress(1, 4, 50)
+        progress(4, 4, 70)
+    assert text.getvalue().splitlines() == [
+        "mixed: 0/4 completions, 9 tokens",
+        "mixed: 1/4 completions, 50 tokens, about 3 min left",
+        "mixed: 4/4 completions, 70 tokens",
+    ]
+
+
 def test_a_bar_on_a_terminal():
     text = io.StringIO()
     with drawing(Console(file=text, force_terminal=True, width=100), "mixed") as progress:

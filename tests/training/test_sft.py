@@ -23,6 +23,7 @@ class FirstGradient(L.Callback):
     def __init__(self) -> None:
         self.gradient: list[torch.Tensor] = []
         self.problems: list[list[int]] = []
+        self.passes: list[tuple[int, int]] = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batch = batch
@@ -38,6 +39,7 @@ def first_step(tmp_path, loss, micro_batch_tokens):
     watch = FirstGradient()
     optimizer = OptimizerConfig(lr=1e-9, max_grad_norm=None)
     m = SFTModule(BACKBONE, AdapterConfig(rank=4), micro_batch_tokens, SAMPLING, optimizer, loss)
+    m.update_progress = lambda done, passes: watch.passes.append((done, passes))
     t = trainer(tmp_path, 1, callbacks=[watch])
     t.fit(m, data(prompts=8))
     return m, watch, float(t.callback_metrics["train/loss"])
@@ -50,6 +52,8 @@ def test_the_loss_against_autograd_in_one_pass_and_in_eight(tmp_path, loss):
     demonstrations = [demonstration(prompt, data().task, whole_m.tokenizer) for prompt in whole.batch]
     lengths = [len(d.completion_ids) for d in demonstrations]
     assert len(set(lengths)) > 3
+    assert whole.passes == [(1, 1)]
+    assert parts.passes == [(done, 8) for done in range(1, 9)]
     negative = -written_out_log_probs(whole_m, pack(demonstrations), Mixture.at(0.0))
     expected = negative.mean() if loss == "token_mean" else negative.sum() / 8
     gradient = torch.autograd.grad(expected, whole_m.policy.policy_parameters())
