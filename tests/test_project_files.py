@@ -86,5 +86,5 @@ def test_a_slurm_job_goes_on_after_a_preemption_only(tmp_path, capsys):
         cli.main([*fit, "--print_config"])
     assert stop.value.code in (0, None)
     trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
-    assert (trainer["num_nodes"], trainer["devices"]) == (2, 4)
+    assert (trainer["num_nodes"], int(trainer["devices"])) == (2, 4)
     assert trainer["logger"]["init_args"]["version"] == "mine"
