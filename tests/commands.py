@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"```(?:bash|sh)\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"`((?:python -m lmix|lmix|python scripts/|bash scripts/)[^`]*)`")
 PROGRAMS = ("python", "lmix", "bash", "torchrun", "srun", "scontrol")
