@@ -1,8 +1,6 @@
 """Presets: their commands are what they were, every command parses, and finished stages are not run again."""
 
 import gzip
-import importlib
-import inspect
 import json
 import shlex
 import subprocess
@@ -77,12 +75,23 @@ COUNTS = {
     "paper": 9 * (1 + 3 + 3 * 7) + 1,
     "math-0.5b": 1 + 3 + 7 + 1,
     "mmlu-0.5b": 1 + 2 + 2 * 7 + 1,
+    "sums-0.5b": 1 + 1 + 1 + 1,
+    "sums-0.5b-rates": 1 + 3 + 1,
+    "sums-1.5b": 1 + 1 + 1 + 1,
 }
 
 
 LONG = {"paper", "mmlu-0.5b", "authors-math-0.5b", "arithmetic", "arithmetic-rates"}
 """Presets of many lines; each line takes a second to parse."""
-METHOD_COUNTS = {"arithmetic": 17, "arithmetic-rates": 17, "authors-math-3b": 5, "authors-math-0.5b": 2}
+METHOD_COUNTS = {
+    "arithmetic": 17,
+    "arithmetic-rates": 17,
+    "authors-math-3b": 5,
+    "authors-math-0.5b": 2,
+    "sums-0.5b": 2,
+    "sums-0.5b-rates": 2,
+    "sums-1.5b": 2,
+}
 """Different methods, SFT among them, that a preset runs."""
 
 
@@ -99,13 +108,18 @@ def test_the_lines_of_a_preset_parse(preset, count, tmp_path, capsys):
     wanted = [line for line in fits if flag_is(line, "/methods/fixed.yaml") or line[3:5] == fits[0][3:5]]
     seed = next(flag for flag in fits[-1] if flag.startswith("--seed_everything"))
     wanted = [line for line in wanted if seed in line or flag_is(line, "/methods/sft.yaml")]
-    assert len(wanted) == {**METHOD_COUNTS, "paper": 8 + 8, "arithmetic-rates": 17 * 3}.get(preset, 8)
+    assert len(wanted) == {
+        **METHOD_COUNTS,
+        "paper": 8 + 8,
+        "arithmetic-rates": 17 * 3,
+        "sums-0.5b-rates": 1 + 3,
+    }.get(preset, 8)
     for line in wanted:
         with pytest.raises(SystemExit) as stop:
             cli.main([*line[2:], "--print_config"])
         assert stop.value.code in (0, None), line
         config = yaml.safe_load(capsys.readouterr().out)
-        assert config["trainer"]["max_steps"] in (10, 16, 20, 24, 40, 48, 200)
+        assert config["trainer"]["max_steps"] in (10, 12, 16, 20, 24, 40, 48, 200)
 
 
 def test_hours_and_memory_are_the_planner_s(tmp_path, monkeypatch, capsys):
@@ -423,14 +437,3 @@ def test_settings_are_written_as_arguments_and_read_again():
     ]
     assert parse(written)["data.text"] == "x: {problem}"
     assert parse(["--a", "1", "--b=2", "--a=3", "--c", "-4"]) == {"a": "3", "b": "2", "c": "-4"}
-
-
-def test_task_configs_restate_defaults_only():
-    """Evaluations name the task's class and the preset's settings, so another value in configs/tasks would be lost."""
-    for path in sorted((ROOT / "configs" / "tasks").glob("*.yaml")):
-        task = yaml.safe_load(path.read_text())["data"]["task"]
-        module, _, name = task["class_path"].rpartition(".")
-        classes = reversed(inspect.getmro(getattr(importlib.import_module(module), name)))
-        parameters = {k: v for cls in classes for k, v in inspect.signature(cls.__init__).parameters.items()}
-        for argument, value in task.get("init_args", {}).items():
-            assert parameters[argument].default == value, (path.name, argument)
