@@ -54,7 +54,10 @@ class Mixture:
         if not 0.0 <= self.plausibility <= 1.0:
             raise ValueError(f"plausibility must lie in [0, 1], not {self.plausibility}: 0.1 is usual, 0 turns it off")
         if self.plausibility and not weights[0]:
-            raise ValueError(f"plausibility {self.plausibility} requires a nonzero policy weight: set it to 0")
+            raise ValueError(
+                f"plausibility {self.plausibility} requires a nonzero policy weight, not {weights[0]:g}: set "
+                "plausibility to 0"
+            )
         if self.kind == "probs" and (min(weights) < 0 or abs(sum(weights) - 1.0) > 1e-6):
             raise ValueError(f"weights of probabilities must be at least 0 and sum to 1, not {list(weights)}")
 

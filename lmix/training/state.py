@@ -41,7 +41,8 @@ def find_checkpoint(path: str) -> str:
             log.warning("%s; trying the one before it", error)
             continue
         return str(candidate)
-    raise ValueError(f"ckpt_path {path!r} contains no intact checkpoint{damaged or ": give a run's folder"}")
+    problem = damaged or ": give a run's folder"
+    raise ValueError(f"ckpt_path {path!r} contains no intact checkpoint{problem}")
 
 
 def check_fresh(folder: Path, ckpt_path: Any, saved: Sequence[Path] = ()) -> None:
