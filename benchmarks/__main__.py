@@ -52,9 +52,9 @@ def parser() -> argparse.ArgumentParser:
     )
     plain = Work(threads=os.cpu_count() or 1)
     flags.add_argument("--model", default=plain.model, help="folder of a causal LM")
-    flags.add_argument("--prompts_from", help="jsonl with a column `problem`; by default the sandbox's problems")
-    flags.add_argument("--prompts", type=int, default=plain.prompts, help="P, prompts of a step")
-    flags.add_argument("--samples", type=int, default=plain.samples, help="G, completions of a prompt")
+    flags.add_argument("--prompts_from", help="jsonl with a column `problem`; default: the sandbox's problems")
+    flags.add_argument("--prompts", type=int, default=plain.prompts, help="P, prompts per step")
+    flags.add_argument("--samples", type=int, default=plain.samples, help="G, completions per prompt")
     flags.add_argument("--tokens", type=int, default=plain.tokens, help="tokens of each completion")
     flags.add_argument("--prompt_tokens", type=int, default=plain.prompt_tokens, help="tokens of each prompt")
     flags.add_argument("--rank", type=int, default=plain.rank, help="LoRA rank")
@@ -62,15 +62,15 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--quantization", choices=["none", "nf4"], default=plain.quantization)
     flags.add_argument("--threads", type=int, default=plain.threads)
     flags.add_argument("--pass_tokens", type=int, default=plain.pass_tokens, help="lmix's micro_batch_tokens")
-    flags.add_argument("--trl_rows", type=int, default=plain.trl_rows, help="rows of one of TRL's passes")
-    flags.add_argument("--alpha_rollouts", type=int, default=plain.alpha_rollouts, help="of the table `alpha`")
-    flags.add_argument("--only_rollouts", action="store_true", help="leave out scoring and update of ours and naive")
+    flags.add_argument("--trl_rows", type=int, default=plain.trl_rows, help="rows per forward pass of TRL")
+    flags.add_argument("--alpha_rollouts", type=int, default=plain.alpha_rollouts, help="rollouts for table alpha")
+    flags.add_argument("--only_rollouts", action="store_true", help="skip scoring and update of ours and naive")
     flags.add_argument("--repeats", type=int, default=5)
-    flags.add_argument("--warmup", type=int, default=1, help="turns before those that count")
+    flags.add_argument("--warmup", type=int, default=1, help="warm-up turns, not counted")
     flags.add_argument(
-        "--contenders", type=names_of(CONTENDERS), default=list(CONTENDERS), help=f"of {','.join(CONTENDERS)}"
+        "--contenders", type=names_of(CONTENDERS), default=list(CONTENDERS), help=f"some of {','.join(CONTENDERS)}"
     )
-    flags.add_argument("--tables", type=names_of(TABLES), default=[], help=f"further tables: {','.join(TABLES)}")
+    flags.add_argument("--tables", type=names_of(TABLES), default=[], help=f"additional tables: {','.join(TABLES)}")
     flags.add_argument("--quick", action="store_true", help="one repetition")
     flags.add_argument("--json", type=Path, help="write the figures here")
     return flags
@@ -82,7 +82,7 @@ def names_of(known: tuple[str, ...]) -> Any:
     def names(text: str) -> list[str]:
         given = [name for name in text.split(",") if name]
         if unknown := set(given) - set(known):
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: give some of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))} unknown: use some of {', '.join(known)}")
         return given
 
     return names

@@ -23,7 +23,7 @@ def one_line_errors(what: str, hint: str = "") -> Iterator[None]:
 def reason(error: Exception) -> str:
     """Why a model's files can't be read, with the fix if one is known."""
     if "trust_remote_code" in str(error):
-        return "it brings Python code of its own; set LMIX_TRUST_REMOTE_CODE=1 to run that, if you trust it"
+        return "it needs its own Python code; if you trust it, set LMIX_TRUST_REMOTE_CODE=1 to run it"
     text = first_line(error)
     # the message of a LookupError is only the missing key
     return f"{type(error).__name__} {text}" if isinstance(error, LookupError) else text

@@ -188,7 +188,7 @@ def save(model: Qwen2ForCausalLM, tokenizer, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", type=Path)
-    parser.add_argument("--minutes", type=float, default=40, help="bound on the first stage (default 40)")
+    parser.add_argument("--minutes", type=float, default=40, help="time limit of the first stage (default 40)")
     args = parser.parse_args()
     tokenizer = build_tokenizer()
     stages = {

@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("docs/results/deploy"), help="folder of the tables")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--launcher", default="", help="put before each command, such as `nice -n 10`")
+    parser.add_argument("--launcher", default="", help="prefix of each command, such as `nice -n 10`")
     settings = parser.parse_args()
     work = Work(settings.out, settings.seeds, shlex.split(settings.launcher))
     for part in settings.only:

@@ -30,8 +30,8 @@ SMALL, LARGE = "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes, and no check that takes minutes")
-    parser.add_argument("--minutes", type=float, default=9.0, help="checks that would end later are left out")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, and skip checks that take minutes")
+    parser.add_argument("--minutes", type=float, default=9.0, help="skip checks that would end later than this")
     parser.add_argument("--json", type=Path, help="write the report here")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():

@@ -49,7 +49,7 @@ class Plan:
 
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder, made anew")
+    parser.add_argument("--out", type=Path, required=True, help="output folder, replaced if it exists")
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("fit", nargs=argparse.REMAINDER, help="fit and its flags")
@@ -61,7 +61,7 @@ def main(args: list[str] | None = None) -> int:
     ]
     result = campaign(settings.out, settings.fit[1:], plans, settings.kills)
     if result["kills"] < settings.kills:
-        print(f"the run ended after {result['kills']} kills: give it more steps", file=sys.stderr)
+        print(f"the run ended after {result['kills']} kills: increase trainer.max_steps", file=sys.stderr)
     return 0 if not result["differing"] and result["kills"] == settings.kills else 1
 
 
@@ -71,7 +71,7 @@ def campaign(out: Path, flags: list[str], plans: Sequence[Plan], kills: int | No
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     if live(out / "whole", flags) != 0:
-        raise SystemExit(f"the undisturbed run failed: see {out / 'whole.log'}")
+        raise SystemExit(f"the uninterrupted run failed: see {out / 'whole.log'}")
     killed, status, lives, waiting = Counter[str](), -9, 0, deque(plans)
     while status != 0:
         plan = waiting.popleft() if waiting and killed.total() != kills else None
@@ -81,7 +81,7 @@ def campaign(out: Path, flags: list[str], plans: Sequence[Plan], kills: int | No
             killed[plan.phase] += 1
         elif status != 0:
             raise SystemExit(f"life {lives} failed with status {status}: see {out / 'killed.log'}")
-        print(f"life {lives}: {plan or 'left alone'}, status {status}", file=sys.stderr, flush=True)
+        print(f"life {lives}: {plan or 'not killed'}, status {status}", file=sys.stderr, flush=True)
     result = {"kills": killed.total(), "by_phase": dict(killed), "lives": lives}
     result |= compare(out / "whole", out / "killed")
     print(json.dumps(result, indent=2))

@@ -24,12 +24,12 @@ sys.path[:0] = [str(Path(__file__).parent.parent)]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="a YAML file such as scripts/studies/qwen2.5-0.5b.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything")
-    parser.add_argument("--tasks", help="which of its tasks, separated by commas (default: all)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all output")
+    parser.add_argument("--tasks", help="tasks of the study to run, separated by commas (default: all)")
     parser.add_argument(
         "--set", action="append", default=[], help="FIELD={name: value, ...}: add to a field of the file"
     )
-    parser.add_argument("--plan", action="store_true", help="print the stages that are left, and stop")
+    parser.add_argument("--plan", action="store_true", help="print the stages that are left, and run nothing")
     settings = parser.parse_args()
     try:
         changes = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in settings.set)}

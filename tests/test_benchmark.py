@@ -116,7 +116,7 @@ def test_a_quick_run_writes_its_figures_and_no_other_file(tmp_path):
 def test_a_wrong_name_is_refused_before_anything_is_started(capsys):
     with pytest.raises(SystemExit, match="2"):
         parser().parse_args(["--contenders=ours,other"])
-    assert "--contenders: other: give some of ours, naive, trl, trl_kl" in capsys.readouterr().err
+    assert "--contenders: other unknown: use some of ours, naive, trl, trl_kl" in capsys.readouterr().err
 
 
 def test_a_contender_that_fails_ends_the_run_with_the_line_that_shows_why():

@@ -93,7 +93,7 @@ def test_alpha_that_depends_on_the_position_is_sampled_and_scored_alike(mine, ca
     positions = torch.tensor([0, 15, 30, 99])
     found = mine.FadingMixture((0.2, 0.8)).of_tokens(positions)
     assert torch.allclose(found.weights_BK[:, 1], torch.tensor([0.8, 0.4, 0.0, 0.0]))
-    with pytest.raises(ValueError, match="whose weights depend on the token must be drawn alone"):
+    with pytest.raises(ValueError, match="whose weights depend on the token can't be drawn"):
         row_mixtures([Mixture.at(0.0), mine.FadingMixture((0.2, 0.8))])
 
 

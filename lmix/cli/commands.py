@@ -62,7 +62,7 @@ def main(args: list[str] | None = None) -> int:
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         if not rank_zero_only.rank:  # type: ignore[attr-defined]
-            print("lmix: interrupted; a run resumes from its newest checkpoint by --ckpt_path", file=sys.stderr)
+            print("lmix: interrupted; resume the run from its newest checkpoint with --ckpt_path", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
         if (line := explain(error, args)) is None:
@@ -90,7 +90,7 @@ def run_report(args: list[str]) -> None:
 
 def report_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m lmix report", description="Write tables and figures of runs.")
-    parser.add_argument("folders", nargs="+", type=Path, help="run folders, and folders of sweep and compare")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs, sweeps and comparisons")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for report.md, CSV, PNG and SVG")
     parser.add_argument("--title", default="lmix report", help="heading of report.md")
     return parser
@@ -102,13 +102,14 @@ def run_plan(args: list[str]) -> None:
 
     parser = ArgumentParser(
         prog="python -m lmix plan",
-        description="Memory and time of a run before it is started. Takes the flags of `fit` beside these.",
+        description="Estimate memory and time of a run before starting it. Takes the flags of `fit` as well as these.",
     )
     parser.add_argument("--prompt_tokens", type=int, default=256, help="tokens of the longest prompt")
-    parser.add_argument("--device_gb", type=float, default=80.0, help="memory of a device, GB")
-    parser.add_argument("--tflops", type=float, default=300.0, help="its products, 10^12 a second, large matrices")
-    parser.add_argument("--bandwidth", type=float, default=2000.0, help="its memory's, GB a second")
-    parser.add_argument("--live", type=float, default=1.0, help="part of the groups that are live")
+    parser.add_argument("--device_gb", type=float, default=80.0, help="memory of a device in GB")
+    rate = "matmul rate of a device in TFLOP/s, for large matrices"
+    parser.add_argument("--tflops", type=float, default=300.0, help=rate)
+    parser.add_argument("--bandwidth", type=float, default=2000.0, help="memory bandwidth of a device in GB/s")
+    parser.add_argument("--live", type=float, default=1.0, help="fraction of groups that are not dead")
     settings, others = parser.parse_known_args(args)
     device = Device(settings.device_gb, settings.tflops, settings.bandwidth)
     run = planned_run(others)

@@ -41,11 +41,14 @@ def check_yaml(path: str) -> None:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"config {path!r} is not a text file: give a YAML file with settings by name") from error
+        raise ValueError(f"config {path!r} is not a text file: give a YAML file of settings and values") from error
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"config {path!r} is not valid YAML{line}: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"config {path!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if content is not None and not isinstance(content, dict):
-        raise ValueError(f"config {path!r} holds a {type(content).__name__}: give a YAML file with settings by name")
+        raise ValueError(
+            f"config {path!r} contains a {type(content).__name__}, not a mapping: give a YAML file of settings and "
+            "values"
+        )

@@ -31,8 +31,8 @@ def explain(error: Exception, args: Sequence[str] = ()) -> str | None:
         return one_line(str(error.strerror)) + (f": {error.filename}" if error.filename else "")
     if isinstance(error, RuntimeError) and is_lost_rank(error):
         return (
-            f"another rank has ended ({one_line(str(error))}): its own message says why; resume from the last "
-            "checkpoint by --ckpt_path"
+            f"another rank has ended ({one_line(str(error))}): see its own message for the cause; resume from the last "
+            "checkpoint with --ckpt_path"
         )
     if isinstance(error, RuntimeError) and (lightnings := lightnings_complaint(error)):
         return lightnings
@@ -54,7 +54,7 @@ def lightnings_complaint(error: RuntimeError) -> str | None:
     if match := EARLY_STOPPING.match(message):
         return f"EarlyStopping.monitor {match[1]!r} is not logged: use one of {match[2].replace('`', '')}"
     if "EADDRINUSE" in message or "address already in use" in message.lower():
-        return f"the port that ranks meet at is in use ({message}): set another by MASTER_PORT"
+        return f"the port for communication between ranks is in use ({message}): choose another with MASTER_PORT"
     return None
 
 
@@ -92,7 +92,8 @@ def one_line(message: str) -> str:
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
         field = ".".join(re.findall(r'key "([^"]+)"', message))
         return (
-            f"{field + ': ' if field else ''}there is no class {unknown[1]!r}: give its import path, as package.Class"
+            f"{field + ': ' if field else ''}class {unknown[1]!r} does not exist: give its import path, such as "
+            "package.Class"
         )
     if "Errors:" in message:
         before, _, after = message.partition("Errors:")
@@ -105,8 +106,8 @@ def one_line(message: str) -> str:
             field = ".".join(re.findall(r'key "([^"]+)"', before))
             message = f"{field + ': ' if field else ''}{message}, not {value}"
             if value.startswith("{"):
-                message += " (a text with a colon needs quotes of its own, as YAML does)"
+                message += " (put a text with a colon in quotes of its own, as in YAML)"
     line = " ".join(message.split())
     if re.search(r"not accepted|unrecognized arguments|not expected", line):
-        line += " (--print_config shows the fields there are)"
+        line += " (--print_config lists all fields)"
     return line

@@ -4,26 +4,26 @@ from lmix import __version__
 
 GROUPS = {
     "Train": {
-        "fit": "train by reinforcement learning, SFT or distillation, as the configs say",
+        "fit": "train by reinforcement learning, SFT or distillation",
         "validate": "evaluate a checkpoint on the run's held-out problems",
-        "test": "the same, logged as test/",
+        "test": "like validate, but logged as test/",
         "predict": "draw completions of the held-out problems",
-        "plan": "memory and time of a run, before it is started",
+        "plan": "estimate memory and time of a run before starting it",
     },
     "Evaluate": {
         "evaluate": "solve and format rates of the mixture, the policy or the reference, with intervals",
-        "sweep": "the same at alpha 0 to 1",
-        "compare": "what two policies solve alike, problem by problem",
+        "sweep": "solve and format rates at alpha 0 to 1",
+        "compare": "compare two policies problem by problem",
         "report": "tables and figures of runs, sweeps and comparisons",
-        "power": "how large a study must be to see a difference",
-        "audit": "how many problems the model completes from their first part",
-        "rewards": "why rewards are zero, from a run's stored completions",
+        "power": "how large a study must be to detect a difference",
+        "audit": "how many problems the model completes from their beginning",
+        "rewards": "why a run's rewards are zero",
     },
     "Use": {
         "generate": "talk to the mixture, or complete a file of prompts",
         "export": "write the mixture as one folder for transformers and vLLM",
         "merge": "average the adapters, or fold them into the base",
-        "delta": "make a LoRA of a full checkpoint's difference from its base",
+        "delta": "turn a full checkpoint's difference from its base into a LoRA",
     },
 }
 

@@ -61,6 +61,7 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
             check_strategy(self.trainer.strategy)  # before processes are launched, whose errors would be tracebacks
             if not start:
                 return
+            folder = "RUN_FOLDER"  # a fast_dev_run has none
             if not self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
                 folder = run_folder(self.trainer)
                 if self.trainer.is_global_zero:
@@ -70,8 +71,8 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
             try:
                 super()._run_subcommand(subcommand)
             except SIGTERMException as error:  # a subclass of SystemExit, which Lightning also raises for Ctrl-C
-                saved = "its step is saved, resume by --ckpt_path and the run folder"
-                without = "no checkpoint was saved, as trainer.enable_checkpointing is false"
+                saved = f"the last step is saved: resume with --ckpt_path={folder}"
+                without = "no checkpoint was saved, because trainer.enable_checkpointing is false"
                 ending = saved if self.trainer.checkpoint_callbacks else without
                 raise SIGTERMException(f"ended by SIGTERM: {ending}") from error
             except SystemExit:

@@ -143,7 +143,7 @@ class RLDataModule(L.LightningDataModule):
         unread = [prompt for prompt in prompts if unknown is not None and unknown in prompt.ids]
         if unread:
             log.warning(
-                "%d of %d prompts have text that the tokenizer does not know, such as problem %s: the model reads %s",
+                "%d of %d prompts contain text that the tokenizer can't encode, such as problem %s: the model sees %s",
                 len(unread),
                 len(prompts),
                 unread[0].problem.id,
@@ -156,7 +156,7 @@ class RLDataModule(L.LightningDataModule):
         if worst is not None and len(worst.ids) > self.max_prompt_tokens:
             raise ValueError(
                 f"data.max_prompt_tokens is {self.max_prompt_tokens}, but the prompt of {split} problem "
-                f"{worst.problem.id} has {len(worst.ids)} tokens: raise it, or set data.long_prompts to drop"
+                f"{worst.problem.id} has {len(worst.ids)} tokens: raise the limit, or set data.long_prompts to drop"
             )
 
     def limit_training(self, length: Callable[[Prompt], int], limit: int) -> None:
@@ -193,8 +193,8 @@ class RLDataModule(L.LightningDataModule):
         needed = self.prompts_per_step + self.streamed
         if self.streamed and (needed > len(train) or self._repeated(1) is not None):
             raise ValueError(
-                f"data.validation_source stream takes {needed} of {len(train)} training problems at each step: lower "
-                "data.prompts_per_step or data.validation_size, and leave out trainer.overfit_batches"
+                f"data.validation_source stream needs {needed} different training problems per step, out of "
+                f"{len(train)}: lower data.prompts_per_step or data.validation_size, and remove trainer.overfit_batches"
             )
         loader = StepLoader(
             train, self.prompts_per_step, run_seed(), rank, world_size, shuffle=self.shuffle, validation=self.streamed

@@ -74,12 +74,13 @@ def split_problems(
         taken = sum(len(chosen[split]) for split in carved)
         if len(train) < len(pool) - taken:
             log.warning(
-                "%d training problems left out: validation or test has them too", len(pool) - taken - len(train)
+                "%d training problems left out because they are also in validation or test",
+                len(pool) - taken - len(train),
             )
         chosen["train"] = train
     if empty := [split for split in splits if split in chosen and not chosen[split]]:
         raise ValueError(
-            f"no problem is left for {empty[0]}: the task has too few for data.eval_size {eval_size} "
+            f"no problems are left for split {empty[0]}: the task has too few for data.eval_size {eval_size} "
             f"and data.validation_size {validation_size}, or all prompts are longer than data.max_prompt_tokens"
         )
     return {split: sorted(chosen[split], key=lambda p: p.id) for split in splits if split in chosen}

@@ -70,7 +70,7 @@ def audit(task: Task, fraction: float = 0.6, out: str = "audit", **kwargs: Any) 
     write_lines(folder / ROWS, json_lines(told))
     write_json(folder / SUMMARY, content)
     table = Table(title=f"{task.name}, {len(prompts)} problems from their first {fraction:.0%} (95 % intervals)")
-    names = {"exact": "completed word for word", "words": "words before the first that differs"}
+    names = {"exact": "completed word for word", "words": "words before the first difference"}
     for column in (*names.values(), "right anywhere"):
         table.add_column(column, justify="right")
     table.add_row(*(cell(**rate) for rate in rates.values()))

@@ -95,5 +95,5 @@ def print_comparison(console: Console, content: dict[str, Any]) -> None:
     table.add_row(f"{a} right", str(counts["both"]), str(counts["only_a"]))
     table.add_row(f"{a} wrong", str(counts["only_b"]), str(counts["neither"]))
     console.print(table)
-    share = content["disagreement"] / n
-    console.print(f"they disagree on {content['disagreement']} ({share:.1%}), McNemar's p {content['mcnemar_p']:.3g}")
+    one = content["disagreement"]
+    console.print(f"exactly one is right on {one} problems ({one / n:.1%}), McNemar's p {content['mcnemar_p']:.3g}")

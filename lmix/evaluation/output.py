@@ -30,10 +30,10 @@ def out_folder(out: str, summary: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"out {out!r} can't be made a folder: {error.strerror}; give another") from error
+        raise ValueError(f"out {out!r} can't be created as a folder: {error.strerror}: choose another") from error
     for other in SUMMARIES:
         if other != summary and (folder / other).exists():
-            raise ValueError(f"out {out!r} holds another command's {other}: give a folder of its own")
+            raise ValueError(f"out {out!r} contains another command's {other}: choose a separate folder")
     return folder
 
 

@@ -69,12 +69,14 @@ def sweep(
     """
     config = EvaluationConfig(task, **kwargs)
     if config.weights or config.adapters.experts:
-        raise ValueError("sweep moves alpha, which an ensemble has not: leave out weights and adapters.experts")
+        raise ValueError("sweep varies alpha, but an ensemble has none: remove weights and adapters.experts")
     if config.plausibility:
-        raise ValueError(f"plausibility {config.plausibility} needs the policy, which alpha 1 has not: leave it out")
+        raise ValueError(
+            f"plausibility {config.plausibility} needs the policy, which is not used at alpha 1: remove plausibility"
+        )
     cells: list[Cell] = sorted((mixture, check_alpha(alpha)) for mixture in set(mixtures) for alpha in set(alphas))
     if not cells:
-        raise ValueError("alphas and mixtures must name at least one each: leave them out for all")
+        raise ValueError("alphas and mixtures must each have at least one value: leave them out for all")
     folder, console = out_folder(out, SUMMARY), new_console()
     prompts = config.prompts()
     settings = config.settings(prompts)
@@ -82,7 +84,7 @@ def sweep(
     ids = [prompt.problem.id for prompt in prompts]
     whole = [cell for cell in cells if set(ids) == {row.problem_id for row in done.get(cell, ())}]
     if whole:
-        console.print(f"{len(whole)} of {len(cells)} are in {folder} already")
+        console.print(f"{len(whole)} of {len(cells)} results are already in {folder}")
     share_ends(cells, done, len(ids))
     content = {
         "task": task.name,
@@ -196,8 +198,8 @@ def finished(folder: Path, settings: dict[str, Any]) -> dict[Cell, list[Evaluati
         rounds = name == "slots" or name.startswith("sampler")  # these affect greedy results by rounding only
         if not rounds and before.get(name) != value:
             raise ValueError(
-                f"out {str(folder)!r} holds a sweep with {name} {before.get(name)!r}, not {value!r}: "
-                "give a folder of its own, or the same settings"
+                f"out {str(folder)!r} contains a sweep with {name} {before.get(name)!r}, not {value!r}: "
+                "choose a separate folder, or use the same settings"
             )
     cells: dict[Cell, list[EvaluationRow]] = {}
     for row in read_rows(folder):

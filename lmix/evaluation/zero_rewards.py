@@ -12,8 +12,8 @@ Row = CompletionRow | EvaluationRow
 HINTS: dict[Cause, str] = {
     "no template": "the answer is not in the form of task.template",
     "not ended": "cut at max_new_tokens",
-    "could not be parsed": "in the template, but the verifier can't read it, or took too long",
-    "wrong": "in the template, and another value than the gold answer",
+    "could not be parsed": "in the template, but the verifier can't read it or takes too long",
+    "wrong": "in the template, but different from the gold answer",
 }
 TAIL = 200
 """Number of characters from the end of a completion that an example shows."""
@@ -48,7 +48,7 @@ def report(rows: Sequence[Row], counts: Mapping[Cause, float], completions: int)
         completions: total number of completions that the counts cover, solved or not.
     """
     zeros = int(sum(counts.values()))
-    lines = [f"{zeros} of {completions} completions earned no verifier reward"]
+    lines = [f"{zeros} of {completions} completions got no verifier reward"]
     examples = {cause_of(row): row for row in reversed(rows)}
     for cause, count in counts.items():
         if not count:

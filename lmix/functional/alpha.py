@@ -33,8 +33,8 @@ def forgetting_and_gain(policy_correct: Tensor, mixed_correct: Tensor) -> tuple[
     """
     if policy_correct.shape != mixed_correct.shape:
         raise ValueError(
-            f"policy and mixture must be judged on the same problems, not on {tuple(policy_correct.shape)} "
-            f"and {tuple(mixed_correct.shape)}"
+            f"policy_correct and mixed_correct must have the same shape, not {tuple(policy_correct.shape)} and "
+            f"{tuple(mixed_correct.shape)}"
         )
     policy_correct, mixed_correct = policy_correct.bool(), mixed_correct.bool()
     forgetting = int((policy_correct & ~mixed_correct).sum())

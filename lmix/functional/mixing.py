@@ -75,9 +75,9 @@ def _accumulable(value: Tensor) -> Tensor:
 
 def _live(values_K: Sequence[Tensor], weights_K: Sequence[float | Tensor]) -> list[tuple[Tensor, float | Tensor]]:
     if len(values_K) != len(weights_K):
-        raise ValueError(f"{len(values_K)} streams need as many weights, not {len(weights_K)}")
+        raise ValueError(f"got {len(weights_K)} weights for {len(values_K)} streams: give one for each stream")
     pairs = zip(values_K, weights_K, strict=True)
     live = [(v, w if isinstance(w, Tensor) else float(w)) for v, w in pairs if isinstance(w, Tensor) or w != 0]
     if not live:
-        raise ValueError("all weights are 0: at least one stream must count")
+        raise ValueError("all weights are 0: at least one must not be 0")
     return live

@@ -37,13 +37,13 @@ def delta(full: str, base: str, out: str, rank: int = 16) -> dict[str, float]:
     if rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
     if Path(out).exists() and not (Path(out) / CONFIG).is_file():
-        raise ValueError(f"out {out!r} is there and holds no adapter: give another place")
+        raise ValueError(f"out {out!r} exists and is not an adapter folder: choose another path")
     check_alike(full, base)
     base_model, full_model = (load_backbone(BackboneConfig(path, "none", dtype="float32")) for path in (base, full))
     tuned = dict(full_model.named_parameters(remove_duplicate=False))
     whole, elsewhere = squared_differences(base_model, tuned)
     if not whole:
-        raise ValueError(f"full {full!r} has the weights of base {base!r}: there is no difference to be written")
+        raise ValueError(f"full {full!r} has the same weights as base {base!r}: the models do not differ")
     peft_model: Any = add_adapters(
         base_model, AdapterConfig(rank=rank, lora_alpha=rank), {POLICY: None}, StreamRouter()
     )
@@ -58,8 +58,8 @@ def delta(full: str, base: str, out: str, rank: int = 16) -> dict[str, float]:
     found = {"error": math.sqrt(left / (whole - elsewhere)) if whole > elsewhere else 0.0}
     found["others"] = math.sqrt(elsewhere / whole)
     print(
-        f"{out}: rank {rank} leaves {found['error']:.3g} of the linear layers' difference (norms); "
-        f"{found['others']:.3g} of the whole difference is in other weights, which a LoRA has not"
+        f"{out}: rank {rank}: relative error {found['error']:.3g} on the linear layers; a fraction "
+        f"{found['others']:.3g} of the difference's norm is in weights that a LoRA does not cover"
     )
     return found
 
@@ -70,7 +70,7 @@ def check_alike(full: str, base: str) -> None:
     for name in ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers"):
         if getattr(mine, name, None) != getattr(theirs, name, None):
             raise ValueError(
-                f"full {full!r} was not made from base {base!r}: {name} is {getattr(mine, name, None)}, and "
+                f"full {full!r} was not fine-tuned from base {base!r}: {name} is {getattr(mine, name, None)}, but "
                 f"{getattr(theirs, name, None)} in the base"
             )
 

@@ -29,7 +29,7 @@ def export(out: str, **kwargs: Any) -> None:
     if others := [path for path in model_paths(choice.backbone, choice.adapters) if path != choice.backbone.path]:
         raise ValueError(
             f"export writes adapters of backbone.path {choice.backbone.path!r}, but {others[0]!r} is a whole model: "
-            "make an adapter of it by lmix delta, or give it as backbone.path"
+            "turn it into an adapter with lmix delta, or give it as backbone.path"
         )
     model = choice.load()
     model.save_pretrained(out)

@@ -69,11 +69,11 @@ def generate(
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     check_limits("", max_new_tokens, stop)
     if prompt is not None and file is not None:
-        raise ValueError("prompt and file are both given: leave one of them out")
+        raise ValueError("prompt and file are both given: give only one of them")
     if (file is None) != (out is None):
-        raise ValueError("file and out go together: prompts in one, completions in the other")
+        raise ValueError("file and out must be given together: the prompts' file and the completions' file")
     if (page or figure) and prompt is None:
-        raise ValueError("page and figure show one completion: give its prompt")
+        raise ValueError("page and figure show one completion: give a prompt")
     prompts = read_prompts(file) if file is not None else []
     choice = MixedPolicyChoice(**kwargs)
     if sampler is not None and choice.folder is None:
@@ -119,27 +119,27 @@ def read_prompts(file: str) -> list[str]:
     """Read the prompts of a file. Raises ValueError, in one line, if it can't be read or contains none."""
     path = Path(file)
     if not path.is_file():
-        raise ValueError(f"file {file!r} does not exist")
+        raise ValueError(f"file {file!r} does not exist: give a file of prompts")
     try:
         if file_kind(path) is not None:
             columns, rows = read_file(path)
             column = next((name for name in ("prompt", "problem") if name in columns), None)
             lines = [read_cell(number, row, column) for number, row in enumerate(rows)] if column else [""]
             if not all(line.strip() for line in lines):
-                raise ValueError("it needs `prompt` or `problem` in each row")
+                raise ValueError("each row needs a column `prompt` or `problem`")
         else:
             lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except ValueError as error:
         raise ValueError(f"file {file!r} can't be read: {error}") from error
     if not lines:
-        raise ValueError(f"file {file!r} holds no prompt")
+        raise ValueError(f"file {file!r} contains no prompts")
     return lines
 
 
 def converse(completer: Completer, console: Console, side_by_side: bool) -> None:
     """Read messages from the terminal and answer each, until the input ends."""
     messages: list[dict[str, str]] = []
-    console.print("A line is a message; /new starts anew; an empty line or Ctrl-D ends.")
+    console.print("Type a message and press Enter. /new starts a new conversation. An empty line or Ctrl-D quits.")
     for line in lines_asked():
         if line == "/new":
             messages = []
@@ -148,7 +148,7 @@ def converse(completer: Completer, console: Console, side_by_side: bool) -> None
         try:
             prompt = completer.prompt(messages)
         except ValueError as error:  # the conversation no longer fits the backbone's context
-            console.print(f"{error}; /new starts anew")
+            console.print(f"{error}; /new starts a new conversation")
             messages.pop()
             continue
         completion = show(completer, console, prompt, side_by_side)

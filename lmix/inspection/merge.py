@@ -61,16 +61,16 @@ def merge(
     """
     adapters = AdapterConfig(reference or "base", policy, list(experts))
     if reference is None and (alpha is not None or weights is not None or experts):
-        raise ValueError("reference is null, and alpha, weights and experts need one: give its adapter, or base")
+        raise ValueError("reference is null, but alpha, weights and experts need one: give its adapter, or base")
     if dtype is not None and not full:
-        raise ValueError(f"dtype {dtype} is of a full checkpoint: set full to true, or leave it out")
+        raise ValueError(f"dtype {dtype} applies only to a full checkpoint: set full to true or remove dtype")
     chosen = 0.0 if reference is None else 0.5 if alpha is None else alpha
     mixture = mixture_of(chosen, "logits", weights, adapters.streams)
     streams = adapters.paths()
     for stream, path in streams.items():
         if path is not None and is_model(field_of(stream), path):
             field = field_of(stream).removeprefix("adapters.")
-            raise ValueError(f"{field} {path!r} is a whole model: make an adapter of it by lmix delta")
+            raise ValueError(f"{field} {path!r} is a whole model: turn it into an adapter with lmix delta")
     if full:
         check_plain(base)
     paths = {stream: path for stream, path in streams.items() if path is not None}
@@ -96,7 +96,7 @@ def merge(
         config = merged.config
         config.base_model_name_or_path = base
         write_adapter(config, merged.peft_weights(), folder, origin)
-    print(f"{out}: {origin}; rank {merged.rank} leaves {merged.error:.3g} of the average (norms)")
+    print(f"{out}: {origin}; rank {merged.rank}: relative error {merged.error:.3g}")
     return {"rank": merged.rank, "error": merged.error}
 
 
@@ -105,14 +105,14 @@ def check_out(folder: Path, full: bool) -> None:
     found = read_origin(folder)
     if folder.exists() and (found is None or found.way != "merged" or found.details.get("full") != full):
         kind = "a full checkpoint" if full else "an adapter"
-        raise ValueError(f"out {str(folder)!r} is there and is not {kind} that merge wrote: give another place")
+        raise ValueError(f"out {str(folder)!r} exists and is not {kind} written by merge: choose another path")
 
 
 def check_plain(base: str) -> None:
     """Raise ValueError if the base's weights are quantised, so that no others can be added to them."""
     method = "its .gguf format" if base.endswith(".gguf") else quantization_method(load_config(base))
     if method is not None:
-        raise ValueError(f"base {base!r} is quantised by {method}: give its unquantised checkpoint, or leave out full")
+        raise ValueError(f"base {base!r} is quantised by {method}: give its unquantised checkpoint or remove full")
 
 
 def write_full(base: str, merged: Merged, folder: Path, origin: Origin, dtype: DType | None) -> None:

@@ -21,7 +21,7 @@ def rewards(file: str, step: int | None = None) -> None:
     """
     rows = [row for row in read_completions(Path(file)) if step is None or getattr(row, "step", None) == step]
     if not rows:
-        raise ValueError(f"file {file!r} holds no completion" + ("" if step is None else f" of step {step}"))
+        raise ValueError(f"file {file!r} contains no completions" + ("" if step is None else f" of step {step}"))
     for line in report(rows, count_causes(rows), len(rows)):
         new_console().print(line, markup=False)
 
@@ -39,5 +39,5 @@ def read_completions(path: Path) -> list[Row]:
             kind = CompletionRow if "step" in content else EvaluationRow
             rows.append(kind(**{field.name: content[field.name] for field in fields(kind) if field.name in content}))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"file {str(path)!r}: line {number} is no completion of lmix") from error
+            raise ValueError(f"file {str(path)!r}: line {number} is not a completion row written by lmix") from error
     return rows

@@ -75,7 +75,7 @@ def columns(texts: dict[str, str]) -> Table:
 
 def disputed_table(traces: Sequence[TokenTrace]) -> Table:
     """A table of the mixture's tokens on which the streams differ most."""
-    table = Table(title="tokens that the streams dispute most, in order: probability of the mixture's token")
+    table = Table(title="tokens on which the streams differ most, in order: probability of the mixture's token")
     names = list(traces[0].probabilities) if traces else []
     for column in ("token", *names):
         table.add_column(column, justify="left" if column == "token" else "right")

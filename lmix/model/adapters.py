@@ -101,7 +101,8 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(
-                f"adapter {path!r} has no {name}: give a folder that peft wrote (safetensors), or a model's"
+                f"adapter {path!r} has no {name}: give an adapter folder written by peft (safetensors), or the folder "
+                "of a model"
             )
     config, weights = _read_adapter(path, folder, file_stamps(path))
     return deepcopy(config), dict(weights)
@@ -112,30 +113,31 @@ def _read_adapter(path: str, folder: Path, _: Any) -> tuple[LoraConfig, dict[str
     with one_line_errors(f"adapter {path!r} can't be read"):
         fields = json.loads((folder / CONFIG).read_text())
         if not isinstance(fields, dict):
-            raise ValueError(f"{CONFIG} holds no JSON object")
+            raise ValueError(f"{CONFIG} is not a JSON object")
         if fields.get("peft_type") != "LORA":
             raise ValueError(f"peft_type is {fields.get('peft_type')}, not LORA")
     if unknown := unknown_field(fields):
         raise ValueError(
-            f"adapter {path!r} has {unknown}: lmix takes plain LoRA only (where it is an initialisation that changes "
-            "the base's weights, save it by peft's path_initial_model_for_weight_conversion)"
+            f"adapter {path!r} uses {unknown}, which lmix does not support: it supports plain LoRA only (if this "
+            "initialisation changes the base's weights, save the adapter with peft's "
+            "path_initial_model_for_weight_conversion)"
         )
     with one_line_errors(f"adapter {path!r} can't be read"):
         config = LoraConfig.from_pretrained(str(folder))
         weights = load_file(folder / WEIGHTS)
     if name := differing_file(folder, (WEIGHTS, CONFIG)):
         raise ValueError(
-            f"adapter {path!r} is damaged: {name} differs from {SUMS}: take another copy of it, or delete {SUMS} "
-            "where you changed it yourself"
+            f"adapter {path!r} is damaged: {name} does not match {SUMS}: copy the adapter again, or delete {SUMS} if "
+            "you changed the file yourself"
         )
     assert isinstance(config, LoraConfig)
     if other := other_weight(weights):
         raise ValueError(
-            f"adapter {path!r} holds {other}, which is no factor of a LoRA: the streams share one base, so save the "
+            f"adapter {path!r} contains {other}, which is not a LoRA weight: the streams share one base, so save the "
             "adapter without the base's weights (peft's save_pretrained with save_embedding_layers=False)"
         )
     if bad := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
-        raise ValueError(f"adapter {path!r} holds NaN or Inf in {bad[0]}: take another copy of it")
+        raise ValueError(f"adapter {path!r} contains NaN or Inf in {bad[0]}: get another copy of it")
     config.init_lora_weights = True  # the saved values replace any initialisation
     config.lora_dropout = 0.0
     config.inference_mode = False
@@ -154,13 +156,13 @@ def check_adapter(path: str, backbone: str, model_config: PretrainedConfig | Non
     with one_line_errors(f"adapter {path!r} does not fit backbone {backbone!r}"):
         expected = adapter_weights(get_peft_model(model, config))
     if differing := sorted(set(expected) ^ set(weights)):
-        problem = f"{differing[0]} is in only one of them"
+        problem = f"{differing[0]} exists in only one of the two"
     elif differing := [name for name in expected if expected[name].shape != weights[name].shape]:
         name = differing[0]
         problem = f"{name} is {list(weights[name].shape)}, but must be {list(expected[name].shape)}"
     else:
         return
-    raise ValueError(f"adapter {path!r} was made for another backbone than {backbone!r}: {problem}")
+    raise ValueError(f"adapter {path!r} does not fit backbone {backbone!r}: {problem}")
 
 
 def add_adapters(
@@ -251,7 +253,7 @@ def write_adapter(
         OSError: the folder can't be written.
     """
     if folder.exists() and not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} is there and holds no adapter: give another place")
+        raise ValueError(f"{folder} exists and is not an adapter folder: choose another path")
     with whole_folder(folder) as part:
         config.save_pretrained(str(part))
         try:

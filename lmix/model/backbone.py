@@ -103,7 +103,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         model, info = loaded
     if missing := sorted(info["missing_keys"]):  # transformers only warns, and initialises them randomly
         raise ValueError(
-            f"backbone {config.path!r} can't be loaded: its files lack {missing[0]} ({len(missing)} such)"
+            f"backbone {config.path!r} can't be loaded: its files lack {len(missing)} weights, such as {missing[0]}"
             + way_out(method)
         )
     model.files_digest = weights_digest(where, arguments.get("gguf_file"))  # for `fingerprint`
@@ -115,7 +115,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     """A causal LM on the meta device: names and shapes, but no weights. Raises ValueError if it can't be built."""
-    with one_line_errors(f"backbone of type {config.model_type!r} can't be made"), torch.device("meta"):
+    with one_line_errors(f"backbone of type {config.model_type!r} can't be built"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trusts_code())
 
 

@@ -133,9 +133,9 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
             fields = json.loads(path.read_text(encoding="utf-8"))
             kind = fields["model_type"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} is no configuration of a model") from error
+            raise ValueError(f"{str(path)!r} is not a model configuration") from error
         if kind != MixedPolicyConfig.model_type:
-            raise ValueError(f"{str(folder)!r} holds a {kind!r}, not a mixed policy of lmix")
+            raise ValueError(f"{str(folder)!r} contains a {kind!r}, not a mixed policy of lmix")
         config = MixedPolicyConfig(**{k: v for k, v in fields.items() if k != "model_type"})
         config.backbone = {**config.backbone, **({"path": kwargs["backbone"]} if "backbone" in kwargs else {})}
         backbone = BackboneConfig(**config.backbone)
@@ -173,7 +173,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         if others := self.policy.models[1:]:
             raise ValueError(
                 f"export writes the adapters of one backbone, but {field_of(others[0].streams[0])} is a whole model: "
-                "make an adapter of it by lmix delta, or leave it out"
+                "turn it into an adapter with lmix delta, or leave it out"
             )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -223,7 +223,7 @@ class MixedPolicyForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache or past_key_values is not None:
             cache = self.new_cache() if past_key_values is None else past_key_values
             if not isinstance(cache, StackedCache):
-                raise ValueError(f"a mixed policy keeps its own cache (`new_cache()`), not a {type(cache).__name__}")
+                raise ValueError(f"past_key_values must come from `new_cache()`, not be a {type(cache).__name__}")
             for given, own in zip(arguments, (cache, *cache.others), strict=True):
                 given |= {"past_key_values": own, "use_cache": True}
         with torch.no_grad():

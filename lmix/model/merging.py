@@ -105,7 +105,7 @@ def merge_adapters(
     full = max(layer.a.shape[0] for layer in stacked.values())
     if rank is not None and not 1 <= rank <= full:
         raise ValueError(
-            f"rank must be from 1 to {full}, the sum of the adapters' ranks, not {rank}: that is exact already"
+            f"rank must be from 1 to {full}, not {rank} ({full}, the sum of the adapters' ranks, is already exact)"
         )
     merged, left, whole = {}, 0.0, 0.0
     for name, layer in stacked.items():

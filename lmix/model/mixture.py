@@ -48,13 +48,16 @@ class Mixture:
         if self.kind not in ("logits", "probs"):
             raise ValueError(f"mixture must be logits or probs, not {self.kind!r}")
         if not all(map(math.isfinite, weights)) or not any(weights):
-            raise ValueError(f"weights must be finite, and one of them not 0: not {list(weights)}")
+            raise ValueError(f"weights must be finite and not all 0, not {list(weights)}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
         if not 0.0 <= self.plausibility <= 1.0:
-            raise ValueError(f"plausibility must lie in [0, 1], not {self.plausibility}: 0.1 is usual, 0 leaves it out")
+            raise ValueError(f"plausibility must lie in [0, 1], not {self.plausibility}: 0.1 is usual, 0 turns it off")
         if self.plausibility and not weights[0]:
-            raise ValueError(f"plausibility {self.plausibility} needs a policy whose weight is not 0: set it to 0")
+            raise ValueError(
+                f"plausibility {self.plausibility} requires a nonzero policy weight, not {weights[0]:g}: set "
+                "plausibility to 0"
+            )
         if self.kind == "probs" and (min(weights) < 0 or abs(sum(weights) - 1.0) > 1e-6):
             raise ValueError(f"weights of probabilities must be at least 0 and sum to 1, not {list(weights)}")
 
@@ -155,10 +158,10 @@ def row_mixtures(mixtures: Sequence[Mixture], device: torch.device | str = "cpu"
         ValueError: mixtures that differ in more than their weights, or one whose weights depend on the token.
     """
     if any(mixture.depends_on_token for mixture in mixtures):
-        raise ValueError("a mixture whose weights depend on the token must be drawn alone, not beside others")
+        raise ValueError("a mixture whose weights depend on the token can't be drawn together with other mixtures")
     kinds = {(mixture.kind, mixture.temperature, mixture.plausibility) for mixture in mixtures}
     if len(kinds) != 1:
-        raise ValueError(f"mixtures drawn together must agree in kind, temperature and plausibility, not be {kinds}")
+        raise ValueError(f"mixtures drawn together must agree in kind, temperature and plausibility, but got {kinds}")
     kind, temperature, plausibility = mixtures[0].kind, mixtures[0].temperature, mixtures[0].plausibility
     needed = {name for mixture in mixtures for name in mixture.streams}
     streams = tuple(name for name in stream_names(max(len(m.weights) for m in mixtures)) if name in needed)
@@ -192,7 +195,7 @@ def mixture_of(
             f"weights must be {streams} numbers, not {list(weights)}: of the policy, the reference and each expert"
         )
     if weights[0] == 0:
-        raise ValueError(f"weights must be finite, and the first, the policy's, not 0: not {list(weights)}")
+        raise ValueError(f"weights must be finite, and the policy's (the first) must not be 0, not {list(weights)}")
     return Mixture(tuple(weights), kind, temperature)
 
 

@@ -71,8 +71,8 @@ def is_model(field: str, path: str) -> bool:
     model, adapter = (local / "config.json").is_file(), (local / CONFIG).is_file()
     if model and adapter:
         raise ValueError(
-            f"{field} {path!r} holds both an adapter ({CONFIG}) and a model (config.json): give a folder with one of "
-            "them"
+            f"{field} {path!r} contains both an adapter ({CONFIG}) and a model (config.json): give a folder with only "
+            "one of them"
         )
     return model
 
@@ -127,8 +127,8 @@ def check_tokens(field: str, path: str, tokenizer: str) -> None:
         if (found := theirs.get(token)) != number:
             there = "is missing" if found is None else f"is {found}"
             raise ValueError(
-                f"{field} {path!r} has other tokens than {tokenizer!r}: {token!r} is {number} there and {there} here, "
-                "and only models with the same ids can be mixed"
+                f"{field} {path!r} has another vocabulary than {tokenizer!r}: {token!r} is {number} there and {there} "
+                "here, and only models with the same ids can be mixed"
             )
     if own[-1][1] >= rows:
         raise ValueError(
@@ -143,8 +143,8 @@ def check_room(placed: Sequence[Placed], device: torch.device) -> None:
     if sum(needs.values()) > free:
         each = ", ".join(f"{path} {size / GB:.3g}" for path, size in needs.items())
         raise ValueError(
-            f"the models' weights need {sum(needs.values()) / GB:.3g} GB ({each}), and {device} has {free / GB:.3g} GB "
-            "free: give smaller models, or adapters.frozen_quantization and backbone.quantization nf4"
+            f"the models' weights need {sum(needs.values()) / GB:.3g} GB ({each}), but {device} has {free / GB:.3g} GB "
+            "free: choose smaller models, or set adapters.frozen_quantization and backbone.quantization to nf4"
         )
 
 

@@ -29,7 +29,7 @@ def loading_arguments(method: str) -> dict[str, Any]:
         ValueError: transformers does not know the method, and would read its weights as if they were plain numbers.
     """
     if method not in AUTO_QUANTIZER_MAPPING and method != "bitsandbytes":
-        raise ValueError(f"this version of transformers does not know quantization_config.quant_method {method!r}")
+        raise ValueError(f"this version of transformers does not support quantization_config.quant_method {method!r}")
     return {"quantization_config": DEQUANTIZED[method](dequantize=True)} if method in DEQUANTIZED else {}
 
 
@@ -38,7 +38,7 @@ def way_out(method: str | None) -> str:
     if method is None:
         return ""
     return (
-        f" (its weights are quantised by {method}: install what that needs, or give the model's unquantised "
+        f" (its weights are quantised by {method}: install the packages that it needs, or give the model's unquantised "
         "checkpoint, which backbone.quantization=nf4 quantises)"
     )
 

@@ -11,7 +11,9 @@ LATENT = "kv_lora_rank"
 def check_servable(path: str, config: PretrainedConfig) -> None:
     """Raise a one-line ValueError if vLLM can't serve mixed policies of a backbone."""
     if path.endswith(".gguf"):
-        raise ValueError(f"backbone {path!r} is a .gguf file, which vLLM reads in another way: give its safetensors")
+        raise ValueError(
+            f"backbone {path!r} is a .gguf file, which lmix can't serve with vLLM: give the model as safetensors"
+        )
     if any(getattr(config, name, None) for name in EXPERTS):
         raise ValueError(
             f"backbone {path!r} is a mixture of experts: vLLM serves mixed policies of dense models only, so use "
@@ -24,6 +26,6 @@ def check_servable(path: str, config: PretrainedConfig) -> None:
         )
     if (method := quantization_method(config)) is not None:
         raise ValueError(
-            f"backbone {path!r} is quantised by {method}: vLLM serves mixed policies of unquantised checkpoints, which "
-            "it may give the values of nf4 (backbone.quantization)"
+            f"backbone {path!r} is quantised by {method}: vLLM serves mixed policies of unquantised checkpoints only; "
+            "backbone.quantization=nf4 rounds their weights to NF4"
         )

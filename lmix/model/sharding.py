@@ -23,7 +23,7 @@ def shard_layers(decoder: nn.Module, mesh: DeviceMesh) -> list[FSDPModule]:
     """
     layers = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
-        raise ValueError(f"trainer.strategy can't shard {type(decoder).__name__}: its layers are not known")
+        raise ValueError(f"trainer.strategy can't shard {type(decoder).__name__}: lmix can't find its decoder layers")
     for layer in layers:
         whole = {p for name, p in layer.named_parameters() if ".lora_" in name}
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)

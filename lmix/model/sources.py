@@ -28,7 +28,7 @@ def resolve(path: str) -> str:
     folder = Path(str(files("lmix"))) / "assets" / path.removeprefix(EMBEDDED)
     if not folder.is_dir():
         names = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
-        raise ValueError(f"no embedded asset {path!r}: lmix carries {', '.join(EMBEDDED + n for n in names)}")
+        raise ValueError(f"no embedded asset {path!r}: lmix includes {', '.join(EMBEDDED + n for n in names)}")
     return str(folder)
 
 
@@ -47,14 +47,16 @@ def hub_arguments(path: str) -> tuple[str, dict[str, Any]]:
     local = Path(resolved).expanduser()
     if local.suffix == ".gguf":
         if not local.is_file():
-            raise ValueError(f"backbone {path!r} is no file: give a .gguf file that exists")
+            raise ValueError(f"backbone {path!r} does not exist: give the path of a .gguf file")
         return str(local.parent), {"gguf_file": local.name, "trust_remote_code": False}
     if local.is_dir():
         if not (local / "config.json").is_file():
-            raise ValueError(f"backbone {path!r} holds no model: the folder has no config.json")
+            raise ValueError(f"backbone {path!r} is not a model folder: it has no config.json")
         return str(local), {"trust_remote_code": trusts_code()}
     if local.is_absolute() or resolved.startswith((".", "~")) or resolved.count("/") != 1:
-        raise ValueError(f"backbone {path!r} is no folder, .gguf file or hub id (such as Qwen/Qwen2.5-1.5B-Instruct)")
+        raise ValueError(
+            f"backbone {path!r} is not a folder, a .gguf file or a hub id (such as Qwen/Qwen2.5-1.5B-Instruct)"
+        )
     return resolved, {"trust_remote_code": trusts_code()}
 
 
@@ -78,7 +80,7 @@ def _load_config(path: str, _: Any) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(where, **arguments)
     if config.get_text_config() is not config:
         raise ValueError(
-            f"backbone {path!r} is of type {config.model_type!r}, a text model inside a larger one: lmix takes "
+            f"backbone {path!r} is of type {config.model_type!r}, a text model inside a larger model: lmix supports "
             "text-only causal models"
         )
     check_causal(path, config)
@@ -94,7 +96,7 @@ def check_causal(path: str, config: PretrainedConfig) -> None:
     own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if config.is_encoder_decoder or (names and not causal and not own_code):
         kind = names[0] if names else config.model_type
-        raise ValueError(f"backbone {path!r} is a {kind}, which is no causal language model: give one")
+        raise ValueError(f"backbone {path!r} is a {kind}, not a causal language model: choose a causal LM")
 
 
 def count_places(config: PretrainedConfig) -> int | None:
@@ -122,6 +124,6 @@ def check_places(path: str, longest_prompt: int, max_new_tokens: int, config: Pr
     places = count_places(config or load_config(path))
     if places is not None and longest_prompt + max_new_tokens > places:
         raise ValueError(
-            f"max_new_tokens {max_new_tokens} after a prompt of {longest_prompt} tokens is more than the {places} "
-            f"places of backbone {path!r}: lower it, or max_prompt_tokens"
+            f"max_new_tokens {max_new_tokens} and a prompt of {longest_prompt} tokens exceed the {places} positions of "
+            f"backbone {path!r}: lower max_new_tokens or max_prompt_tokens"
         )

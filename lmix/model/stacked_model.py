@@ -103,7 +103,9 @@ class StackedModel:
         computed = self.head.logits(self.hidden(ids, (POLICY,))[0]).float()
         if not torch.allclose(computed, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
             kind = self.config.model_type
-            raise ValueError(f"backbone of type {kind!r} changes its logits after the head in a way lmix does not know")
+            raise ValueError(
+                f"backbone of type {kind!r} changes its logits after the head in a way that lmix does not support"
+            )
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,9 @@ def check_against_file(tokenizer: PreTrainedTokenizerBase, file: str | Path) -> 
         ids = expected.encode(text, add_special_tokens=False).ids
         own: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
         if own != ids:
-            raise ValueError(f"{text!r} is encoded as {own[:8]}..., and as {ids[:8]}... by {FILE} itself")
+            raise ValueError(f"{text!r} is encoded as {own[:8]}..., but {FILE} gives {ids[:8]}...")
         if (out := tokenizer.decode(ids)) != (right := expected.decode(ids, skip_special_tokens=False)):
-            raise ValueError(f"{text!r} comes back as {out!r}, and as {right!r} by {FILE} itself")
+            raise ValueError(f"{text!r} is decoded as {out!r}, but {FILE} gives {right!r}")
 
 
 def end_without_token(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -97,7 +97,7 @@ def end_without_token(tokenizer: PreTrainedTokenizerBase) -> None:
             empty.__setstate__(json.dumps(state).encode())
             backend.post_processor = empty
     if closes_texts(tokenizer):
-        raise ValueError("it closes each prompt with a special token: take it out of the post_processor")
+        raise ValueError("it appends a special token to each prompt: remove that token from its post_processor")
 
 
 def closes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:

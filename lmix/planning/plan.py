@@ -109,7 +109,10 @@ def needs(
     if not prompt_tokens > 0:
         raise ValueError(f"--prompt_tokens must be positive, not {prompt_tokens}")
     if isinstance(module, GRPOModule) and module.objective.needs_teacher:
-        raise ValueError(f"plan knows no passes of a teacher, so not {type(module).__name__}: plan its GRPO run")
+        raise ValueError(
+            f"plan does not support {type(module).__name__}, because it does not count a teacher's passes: plan the "
+            "corresponding GRPO run"
+        )
     if not 0 <= live <= 1:
         raise ValueError(f"--live must lie between 0 and 1, not {live}")
     own, *_ = place_streams(module.backbone, module.adapters)
@@ -129,12 +132,12 @@ def describe(module: AdapterModule, needed: Needs) -> str:
     rows = [[name, f"{size / GB:.2f}"] for name, size in needed.parts.items() if size]
     size = peak(needed.parts)
     verdict = "fits" if size <= device.device_gb * GB else "DOES NOT FIT"
-    drawn = f"{run.rows} completions of at most {run.tokens} tokens on each, {run.active} at once"
+    drawn = f"{run.rows} completions of at most {run.tokens} tokens on each device, {run.active} at once"
     return "\n".join(
         [
             f"{own.backbone.path}: {(model.linear + model.other) / 1e9:.2f} billion weights, "
-            f"{model.lora / 1e6:.1f} million an adapter; {run.devices} device(s){', sharded' if run.sharded else ''}; "
-            + (drawn if run.draws else f"{run.rows} demonstrations of at most {run.tokens} tokens on each"),
+            f"{model.lora / 1e6:.1f} million per adapter; {run.devices} device(s){', sharded' if run.sharded else ''}; "
+            + (drawn if run.draws else f"{run.rows} demonstrations of at most {run.tokens} tokens on each device"),
             *(
                 f"{placed.backbone.path}: {(other.shape.linear + other.shape.other) / 1e9:.2f} billion weights, frozen "
                 f"({placed.backbone.quantization}), for {', '.join(placed.adapters)}"
@@ -147,12 +150,12 @@ def describe(module: AdapterModule, needed: Needs) -> str:
             f"| **peak** ({verdict} in {device.device_gb:g} GB) | **{size / GB:.2f}** |",
             "",
             *([] if run.vllm is None else [vllm_line(model, run, run.vllm)]),
-            f"memory of the host: {host_bytes(model, run) / GB:.2f} GB a device",
-            f"largest that fit, each alone: model.sampling.slots={slots}, "
+            f"host memory: {host_bytes(model, run) / GB:.2f} GB per device",
+            f"largest values that fit, each with the other at its minimum: model.sampling.slots={slots}, "
             f"model.{'objective.' if run.draws else ''}micro_batch_tokens={tokens}",
-            f"seconds a step at {device.tflops:g} TFLOP/s and {device.bandwidth:g} GB/s: "
-            f"rollouts {needed.rollout_seconds:.0f}, update {needed.update_seconds:.0f} (products and memory traffic "
-            "alone, no communication; completions at full length)",
+            f"seconds per step at {device.tflops:g} TFLOP/s and {device.bandwidth:g} GB/s: "
+            f"rollouts {needed.rollout_seconds:.0f}, update {needed.update_seconds:.0f} (matmuls and memory traffic "
+            "only, no communication; completions at full length)",
         ]
     )
 
@@ -168,7 +171,7 @@ def run_shape(
     elif isinstance(module, SFTModule):
         pass_tokens, kl, inner_updates, mini_batches = module.micro_batch_tokens, False, 1, 1
     else:
-        raise ValueError(f"plan is for GRPOModule and SFTModule, not {type(module).__name__}")
+        raise ValueError(f"plan supports GRPOModule and SFTModule, not {type(module).__name__}")
     backbone, sampling, draws = module.backbone, module.sampling, isinstance(module, GRPOModule)
     own, *others = place_streams(backbone, module.adapters)
     counted = module.mixture.streams

@@ -28,5 +28,5 @@ def planned_config(path: str) -> PretrainedConfig:
         try:
             return AutoConfig.from_pretrained(path)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"backbone {path!r} is no model's config.json: {first_line(error)}") from error
+            raise ValueError(f"backbone {path!r} is not a model's config.json: {first_line(error)}") from error
     return load_config(path)

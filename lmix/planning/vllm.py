@@ -37,9 +37,9 @@ def vllm_line(model: ModelShape, run: RunShape, vllm: VLLMShape) -> str:
     """One line on what vLLM's memory holds, and whether it is enough."""
     weights, token = vllm_weights(model, run, vllm), cached_token(model, run, vllm)
     row = (run.prompt_tokens + run.tokens) * token
-    holds = f"weights {weights / GB:.2f} GB, keys and values of a full row {row / GB:.3f} GB ({vllm.streams} streams)"
+    holds = f"weights {weights / GB:.2f} GB, keys and values of one full row {row / GB:.3f} GB ({vllm.streams} streams)"
     if not vllm.bytes:
         return f"each vLLM server: {holds}, {run.active} rows at once {(weights + run.active * row) / GB:.2f} GB"
     rows = int(max(0.0, vllm.bytes - weights) / row)
-    verdict = f"room for {rows} full rows at once" if rows else "TOO LITTLE for a row: raise model.sampler.memory"
+    verdict = f"room for {rows} full rows at once" if rows else "TOO SMALL for one row: raise model.sampler.memory"
     return f"vLLM: {vllm.bytes / GB:.2f} GB; {holds}; {verdict}"

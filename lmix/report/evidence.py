@@ -107,7 +107,7 @@ def read_held_out(folder: Path) -> tuple[CompletionRow, ...]:
                     content = {"seed": None, "draw_step": content["step"], **content}
                     rows.append(CompletionRow(**{name: v for name, v in content.items() if name in known}))
                 except (ValueError, TypeError, KeyError) as error:
-                    raise ValueError(f"{path}: line {number} is no completion of lmix") from error
+                    raise ValueError(f"{path}: line {number} is not a completion row written by lmix") from error
     return tuple(rows)
 
 

@@ -10,14 +10,14 @@ from lmix.report.tables import Row, markdown
 
 RATES_NOTE = (
     "At each method's last evaluation; 95 % intervals over problems and, where there are several, seeds. One seed's "
-    "interval says nothing of other seeds. *anywhere*: right in whatever form the answer is stated."
+    "interval does not cover other seeds. *anywhere*: right in whatever form the answer is stated."
 )
 DIFFERENCES_NOTE = (
-    "First less second, in points, paired by problem and seed, with 95 % intervals; p adjusted for the number of rows "
-    "(Holm). *Could see*: the true difference that such a study finds 4 times in 5."
+    "First minus second, in points, paired by problem and seed, with 95 % intervals; p adjusted for the number of rows "
+    "(Holm). *Could see*: the true difference that such a study detects 4 times in 5."
 )
 CLAIMS_NOTE = (
-    "*yes* and *no, the opposite*: the 95 % interval of the difference, in points, leaves out 0; not adjusted for the "
+    "*yes* and *no, the opposite*: the 95 % interval of the difference, in points, excludes 0; not adjusted for the "
     "number of claims. *can't be told* is no evidence that there is no difference: see what could be seen."
 )
 
@@ -76,7 +76,7 @@ def difference_markdown(rows: Sequence[Row]) -> str:
         ["methods", "seeds", "problems", "difference in solved", "p (Holm)", "could see"],
         [
             [
-                f"{row['a']} less {row['b']}",
+                f"{row['a']} minus {row['b']}",
                 row["seeds"],
                 row["problems"],
                 signed(row),
@@ -112,7 +112,7 @@ def claim_markdown(rows: Sequence[Row]) -> str:
         [
             [
                 row["claim"],
-                f"{row['a']} less {row['b']}, {row['score']}",
+                f"{row['a']} minus {row['b']}, {row['score']}",
                 row["seeds"],
                 signed(row),
                 row["says"],

@@ -74,20 +74,20 @@ def power(
     }
     size = f"{problems} problems x {samples} samples x {seeds} seeds"
     none = "no number suffices"
-    console.print(f"{size}: a true difference of {100 * difference:.1f} points is seen with {found['power']:.0%}")
-    console.print(f"  seen with {wanted:.0%}: {in_points(found['detectable'])}")
-    console.print(
-        f"  problems that see {100 * difference:.1f} points with {wanted:.0%}: {found['problems_needed'] or none}"
-    )
-    console.print(f"  seeds that do, of {problems} problems: {found['seeds_needed'] or none}")
-    table = Table(title=f"difference that is seen with {wanted:.0%}, {samples} samples a problem")
+    points = f"{100 * difference:.1f} points"
+    console.print(f"{size}: a true difference of {points} is detected with probability {found['power']:.0%}")
+    console.print(f"  detectable with probability {wanted:.0%}: {in_points(found['detectable'])}")
+    needed = found["problems_needed"] or none
+    console.print(f"  problems needed to detect {points} with probability {wanted:.0%}: {needed}")
+    console.print(f"  seeds needed with {problems} problems: {found['seeds_needed'] or none}")
+    table = Table(title=f"difference detectable with probability {wanted:.0%}, {samples} samples per problem")
     for column in ("problems", *(f"{count} seeds" if count > 1 else "1 seed*" for count in GRID[1])):
         table.add_column(column, justify="right")
     for count in GRID[0]:
         seen = [detectable_difference(parts, count, samples, s, wanted) for s in GRID[1]]
         table.add_row(str(count), *map(in_points, seen))
     console.print(table)
-    console.print("* of the two trained models, which says nothing of other seeds")
+    console.print("* for the two trained models only, not for other seeds")
     return found
 
 
@@ -117,7 +117,7 @@ def stored(console: Any, a: list[str], b: list[str]) -> tuple[Components, int, i
     for folders, kept in zip((a, b), rows, strict=True):
         for folder, of_run in zip(folders, kept, strict=True):
             if not of_run:
-                raise ValueError(f"{folder!r} holds no completions/val.jsonl: give folders of runs that were evaluated")
+                raise ValueError(f"{folder!r} has no completions/val.jsonl: give folders of runs that were evaluated")
     common = set.intersection(*({row.step for row in of_run} for kept in rows for of_run in kept))
     if not common:
         raise ValueError("a and b have no evaluation at the same step: give runs of equal length")
@@ -131,7 +131,7 @@ def stored(console: Any, a: list[str], b: list[str]) -> tuple[Components, int, i
     flags = [policy.flags("solved", seeds, shared) for policy in (first, second)]
     parts, found = components(*flags), paired_difference(*map(means, flags))
     console.print(
-        f"step {step}: a less b {100 * found.mean:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), "
+        f"step {step}: a minus b {100 * found.mean:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), "
         f"p {found.p:.2g}; standard deviations of the difference: seeds {parts.seed**0.5:.3f}, problems "
         f"{parts.problem**0.5:.3f}, both {parts.interaction**0.5:.3f}, samples {parts.sample**0.5:.3f}"
     )

@@ -67,7 +67,7 @@ def read_sweep(folder: Path) -> Sweep:
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder / SWEEP, error) from error
     if not rows or any(row.n < 1 for row in rows):
-        raise ValueError(f"{folder / SWEEP} has a row without problems, or no rows: write it again")
+        raise ValueError(f"{folder / SWEEP} has a row without problems, or no rows: run the command again")
     return sweep
 
 
@@ -114,4 +114,4 @@ def _read(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} can't be read ({type(error).__name__}: {error}): write it again")
+    return ValueError(f"{path} can't be read ({type(error).__name__}: {error}): run the command again")

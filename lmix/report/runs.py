@@ -49,13 +49,13 @@ def read_run(folder: Path) -> Run:
     files = sorted(folder.glob(EVENTS))
     if not files or not (folder / "config.yaml").is_file():
         missing = "config.yaml" if files else EVENTS
-        raise ValueError(f"{folder} is no run: it has no {missing}")
+        raise ValueError(f"{folder} is not a run folder: {missing} is missing")
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         method, task = method_name(config), task_name(config)
         backbone, seed = last_part(model_arguments(config)["backbone"]["path"]), config["seed_everything"]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / 'config.yaml'} is not one that lmix's fit writes: give a run's folder") from error
+        raise ValueError(f"{folder / 'config.yaml'} was not written by lmix fit: give a run's folder") from error
     return Run(folder, method, task, backbone, seed, config, read_scalars(files))
 
 

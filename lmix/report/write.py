@@ -17,7 +17,7 @@ from lmix.report.style import save
 
 RATES_NOTE = (
     "Rates on held-out problems, greedy: mean over seeds (lowest to highest). The best rate is each seed's highest of "
-    "its evaluations, chosen on these same problems, so it flatters."
+    "its evaluations, chosen on these same problems, so it is optimistic."
 )
 ALPHAS = ("adaptive", "accuracy_weighted", "schedule", "fixed")
 
@@ -37,13 +37,13 @@ def write_report(folders: list[Path], out: Path, title: str = "lmix report") -> 
         ValueError: there are no folders, or one is of none of these kinds or can't be read.
     """
     if not folders:
-        raise ValueError("a report needs folders: give those of runs, sweeps or comparisons")
+        raise ValueError("a report needs folders: give folders of runs, sweeps or comparisons")
     runs, sweeps, comparisons = read_folders(folders)
     out.mkdir(parents=True, exist_ok=True)
     parts = [f"# {title}"]
     evaluated = [run for run in runs if SOLVE_RATE in run.scalars]
     if names := [str(run.folder) for run in runs if run not in evaluated]:
-        parts.append(f"Left out, as they logged no {SOLVE_RATE}: {', '.join(names)}.")
+        parts.append(f"Left out because they logged no {SOLVE_RATE}: {', '.join(names)}.")
     for setting in dict.fromkeys(run.setting for run in evaluated):
         parts += setting_section([run for run in evaluated if run.setting == setting], out)
     for number, sweep in enumerate(sweeps, 1):
@@ -68,7 +68,7 @@ def read_folders(folders: Sequence[Path]) -> tuple[list[Run], list[Sweep], list[
         elif any(folder.glob(EVENTS)):
             runs.append(read_run(folder))
         else:
-            raise ValueError(f"{folder} holds no {EVENTS}, {SWEEP} or {COMPARE}: give folders of runs or results")
+            raise ValueError(f"{folder} contains no {EVENTS}, {SWEEP} or {COMPARE}: give folders of runs or results")
     return tell_apart(join_resumed(runs)), sweeps, comparisons
 
 
@@ -134,13 +134,13 @@ def lines_text(runs: Sequence[Run]) -> str:
         line = band(group, SOLVE_RATE)
         text = f"- {method}: {seeds_text(group)} ({', '.join(str(run.seed) for run in group)}), "
         if line is None:
-            lines.append(text + "no evaluation that all of them have")
+            lines.append(text + "no step at which all of them were evaluated")
             continue
         first, last, count = line.steps[0], line.steps[-1], len(line.steps)
         text += f"1 evaluation, at step {first}" if count == 1 else f"{count} evaluations, steps {first} to {last}"
         ends = sorted({run.scalars[SOLVE_RATE][-1][0] for run in group})
         if len(ends) > 1:
-            text += f"; runs end at steps {', '.join(map(str, ends))}, and only what all of them have is shown"
+            text += f"; runs end at steps {', '.join(map(str, ends))}, and only steps that all of them have are shown"
         lines.append(text)
     return "\n".join(lines)
 
@@ -162,7 +162,7 @@ def realignment_section(sweeps: Sequence[Sweep], out: Path) -> list[str]:
     """The section on policies trained at several alphas and each decoded at several."""
     return [
         "## Trained at one alpha, decoded at another",
-        "Logits, greedy; a ring marks the alpha that a policy was trained at. Where several sweeps have one trained "
+        "Logits, greedy; a ring marks the alpha that a policy was trained at. If several sweeps have the same trained "
         "alpha, the mean with a band from lowest to highest.",
         write_figure(figures.realignment(sweeps), out, "realignment", "Trained at a, decoded at b"),
     ]

@@ -57,7 +57,7 @@ class RewardSum:
             for group, of_group in zip(groups, values, strict=True):
                 for rollout, value in zip(group.rollouts, of_group, strict=True):
                     if not math.isfinite(value):
-                        raise ValueError(f"reward {name} gave {value} on problem {group.problem.id}: it must be finite")
+                        raise ValueError(f"reward {name} is {value} on problem {group.problem.id}: it must be finite")
                     rollout.rewards[name] = value
         for group in groups:
             for rollout in group.rollouts:
@@ -75,9 +75,9 @@ def numbers_of(name: str, reward: Reward, groups: Sequence[Group]) -> list[list[
     try:
         values = [[float(value) for value in of_group] for of_group in reward(groups)]
     except TypeError as error:
-        raise ValueError(f"reward {name} must give numbers, a list for each group: {error}") from error
+        raise ValueError(f"reward {name} must return numbers, a list for each group: {error}") from error
     if [len(of_group) for of_group in values] != [len(group.rollouts) for group in groups]:
-        raise ValueError(f"reward {name} must give one number for each rollout of each group")
+        raise ValueError(f"reward {name} must return one number for each rollout of each group")
     return values
 
 
@@ -89,15 +89,15 @@ def imported_reward(path: str) -> Reward:
         if inspect.isclass(reward):
             reward = reward()
     except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(f"model.rewards names {path}, which can't be imported: {error}") from error
+        raise ValueError(f"model.rewards: {path} can't be imported: {error}") from error
     parameters = len(inspect.signature(reward).parameters) if callable(reward) else 0
     if parameters == 1:
         return reward  # pyright: ignore[reportReturnType]
     if parameters == 2:
         return by_completion(reward)  # pyright: ignore[reportArgumentType]
     raise ValueError(
-        f"model.rewards names {path}: give verifier, or the import path of a function of (problem, completion) or of "
-        "(groups)"
+        f"model.rewards: {path} is not a reward: use one of {', '.join(BUILT_IN)}, or the import path of a function of "
+        "(problem, completion) or of (groups)"
     )
 
 

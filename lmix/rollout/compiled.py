@@ -29,7 +29,7 @@ def check_can_compile(device: torch.device, sharded: bool) -> None:
     """
     if sharded:
         raise ValueError(
-            "sampling.compile true needs a backbone that is whole on each device: set it to false, or trainer.strategy "
+            "sampling.compile true needs an unsharded backbone: set it to false, or trainer.strategy "
             "to ddp"
         )
     compilers = os.environ.get("CXX", "g++"), "clang++", "c++"

@@ -80,7 +80,7 @@ def limits_of(
 def check_limits(where: str, max_new_tokens: int | None, stop: Sequence[str], min_new_tokens: int = 0) -> None:
     """Raise ValueError if settings are not valid limits. `where` goes before their names in the message."""
     if isinstance(stop, str) or not all(stop):
-        raise ValueError(f"{where}stop must be a list of strings, none of them empty, not {stop!r}")
+        raise ValueError(f"{where}stop must be a list of non-empty strings, not {stop!r}")
     if min_new_tokens < 0 or (max_new_tokens is not None and min_new_tokens > max_new_tokens):
         raise ValueError(
             f"{where}min_new_tokens must lie between 0 and {where}max_new_tokens {max_new_tokens}, not {min_new_tokens}"

@@ -90,7 +90,7 @@ class VLLM(SamplerChoice):
 
     def __init__(self, memory: float = 0.4, sleep: bool = True, options: dict[str, Any] | None = None) -> None:
         if not 0 < memory < 1:
-            raise ValueError(f"sampler.memory must lie between 0 and 1, not {memory}: a part of the device's memory")
+            raise ValueError(f"sampler.memory must lie between 0 and 1, not {memory}: a fraction of device memory")
         self.memory, self.sleep, self.options = memory, sleep, options or {}
 
     def check(self, backbone: BackboneConfig, adapters: AdapterConfig) -> None:
@@ -179,8 +179,8 @@ def check_streams(backbone: BackboneConfig, adapters: AdapterConfig) -> None:
     paths = model_paths(backbone, adapters)
     if others := [path for path in paths if path != backbone.path]:
         raise ValueError(
-            f"vLLM draws from adapters of backbone.path {backbone.path!r}, but {others[0]!r} is a whole model: make an "
-            "adapter of it by lmix delta, or use lmix's own engine (sampler=null)"
+            f"vLLM supports only adapters on backbone.path {backbone.path!r}, but {others[0]!r} is a whole model: turn "
+            "it into an adapter with lmix delta, or use lmix's own engine (sampler=null)"
         )
     check_servable(backbone.path, load_config(backbone.path))
 

@@ -119,7 +119,7 @@ def lost_where_ended() -> Iterator[None]:
     try:
         yield
     except EngineDeadError as error:
-        raise SamplerLost(f"vLLM's process has ended ({first_line(error)}); its own output says why") from error
+        raise SamplerLost(f"vLLM's process has ended ({first_line(error)}); see its output for the cause") from error
 
 
 def completion_of(output: Any) -> Completion:

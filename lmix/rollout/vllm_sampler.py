@@ -126,10 +126,10 @@ class VLLMSampler:
             ValueError: mixtures that vLLM can't draw from together, or at all.
         """
         if any(mixture.depends_on_token for mixture in mixtures):
-            raise ValueError("vLLM draws from mixtures whose weights are the same at all tokens: use lmix's engine")
+            raise ValueError("vLLM does not support weights that depend on the token: use lmix's engine")
         kinds = {(mixture.kind, mixture.temperature, mixture.plausibility) for mixture in mixtures}
         if len(kinds) != 1:
-            raise ValueError(f"mixtures drawn together must agree in all but their weights, not be {kinds}")
+            raise ValueError(f"mixtures drawn together may differ only in their weights, but got {kinds}")
         own = (self.mixture.kind, self.mixture.temperature, self.mixture.plausibility)
         if kinds != {own}:
             self.mixture = replace(mixtures[0], weights=self._weights(mixtures[0]))
@@ -170,8 +170,8 @@ def fill(rollout: Rollout, completion: Completion, limits: Limits) -> None:
     end = limits.end_of(completion.ids)
     if end is None and completion.stopped:
         raise ValueError(
-            f"vLLM ended a completion after {len(completion.ids)} tokens where no end token and no stop string is: use "
-            "lmix's engine for this tokenizer, or leave the stop strings out"
+            f"vLLM ended a completion after {len(completion.ids)} tokens without an end token or a stop string: use "
+            "lmix's engine for this tokenizer, or remove the stop strings"
         )
     rollout.completion_ids = completion.ids[:end]
     rollout.log_probs = torch.tensor(completion.log_probs[:end], dtype=torch.float32)

@@ -55,7 +55,7 @@ class Server:
                     f"server {self.url} fails with status {error.code} on {path}: {text}", error.code
                 ) from error
             hint = " (start it with VLLM_SERVER_DEV_MODE=1)" if error.code == 404 else ""
-            raise ValueError(f"server {self.url} refuses {path} with status {error.code}: {text}{hint}") from error
+            raise ValueError(f"server {self.url} rejects {path} with status {error.code}: {text}{hint}") from error
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
             reason = error.reason if isinstance(error, URLError) else error
             raise SamplerLost(f"server {self.url} does not answer within {self.timeout:g} s: {reason}") from error
@@ -65,7 +65,7 @@ class Server:
         """Call a method of `lmix.vllm.worker`."""
         answer = self.post("/collective_rpc", {"method": method, "args": list(args)})["results"][0]
         if "error" in answer:
-            raise ValueError(f"server {self.url} refuses: {answer['error']}")
+            raise ValueError(f"server {self.url} reports an error: {answer['error']}")
         return answer
 
     def set_policy(self, folder: Path) -> None:
@@ -123,17 +123,17 @@ class ServedVLLM:
                 if error.status != HTTPStatus.INTERNAL_SERVER_ERROR:  # vLLM's, for a method that no worker has
                     raise
                 raise ValueError(
-                    f"server {server.url} serves no mixed policy of lmix: start it on a folder of lmix export"
+                    f"server {server.url} does not serve a mixed policy: start it on a folder that lmix export wrote"
                 ) from error
             if len(state["streams"]) != streams:
                 raise ValueError(
                     f"server {server.url} serves {len(state['streams'])} streams, but the run has {streams}: export "
-                    "the run's adapters"
+                    "the run's adapters and serve them"
                 )
             if state["rank"] < rank:
                 raise ValueError(
                     f"server {server.url} takes adapters up to rank {state['rank']}, but the run's have {rank}: "
-                    "export the run's adapters"
+                    "export the run's adapters and serve them"
                 )
 
     def set_mixture(self, mixture: Mixture) -> None:

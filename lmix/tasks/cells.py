@@ -72,7 +72,7 @@ def cell_text(value: Any) -> str:
         case float():
             return _float_text(value)
         case bool():
-            raise ValueError(f"{value} is a truth value, not text: store it as text")
+            raise ValueError(f"{value} is a boolean, not text: store it as text")
         case int():
             return str(value)
         case Decimal() if value.is_finite():
@@ -81,9 +81,11 @@ def cell_text(value: Any) -> str:
             return _message(value)[1]
         case Mapping():
             names = ", ".join(map(repr, value))
-            raise ValueError(f"{_shown(value)} is a record: add one of its fields to the column, after a dot: {names}")
+            raise ValueError(
+                f"{_shown(value)} is an object: select a field with a dot, such as column.field; its fields are {names}"
+            )
         case list() | tuple():
-            raise ValueError(f"{_shown(value)} is a list of {len(value)}, not one text")
+            raise ValueError(f"{_shown(value)} is a list of {len(value)} elements, not one text")
     raise ValueError(f"{_shown(value)} is neither text nor a number")
 
 
@@ -159,7 +161,7 @@ def _message(record: Mapping[str, Any]) -> Message:
     given = {name: value for name, value in record.items() if value is not None}  # parquet adds missing fields as null
     if set(given) != {"role", "content"}:
         raise ValueError(
-            f"a chat message must have role and content alone, not {', '.join(map(repr, given)) or 'none'}"
+            f"a chat message must have only role and content, not {', '.join(map(repr, given)) or 'none'}"
         )
     content = _only(given["content"])
     if isinstance(content, Mapping) and content.get("type") == "text":
@@ -171,11 +173,11 @@ def _message(record: Mapping[str, Any]) -> Message:
 
 def _float_text(value: float) -> str:
     if not math.isfinite(value):
-        raise ValueError(f"{value} is no number: fill or remove it")
+        raise ValueError(f"{value} is not a number: fill it or remove the row")
     if not value.is_integer():
         return format(Decimal(repr(value)), "f")
     if abs(value) >= EXACT_INTEGERS:
-        raise ValueError(f"{value} is a float that can't hold all digits of an integer: store it as text")
+        raise ValueError(f"{value} is a float, which can't represent all digits of this integer: store it as text")
     return str(int(value))
 
 
@@ -183,7 +185,7 @@ def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{_shown(text)} has half of a surrogate pair, which no tokenizer can read") from error
+        raise ValueError(f"{_shown(text)} contains half of a surrogate pair, which no tokenizer can read") from error
     return text
 
 

@@ -26,8 +26,8 @@ def answer_text(value: Any) -> str:
         if text.strip(" $.\n") == template.wrap(answer):
             return answer
         raise ValueError(
-            f"{text if len(text) <= 80 else '...' + text[-77:]!r} is a solution and not an answer: give its column "
-            f"as task.solution_column, and set task.answer_column to null and task.template to {template.name}"
+            f"{text if len(text) <= 80 else '...' + text[-77:]!r} is a whole solution, not an answer: set "
+            f"task.solution_column to this column, task.answer_column to null and task.template to {template.name}"
         )
     return text
 
@@ -77,7 +77,7 @@ class DatasetTask(Task):
     ) -> None:
         super().__init__(**kwargs)
         if answer_column is None and solution_column is None:
-            raise ValueError("task.answer_column and task.solution_column are both null: name the one with the answers")
+            raise ValueError("task.answer_column and task.solution_column are both null: set the one with the answers")
         self.source, self.test_source, self.config_name = source, test_source or source, config_name
         self.split_names = {"train": train_split, "test": test_split or train_split}
         if test_source is None and (is_file(source) or test_split is None):
@@ -105,7 +105,7 @@ class DatasetTask(Task):
             elif kept:
                 unjudgeable.append(number)
         left_out = (
-            f"{len(unjudgeable)} of {len(unjudgeable) + len(problems)} rows have no answer that can be judged, "
+            f"{len(unjudgeable)} of {len(unjudgeable) + len(problems)} rows have no verifiable answer, "
             f"such as row {unjudgeable[0] if unjudgeable else None}"
         )
         if problems and unjudgeable:
@@ -113,8 +113,8 @@ class DatasetTask(Task):
         if not problems:
             reason = "check the file and the task's filters"
             if unjudgeable:
-                reason = f"{left_out}; with task.answer_column null, a box or task.template must show it"
-            raise ValueError(f"{source!r} holds no problem for split {split!r}: {reason}")
+                reason = f"{left_out}; with task.answer_column null, task.template or a box must mark it"
+            raise ValueError(f"{source!r} contains no problems for split {split!r}: {reason}")
         return problems
 
     def keep(self, row: dict[str, Any]) -> bool:
@@ -132,7 +132,7 @@ class DatasetTask(Task):
         history = tuple(messages[:-1]) if messages else ()
         if self.system is not None and any(role == "system" for role, _ in history):
             raise ValueError(
-                f"row {number} of {source!r}, column {self.problem_column!r} has a system message of its own: "
+                f"row {number} of {source!r}, column {self.problem_column!r} already has a system message: "
                 f"set task.system to null, not {self.system!r}"
             )
         solution = read_cell(number, row, self.solution_column, source=source) if self.solution_column else ""
@@ -142,7 +142,7 @@ class DatasetTask(Task):
             return None
         for column, value in ((self.problem_column, problem), (self.answer_column, answer)):
             if not value.strip():
-                raise ValueError(f"row {number} of {source!r} has nothing in column {column!r}: fill or remove it")
+                raise ValueError(f"row {number} of {source!r} is empty in column {column!r}: fill it or remove the row")
         return Problem(number, problem, answer, solution, history)
 
     def verify(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[bool]:

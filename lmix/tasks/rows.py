@@ -50,14 +50,14 @@ def load_rows(source: str, split: str, config_name: str | None = None) -> tuple[
         elif path.is_dir() or (source.count("/") == 1 and not path.is_absolute() and not source.startswith(".")):
             columns, rows = unpacked(load_dataset(str(path) if path.is_dir() else source, config_name, split=split))
         else:
-            raise ValueError(f"it is no folder, no hub id, and no {', '.join(FILES)} file")
+            raise ValueError(f"it is not a folder, a hub id or a file of a known kind ({', '.join(FILES)})")
     except Exception as error:  # `datasets` raises its own classes, pyarrow's and the hub's
         wrapped = "generating the dataset" in str(error)  # for an unreadable file, only the cause is informative
         told = error.__cause__ if wrapped and error.__cause__ else error
         reason = (str(told).strip() or type(told).__name__).splitlines()[0]
         raise ValueError(f"data set {source!r} can't be read: {reason}") from error
     if not rows:
-        raise ValueError(f"data set {source!r} is empty: split {split!r} has no row")
+        raise ValueError(f"data set {source!r} is empty: split {split!r} has no rows")
     return columns, rows
 
 
@@ -86,7 +86,7 @@ def read_file(path: Path) -> tuple[list[str], Rows]:
         ValueError: the file does not exist, is empty, or can't be read; the message gives the line number.
     """
     if not path.is_file():
-        raise ValueError("there is no such file")
+        raise ValueError("the file does not exist")
     if path.stat().st_size == 0:
         raise ValueError("the file is empty")
     kind = file_kind(path)
@@ -118,9 +118,9 @@ def read_json(file: TextIO) -> tuple[list[str], Rows]:
                 if line.strip():
                     rows.append(object_of_line(line, number))
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("it must be a list of JSON objects, or one object a line")
+        raise ValueError("it must be a list of JSON objects, or one object per line")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return columns, [{name: row.get(name) for name in columns} for row in rows]
 
@@ -129,9 +129,9 @@ def object_of_line(line: str, number: int) -> dict[str, Any]:
     try:
         row = parse_json(line)
     except ValueError as error:
-        raise ValueError(f"line {number} is no JSON: {error}") from error
+        raise ValueError(f"line {number} is not valid JSON: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"line {number} is no JSON object")
+        raise ValueError(f"line {number} is not a JSON object")
     return row
 
 
@@ -144,7 +144,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"an object has {twice!r} twice")
+        raise ValueError(f"an object has the name {twice!r} twice")
     return record
 
 

@@ -73,10 +73,10 @@ def chat_ids(
             rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)
         ):
             raise ValueError(
-                f"chat_template_args names {name!r}, which is no variable of the tokenizer's chat template"
+                f"chat_template_args names {name!r}, which is not a variable of the tokenizer's chat template"
             )
     roles = ", ".join(message["role"] for message in chat)
-    with one_line_errors(f"the chat template refuses messages of the roles {roles}", "; see task.system and task.chat"):
+    with one_line_errors(f"the chat template rejects messages of the roles {roles}", "; see task.system and task.chat"):
         encoded = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, **arguments)
         ids = list(encoded["input_ids"])
     if not ids:

@@ -24,11 +24,11 @@ class AlphaCallback(L.Callback):
         name = type(self).__name__
         if not isinstance(pl_module, GRPOModule) or pl_module.has_teacher:
             kind = type(pl_module).__name__
-            raise ValueError(f"{name} moves the alpha of lmix.GRPOModule; {kind} has none: leave it out")
+            raise ValueError(f"{name} changes the alpha of lmix.GRPOModule, but {kind} has no alpha: remove {name}")
         if pl_module.weights is not None:
-            raise ValueError(f"{name} moves alpha, but model.weights is given and fixed: leave one of the two out")
+            raise ValueError(f"{name} changes alpha, but model.weights is given and fixed: remove one of the two")
         if pl_module.objective.needs_reference:
-            raise ValueError(f"{name} moves alpha, but objective.beta needs alpha 0: leave one of the two out")
+            raise ValueError(f"{name} changes alpha, but objective.beta needs alpha 0: remove one of the two")
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: GRPOModule, checkpoint: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         pl_module.restore_alpha(checkpoint["lmix"])
@@ -48,7 +48,8 @@ class ValidatedAlpha(AlphaCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and not trainer.datamodule.validation_size:  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError(
-                f"data.validation_size is 0, but {type(self).__name__} decides on these problems: set it (100)"
+                f"data.validation_size is 0, but {type(self).__name__} needs validation problems: set it, for example "
+                "to 100"
             )
 
     def mixtures(self, mixed: Mixture) -> list[Mixture]:

@@ -31,7 +31,7 @@ def naming_last_checkpoint(module: L.LightningModule) -> Iterator[None]:
         yield
     except SamplerLost as error:
         saved = [path for callback in module.trainer.checkpoint_callbacks for path in getattr(callback, "saved", [])]
-        after = f"resume by --ckpt_path={saved[-1]}" if saved else "no checkpoint was saved yet, so start the run again"
+        after = f"resume with --ckpt_path={saved[-1]}" if saved else "no checkpoint was saved yet: start the run again"
         raise SamplerLost(f"{error}; {after}") from error
 
 
@@ -172,10 +172,10 @@ class PolicyCheckpoint(Checkpoint):
                 module.policy.save_policy(path.with_suffix(""), module.origin)  # pyright: ignore
             trainer.save_checkpoint(path)
         except OSError as error:
-            before = (
-                f"go on from {self.saved[-2]}, which is whole" if len(self.saved) > 1 else "there is none before it"
-            )
-            raise OSError(error.errno or errno.EIO, f"{path} can't be saved ({error}): {before}") from error
+            before = "no earlier checkpoint exists"
+            if len(self.saved) > 1:
+                before = f"resume from {self.saved[-2]}, the last intact checkpoint"
+            raise OSError(error.errno or errno.EIO, f"can't save {path} ({error}): {before}") from error
         self.last_step = trainer.global_step
         best = Path(self.best_model_path)
         if trainer.is_global_zero:
@@ -205,6 +205,6 @@ class PolicyCheckpoint(Checkpoint):
             try:
                 part.symlink_to(target)
             except OSError as error:  # a file system without symbolic links; the checkpoint itself is unaffected
-                log.warning("%s can't link to %s (%s), which is the best so far", link, target, error)
+                log.warning("can't create the link %s to the best checkpoint, %s (%s)", link, target, error)
                 return
             os.replace(part, link)

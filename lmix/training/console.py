@@ -136,7 +136,7 @@ class StepConsole(ProgressBar):
             rates = [float(metrics[f"{prefix}/{name}"]) for name in RATES]
             self.history.append((trainer.global_step, *rates))
             shown = [f"{text} {rate:.3f}" for text, rate in zip(RATES.values(), rates, strict=True)]
-            self.say(f"held out, step {trainer.global_step}: {', '.join(shown)}")
+            self.say(f"held-out problems, step {trainer.global_step}: {', '.join(shown)}")
             for who in ("", "policy/", "reference/"):
                 found = {name: metrics.get(f"{prefix}/{who}{name}") for name in (*RATES, *SAMPLED)}
                 shown = [f"{(RATES | SAMPLED)[name]} {float(v):.3f}" for name, v in found.items() if v is not None]

@@ -77,8 +77,8 @@ class GRPOModule(AdapterModule):
         if self.objective.needs_reference and (alpha or weights is not None):
             mixed = f"model.alpha {alpha:g}" if weights is None else f"model.weights {weights}"
             raise ValueError(
-                f"the objective's KL (objective.beta) is the policy's, but {mixed} mixes it: set model.alpha to 0 "
-                "(configs/methods/kl_grpo.yaml) or objective.beta to 0"
+                f"objective.beta penalises the KL of the policy alone, but {mixed} trains a mixture: set model.alpha "
+                "to 0 (configs/methods/kl_grpo.yaml) or objective.beta to 0"
             )
 
     default_objective: type[Objective] = GRPO

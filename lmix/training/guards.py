@@ -43,8 +43,9 @@ def warn_of_gap(k3: float, bound: float, step: int) -> None:
     """
     if k3 > bound:
         log.warning(
-            "step %d: KL(sampler || trainer) is about %.3g a token, above sampling.gap_warning %g: the sampler rounds "
-            "otherwise than the trainer, or has other weights; objective.sampler_weight_cap=2 corrects for rounding",
+            "step %d: KL(sampler || trainer) is about %.3g per token, above sampling.gap_warning %g: the sampler "
+            "rounds differently from the trainer, or has different weights; objective.sampler_weight_cap=2 corrects "
+            "for rounding",
             step,
             k3,
             bound,

@@ -115,7 +115,7 @@ class AdapterModule(SavedModule):
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
         if self.sampling.compile and not isinstance(self.sampler_choice, LmixEngine):
-            raise ValueError("sampling.compile is of lmix's own engine: leave it out beside model.sampler")
+            raise ValueError("sampling.compile works only with lmix's own engine: remove it or model.sampler")
         self.sampler_choice.check(self.backbone, self.adapters)
         if self.sampling.compile:
             check_can_compile(self.root_device, self.sharded)
@@ -175,7 +175,8 @@ class AdapterModule(SavedModule):
         dense = self.policy.settle_dense_rollouts(self.root_device)
         if self.ranks > 1:
             dense = self.policy.dense_rollouts = bool(self.trainer.strategy.broadcast(dense))
-        rank_zero_info(f"backbone.dense_rollouts: null is {str(dense).lower()} for all of this run, by the free memory")
+        settled = str(dense).lower()
+        rank_zero_info(f"backbone.dense_rollouts: null resolved to {settled} for this run, based on free memory")
 
     def settle_slots(self) -> int:
         """Resolve `sampling.slots: auto` once per run, on rank 0 for all ranks: rounding depends on the slots."""
@@ -187,7 +188,7 @@ class AdapterModule(SavedModule):
         slots = automatic_slots(self.policy, self.mixture, self.sampling, self.longest_prompt, rows, free)
         if self.ranks > 1:
             slots = int(self.trainer.strategy.broadcast(slots))
-        rank_zero_info(f"sampling.slots: auto is {slots} for all of this run, by the free memory")
+        rank_zero_info(f"sampling.slots: auto resolved to {slots} for this run, based on free memory")
         return slots
 
     def draw(self, greedy: bool = False) -> Draw:
@@ -230,7 +231,7 @@ class AdapterModule(SavedModule):
             cause = f"the {here[0].cause}" if here else "logits on another rank"
             raise ValueError(
                 f"{cause} are not finite, in an evaluation after step {self.global_step}: resume from an earlier "
-                "checkpoint by --ckpt_path"
+                "checkpoint with --ckpt_path"
             )
         self.decoder.judge(groups)
         for rollout in flatten(groups):

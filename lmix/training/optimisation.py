@@ -157,6 +157,6 @@ class OptimisedModule(RankedModule):
         if self.optimizer.nonfinite == "stop":
             raise ValueError(
                 f"{what}: lower optimizer.lr ({self.optimizer.lr}) or set optimizer.nonfinite to skip, and resume from "
-                "the newest checkpoint by --ckpt_path"
+                "the newest checkpoint with --ckpt_path"
             )
-        log.warning("%s; the update is left out", what)
+        log.warning("%s; skipping the update", what)

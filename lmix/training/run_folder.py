@@ -35,6 +35,6 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"run folder {str(folder)!r} can't be written to ({existing}: {error.strerror}): set "
-            "trainer.logger.save_dir, or trainer.default_root_dir where there is no logger"
+            f"run folder {str(folder)!r} is not writable ({existing}: {error.strerror}): set trainer.logger.save_dir, "
+            "or trainer.default_root_dir if there is no logger"
         ) from error

@@ -88,4 +88,4 @@ class SavedModule(OptimisedModule):
         both_move = self.weights is None and saved["weights"] is None
         if both_move and self.initial_mixture.alpha == saved["initial_alpha"]:
             self.mixture = self.mixture.with_alpha(saved["alpha"])
-            log.info("alpha %g, as in the checkpoint", saved["alpha"])
+            log.info("alpha %g restored from the checkpoint", saved["alpha"])

@@ -56,9 +56,12 @@ class SDPOModule(TeacherModule):
         optimizer: OptimizerConfig = OptimizerConfig(),
     ) -> None:
         if not 0.0 <= teacher_rate <= 1.0:
-            raise ValueError(f"teacher_rate must lie in [0, 1], not {teacher_rate}: the paper has 0.01")
+            raise ValueError(f"teacher_rate must lie in [0, 1], not {teacher_rate}: the paper uses 0.01")
         if adapters.reference is not None or adapters.experts:
-            raise ValueError("adapters.reference and adapters.experts must be null for SDPO: its anchor is the start")
+            raise ValueError(
+                "adapters.reference and adapters.experts must be null for SDPO: the policy's starting point is the "
+                "anchor"
+            )
         super().__init__(
             backbone,
             replace(adapters, reference=adapters.policy),

@@ -41,7 +41,8 @@ def find_checkpoint(path: str) -> str:
             log.warning("%s; trying the one before it", error)
             continue
         return str(candidate)
-    raise ValueError(f"ckpt_path {path!r} is a folder with no intact checkpoint{damaged or ': give that of a run'}")
+    problem = damaged or ": give a run's folder"
+    raise ValueError(f"ckpt_path {path!r} contains no intact checkpoint{problem}")
 
 
 def check_fresh(folder: Path, ckpt_path: Any, saved: Sequence[Path] = ()) -> None:
@@ -58,7 +59,8 @@ def check_fresh(folder: Path, ckpt_path: Any, saved: Sequence[Path] = ()) -> Non
     others = {path for path in folder.glob("*.ckpt") if not path.is_symlink()} - set(saved)
     if others and (ckpt_path is None or Path(ckpt_path).resolve().parent != folder.resolve()):
         raise ValueError(
-            f"{folder.parent} holds checkpoints of a run: go on from there by --ckpt_path, or give another folder"
+            f"{folder.parent} already contains checkpoints of another run: resume with --ckpt_path={folder.parent}, or "
+            "choose another folder"
         )
 
 
@@ -76,20 +78,24 @@ def check_checkpoint(path: str) -> None:
     """
     where = f"ckpt_path {path!r}"
     if not Path(path).is_file():
-        raise ValueError(f"{where} is no file: give a .ckpt of a run's checkpoints folder, or the run's folder")
+        raise ValueError(f"{where} does not exist: give a .ckpt of a run's checkpoints folder, or the run's folder")
     try:
         with zipfile.ZipFile(path) as archive:
             if (part := archive.testzip()) is not None:  # torch.load does not verify checksums
                 raise ValueError(f"the checksum of {part} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch raise their own classes
-        raise ValueError(f"{where} is damaged or no checkpoint: give another .ckpt, or the run's folder") from error
+        raise ValueError(f"{where} is damaged or not a checkpoint: give another .ckpt, or the run's folder") from error
     if not isinstance(checkpoint, dict) or "lmix" not in checkpoint:
         raise ValueError(f"{where} was not written by lmix: give a .ckpt of a run's checkpoints folder")
     if not (isinstance(checkpoint["lmix"], dict) and set(checkpoint["lmix"]) >= ORIGIN):
-        raise ValueError(f"{where} was written by another version of lmix: resume with that, or start afresh")
+        raise ValueError(
+            f"{where} was written by another version of lmix: resume with that version, or start a new run"
+        )
     if named_step(Path(path)) not in (None, checkpoint.get("global_step")):
-        raise ValueError(f"{where} holds step {checkpoint.get('global_step')}: its name says another: rename it")
+        raise ValueError(
+            f"{where} contains step {checkpoint.get('global_step')}, but its name gives another step: rename it"
+        )
 
 
 def check_origin(
@@ -113,20 +119,22 @@ def check_origin(
     """
     if differ(saved["fingerprint"], fingerprint):
         raise ValueError(
-            f"the checkpoint was trained on another backbone ({saved['backbone']}) than backbone.path {backbone}: "
-            "give that one"
+            f"the checkpoint was trained on backbone {saved['backbone']}, which differs from backbone.path {backbone}: "
+            "use the same backbone as in training"
         )
     if saved["backbone"] != backbone:
         log.warning("backbone.path is %s; the checkpoint was trained on %s", backbone, saved["backbone"])
     before = saved.get("others", {})  # missing in older checkpoints, whose streams shared one backbone
     for stream in sorted({*before, *others}):
         if stream not in before or stream not in others or differ(before[stream], others[stream]):
-            what = "another model" if stream in before else "no model of its own"
-            raise ValueError(f"the checkpoint was trained with {what} as {field_of(stream)}: give it as it was")
+            what = "a different model" if stream in before else "no model of its own"
+            raise ValueError(
+                f"the checkpoint was trained with {what} as {field_of(stream)}: use the same setting as in training"
+            )
     if saved["scaling"] != scaling:
         raise ValueError(
-            f"the checkpoint's adapters have the scales {saved['scaling']}, not {dict(scaling)}: give "
-            "adapters.lora_alpha and the adapters' folders as they were"
+            f"the checkpoint's adapters have LoRA scales {saved['scaling']}, but the current settings give "
+            f"{dict(scaling)}: use the same adapters.lora_alpha and adapter folders as in training"
         )
 
 
@@ -145,16 +153,17 @@ def check_adapter_state(found: Mapping[str, Tensor], expected: Mapping[str, Tens
         ValueError: they do not match; the message names the first difference in one line.
     """
     if differing := sorted(set(found) ^ set(expected)):
-        where = "is missing in it" if differing[0] in expected else "is unknown here"
-        raise ValueError(f"the checkpoint does not fit this model: {differing[0]} {where} ({len(differing)} such)")
+        where = "is missing from the checkpoint" if differing[0] in expected else "is not in this model"
+        count = f"{len(differing)} weights differ in this way"
+        raise ValueError(f"the checkpoint does not fit this model: {differing[0]} {where} ({count})")
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
             shapes = f"{list(found[name].shape)}, must be {list(tensor.shape)}"
             raise ValueError(f"the checkpoint does not fit this model: {name} is {shapes}")
         if not torch.isfinite(found[name]).all():
-            raise ValueError(f"the checkpoint is damaged: {name} holds NaN or Inf; take an earlier one")
+            raise ValueError(f"the checkpoint is damaged: {name} contains NaN or Inf; use an earlier one")
         if ".policy." not in name and not torch.equal(found[name].to(tensor), tensor):
             raise ValueError(
-                f"the checkpoint was trained with another frozen adapter ({name} differs): "
-                "give adapters.reference and adapters.experts as they were"
+                f"the checkpoint was trained with another frozen adapter ({name} differs): use the same "
+                "adapters.reference and adapters.experts as in training"
             )

@@ -21,6 +21,6 @@ class TeacherModule(GRPOModule):
         super().__init__(*args, **kwargs)
         if self.sampling.resample_dead:
             raise ValueError(
-                f"sampling.resample_dead must be 0 for distillation, not {self.sampling.resample_dead}: groups of "
-                "equal rewards teach as much as others"
+                f"sampling.resample_dead must be 0 for distillation, not {self.sampling.resample_dead}: no group "
+                "is dead, because rewards are not part of the loss"
             )

@@ -30,8 +30,8 @@ def check_trainer_flags(
         )
     if gradient_clip_algorithm not in (None, "norm"):
         raise ValueError(
-            f"trainer.gradient_clip_algorithm must be null or norm, not {gradient_clip_algorithm}: lmix clips by the "
-            "norm model.optimizer.max_grad_norm"
+            f"trainer.gradient_clip_algorithm must be null or norm, not {gradient_clip_algorithm}: lmix clips by norm, "
+            "so set model.optimizer.max_grad_norm instead"
         )
     if accumulate_grad_batches != 1:
         raise ValueError(

@@ -64,7 +64,7 @@ class StatsTally:
         values = {**logged, "sampler_logprob_gap": gap_bC, "sampler_gap_k3": k3_bC}
         if unknown := [name for name in values if name not in self.names]:
             raise ValueError(
-                f"the objective's terms log {unknown[0]!r}, which its `logged` does not name: add it there"
+                f"the objective's terms log {unknown[0]!r}, which is missing from its `logged`: add it there"
             )
         zero = losses_b.new_zeros(())
         sums = [values[name].sum() if name in values else zero for name in self.names]

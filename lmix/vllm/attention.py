@@ -29,7 +29,7 @@ def stack_attention(layers: dict[str, Any], names: Iterable[str], streams: Seque
         first = layers[name]
         if type(first) is not Attention or first.kv_sharing_target_layer_name is not None:
             raise ValueError(
-                f"vLLM's layer {name} is a {type(first).__name__}: it serves mixed policies of dense models with "
+                f"vLLM's layer {name} is a {type(first).__name__}: lmix serves mixed policies of dense models with "
                 "ordinary attention only, so use lmix's own engine"
             )
         every = [first]

@@ -122,7 +122,9 @@ class LoRATable:
         """
         factors = {name: (weights[f"{PREFIX}{name}{A}"], weights[f"{PREFIX}{name}{B}"]) for name in adapted(weights)}
         if unknown := sorted(set(factors) - set(self.places)):
-            raise ValueError(f"the adapter changes {unknown[0]}, and no stream of the served folder does: export again")
+            raise ValueError(
+                f"the adapter changes {unknown[0]}, which no stream of the served folder adapts: export again"
+            )
         if (rank := largest_rank(weights)) > self.rank:
             raise ValueError(
                 f"the adapter has rank {rank}, above the largest of the served folder, {self.rank}: export again with "

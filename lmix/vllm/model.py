@@ -129,5 +129,6 @@ class ServedMixedPolicy(nn.Module):
     def set_mixture(self, mixture: Mixture) -> None:
         """Use this mixture from the next token on. Raises ValueError unless it has a weight for each stream."""
         if len(mixture.weights) != len(self.streams):
-            raise ValueError(f"weights must be {len(self.streams)} numbers, one a stream, not {list(mixture.weights)}")
+            weights = list(mixture.weights)
+            raise ValueError(f"weights must be {len(self.streams)} numbers, one per stream, not {weights}")
         self.mixture = mixture

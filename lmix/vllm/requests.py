@@ -41,8 +41,8 @@ class RequestMixtures(LogitsProcessor):
             requested(sampling_params.extra_args, cls.default)
         if sampling_params.prompt_logprobs is not None and weights_of(sampling_params.extra_args) is not None:
             raise ValueError(
-                "log-probabilities of a prompt are those of the served mixture: leave alpha and weights out, and set "
-                "it by lmix_set_alpha"
+                "prompt log-probabilities always use the served mixture: omit alpha and weights, and set the mixture "
+                "with lmix_set_alpha"
             )
 
     def is_argmax_invariant(self) -> bool:
@@ -89,15 +89,15 @@ def requested(extra: Mapping[str, Any] | None, default: Mixture) -> Mixture:
     if not extra or not {"alpha", "weights"} & set(extra):
         return default
     if {"alpha", "weights"} <= set(extra):
-        raise ValueError("alpha and weights are both given: leave one of them out")
+        raise ValueError("alpha and weights are both given: give only one of them")
     streams = len(default.weights)
     numbers = [extra["alpha"]] if "alpha" in extra else extra["weights"]
     if not isinstance(numbers, list | tuple) or not all(type(n) in (int, float) for n in numbers):
         raise ValueError(f"alpha must be a number and weights a list of {streams} numbers, not {numbers!r}")
     if "alpha" in extra:
         if streams != 2:
-            raise ValueError(f"alpha is for two streams, and this model has {streams}: give weights, one a stream")
+            raise ValueError(f"alpha is for two streams, and this model has {streams}: give weights, one per stream")
         return default.with_alpha(extra["alpha"])
     if len(numbers) != streams:
-        raise ValueError(f"weights must be {streams} numbers, one a stream, not {list(numbers)}")
+        raise ValueError(f"weights must be {streams} numbers, one per stream, not {list(numbers)}")
     return replace(default, weights=tuple(map(float, numbers)))

@@ -22,7 +22,7 @@ class MixedPolicySettings(VerifyAndUpdateConfig):
     def verify_and_update_model_config(model_config: Any) -> None:
         config: MixedPolicyConfig = model_config.hf_config
         if not isinstance(config, MixedPolicyConfig) or "path" not in config.backbone:
-            raise ValueError(f"folder {model_config.model!r} holds no mixed policy: give one that lmix export wrote")
+            raise ValueError(f"folder {model_config.model!r} is not a mixed policy: give one that lmix export wrote")
         check_servable(config.backbone["path"], load_config(config.backbone["path"]))
         # report log-probabilities of the distribution that tokens are drawn from
         model_config.logprobs_mode = "processed_logprobs"
@@ -32,15 +32,15 @@ class MixedPolicySettings(VerifyAndUpdateConfig):
     def verify_and_update_config(vllm_config: Any) -> None:
         parallel = vllm_config.parallel_config
         if parallel.pipeline_parallel_size > 1:
-            raise ValueError("a mixed policy has no pipeline parallelism: use --tensor-parallel-size instead")
+            raise ValueError("a mixed policy does not support pipeline parallelism: use --tensor-parallel-size instead")
         if vllm_config.speculative_config is not None:
-            raise ValueError("a mixed policy has no speculative decoding: leave --speculative-config out")
+            raise ValueError("a mixed policy does not support speculative decoding: remove --speculative-config")
         if vllm_config.lora_config is not None:
-            raise ValueError("a mixed policy has its adapters in its own folder: leave --enable-lora out")
+            raise ValueError("a mixed policy has its adapters in its own folder: remove --enable-lora")
         if (quantization := vllm_config.model_config.quantization) is not None:
             raise ValueError(
-                f"a mixed policy is served unquantised: leave --quantization {quantization} out; "
-                "backbone.quantization=nf4 of the export gives the values that NF4 has"
+                f"a mixed policy is served unquantised: remove --quantization {quantization}; "
+                "backbone.quantization=nf4 of the export rounds the weights to NF4"
             )
         parallel.worker_extension_cls = parallel.worker_extension_cls or lmix.vllm.WORKER
         if vllm_config.load_config.load_format == "auto":

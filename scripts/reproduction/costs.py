@@ -75,10 +75,10 @@ def table(stages: Sequence[Stage], preset: Preset, device: Device = Device()) ->
     figures = f"{device.device_gb:g} GB, {device.tflops:g} TFLOP/s, {device.bandwidth:g} GB/s"
     return "\n".join(
         [
-            f"By the planner, not measured: products and memory traffic alone, on GPUs of {figures}; completions of "
+            f"By the planner, not measured: matmuls and memory traffic only, on GPUs of {figures}; completions of "
             f"{preset.estimate.mean_completion_length} tokens on average, memory at full length.",
             "",
-            "| stage | runs | GPU hours a run | peak, GB |",
+            "| stage | runs | GPU hours per run | peak, GB |",
             "| --- | ---: | ---: | ---: |",
             *(f"| {name} | {names.count(name)} | {c.hours:.2f} | {c.peak_gb:.1f} |" for name, c in found.items()),
             f"| **sum** | | **{total:.2f}** | |",

@@ -28,13 +28,13 @@ def execute(waiting: Sequence[Stage], plan_only: bool) -> int:
             print(f"\n{stage.name} failed; fix the cause and run the same command again: finished stages are kept")
             return 1
         if stage.last and not stage.last.is_file():
-            print(f"\n{stage.name} ended without {stage.last}: do not set its number of steps or its folder by --set")
+            print(f"\n{stage.name} ended without {stage.last}: do not set its number of steps or folder by --set")
             return 1
         (stage.folder / DONE).touch()
         drawn += stage.completions
         minutes = (time.monotonic() - start) / 60
         left = minutes * (wanted - drawn) / drawn if drawn else 0.0
-        print(f"{minutes:.1f} minutes so far, about {left:.0f} to go", flush=True)
+        print(f"{minutes:.1f} minutes so far, about {left:.0f} left", flush=True)
     return 0
 
 

@@ -151,7 +151,7 @@ def read_preset(path: Path) -> Preset:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"{content!r} is no mapping of fields to values")
+            raise ValueError(f"{content!r} is not a mapping of fields to values")
         preset = parser.instantiate(parser.parse_object({"preset": content})).preset
         check(preset)
     except (ValueError, ArgumentError, yaml.YAMLError) as error:
@@ -179,10 +179,10 @@ def check(preset: Preset) -> None:
     for prefix, part in {**parts, "evaluation.": preset.evaluation, "estimate.": preset.estimate}.items():
         for name, value in vars(part).items():
             if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-                raise ValueError(f"{prefix}{name}: {value} is not positive")
+                raise ValueError(f"{prefix}{name}: must be positive, not {value}")
     if preset.training.learning_rates and "trained" in [*preset.evaluation.sweep, *preset.evaluation.compare]:
         raise ValueError(
-            "evaluation: the trained policy is not one where training.learning_rates has several: use base"
+            "evaluation: 'trained' can't be used together with training.learning_rates: use base"
         )
     check_settings("sft.settings", preset.sft.settings)
     check_settings("training.settings", preset.training.settings)
@@ -193,12 +193,12 @@ def check(preset: Preset) -> None:
 def check_names(name: str, values: Collection[str | int], known: Collection[str | int] = ()) -> None:
     """Raise ValueError unless there is at least one value, none occurs twice, and all are in `known`, if given."""
     if not values:
-        raise ValueError(f"{name}: is empty; name at least one")
+        raise ValueError(f"{name}: must not be empty; give at least one")
     for value in values:
         if known and value not in known:
             raise ValueError(f"{name}: {value!r} is unknown; use some of {', '.join(sorted(map(str, known)))}")
     if len(set(values)) < len(values):
-        raise ValueError(f"{name}: {list(values)} has a value twice")
+        raise ValueError(f"{name}: {list(values)} contains a value twice")
 
 
 def check_settings(name: str, settings: Settings) -> None:

@@ -35,6 +35,6 @@ def estimate(assumed: Estimate, waiting: Sequence[Stage]) -> str:
     tokens = sum(stage.completions for stage in waiting) * assumed.mean_completion_length
     text = f"{len(waiting)} stages, about {tokens / 1e6:,.1f} million tokens"
     if assumed.tokens_per_second is None:
-        return f"{text}; no rate was measured on such a machine, so there is no estimate of time"
+        return f"{text}; no time estimate: the rate was not measured on such a machine"
     hours = tokens / assumed.tokens_per_second / 3600
     return f"{text}: {hours:.1f} hours at {assumed.tokens_per_second:g} tokens/s (measured on 2 CPU cores)"

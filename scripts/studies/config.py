@@ -83,7 +83,7 @@ def read_study(path: Path, changes: dict[str, Any] | None = None) -> Study:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except (TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no study: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not a study: {' '.join(str(error).split())}") from error
     for method in study.seeds:
         if method not in METHODS:
             raise ValueError(f"{path}: seeds names {method!r}: use some of {', '.join(METHODS)}")
@@ -91,12 +91,12 @@ def read_study(path: Path, changes: dict[str, Any] | None = None) -> Study:
             raise ValueError(f"{path}: no learning rate for {method!r}: give tuned.{method} or same_rate.{method}")
         if study.tuning_seed in study.seeds[method]:
             raise ValueError(
-                f"{path}: tuning_seed {study.tuning_seed} is one of seeds.{method}: choose on another seed"
+                f"{path}: tuning_seed {study.tuning_seed} is one of seeds.{method}: choose another seed"
             )
     for method in ("sft", "fixed"):
         needed = {seed for seeds in study.seeds.values() for seed in seeds}
         if missing := needed - set(study.seeds.get(method, [])):
             raise ValueError(
-                f"{path}: seeds.{method} lacks {sorted(missing)}, which other methods start from or stop at"
+                f"{path}: seeds.{method} lacks seeds {sorted(missing)}, which other methods need: add them"
             )
     return study

@@ -106,9 +106,9 @@ def test_a_stream_goes_on_in_the_middle_of_an_epoch(shuffle, done):
 
 
 def test_a_stream_needs_problems_for_a_step(tmp_path):
-    with pytest.raises(ValueError, match="stream takes 11 of 10 training problems at each step"):
+    with pytest.raises(ValueError, match="stream needs 11 different training problems per step, out of 10"):
         trained(tmp_path, 1, settings={"validation_size": 7, "validation_source": "stream"})
-    with pytest.raises(ValueError, match=r"leave out trainer.overfit_batches"):
+    with pytest.raises(ValueError, match=r"remove trainer.overfit_batches"):
         trained(tmp_path, 1, settings={"validation_size": 2, "validation_source": "stream"}, overfit_batches=1)
     with pytest.raises(ValueError, match=r"data.train_size must be at least 1, not 0"):
         module(train_size=0)
@@ -144,7 +144,7 @@ def test_a_prompt_longer_than_the_limit():
     lengths = sorted(len(e.ids) for e in module().read(["train"])["train"])
     kept = module(max_prompt_tokens=lengths[4], long_prompts="drop").read(["train"])["train"]
     assert sorted(len(e.ids) for e in kept) == [n for n in lengths if n <= lengths[4]]
-    with pytest.raises(ValueError, match=r"no problem is left for \w+: .* all prompts are longer than data.max_prompt"):
+    with pytest.raises(ValueError, match=r"no problems are left for split \w+: .* longer than data.max_prompt"):
         module(max_prompt_tokens=1, long_prompts="drop").read(["train"])["train"]
 
 
@@ -305,7 +305,7 @@ def test_text_that_the_tokenizer_does_not_know_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         data.read(["train", "test"])
     assert (
-        "1 of 2 prompts have text that the tokenizer does not know, such as problem 1: the model reads" in caplog.text
+        "1 of 2 prompts contain text that the tokenizer can't encode, such as problem 1: the model sees" in caplog.text
     )
     assert "<|unknown|>" in caplog.text
     caplog.clear()

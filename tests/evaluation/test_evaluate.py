@@ -182,15 +182,15 @@ def test_long_prompts_are_dropped():
         (evaluate, {"alpha": 1.5}, "alpha must lie in"),
         (compare, {"alpha": -0.1}, "alpha must lie in"),
         (sweep, {"alphas": (0.5, 2.0)}, "alpha must lie in"),
-        (sweep, {"alphas": ()}, "alphas and mixtures must name at least one"),
+        (sweep, {"alphas": ()}, "alphas and mixtures must each have at least one"),
         (evaluate, {"who": ()}, "who must name"),
         (evaluate, {"weights": [1.0]}, "weights must be 2 numbers"),
-        (sweep, {"weights": [0.5, 0.5]}, "sweep moves alpha, which an ensemble has not"),
+        (sweep, {"weights": [0.5, 0.5]}, "sweep varies alpha, but an ensemble has none"),
         (evaluate, {"who": ("mixed", "mixed")}, "each once"),
         (compare, {"a": "mixed", "b": "mixed"}, "a and b are both mixed"),
         (evaluate, {"adapters": AdapterConfig(reference="nowhere")}, "adapter 'nowhere'"),
-        (evaluate, {"out": __file__}, "can't be made a folder"),
-        (compare, {"max_new_tokens": 500}, "max_new_tokens 500 after a prompt of"),
+        (evaluate, {"out": __file__}, "can't be created as a folder"),
+        (compare, {"max_new_tokens": 500}, "max_new_tokens 500 and a prompt of"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(command, changes, message, tmp_path, monkeypatch):
@@ -204,7 +204,7 @@ def test_mistakes_are_found_before_the_model_is_loaded(command, changes, message
 def test_a_folder_of_another_command_is_left_alone(command, tmp_path):
     for name in ("evaluation.json", "sweep.json", "compare.json"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(ValueError, match="holds another command's"):
+    with pytest.raises(ValueError, match="contains another command's"):
         command(out=str(tmp_path), **common())
 
 

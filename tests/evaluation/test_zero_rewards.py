@@ -42,12 +42,12 @@ def test_the_report_counts_causes_and_shows_the_first_of_each():
     counts = count_causes(rows)
     assert counts == {"no template": 1, "not ended": 1, "could not be parsed": 1, "wrong": 2}
     lines = report(rows, counts, len(rows))
-    assert lines[0] == "5 of 6 completions earned no verifier reward"
+    assert lines[0] == "5 of 6 completions got no verifier reward"
     assert [line.split(":")[0].strip() for line in lines[1::2]] == list(counts)
     assert lines[2] == "    problem 7, gold '4', answer none, 9 tokens: 'It is [b]4[/b].'"
     assert "problem 7, gold '4', answer '5'" in lines[8]
     assert len(lines[8]) < 300
-    assert report([SOLVED], count_causes([SOLVED]), 1) == ["0 of 1 completions earned no verifier reward"]
+    assert report([SOLVED], count_causes([SOLVED]), 1) == ["0 of 1 completions got no verifier reward"]
 
 
 def test_a_judgement_says_whether_the_answer_could_be_read():
@@ -75,13 +75,13 @@ def test_the_first_step_is_explained_once_and_stored_rows_say_the_same(tmp_path,
     callbacks = [console, CompletionLog()]
     trainer(tmp_path, 2, callbacks=callbacks, enable_progress_bar=True).fit(m, data(prompts=2))
     said = out.getvalue()
-    assert said.count("4 of 8 completions earned no verifier reward") == 1
+    assert said.count("4 of 8 completions got no verifier reward") == 1
     assert "no template: 4" in said
     assert "not ended" not in said
     (path,) = tmp_path.rglob("train.jsonl")
     assert cli.main(["rewards", f"--file={path}", "--step=1"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "4 of 8 completions earned no verifier reward" in told
+    assert "4 of 8 completions got no verifier reward" in told
     assert " ".join(said[said.index("no template: 4") :].split("\n")[1].split()) in told
     assert cli.main(["rewards", f"--file={path}"]) == 0
     assert "8 of 16 completions" in capsys.readouterr().out
@@ -93,9 +93,9 @@ def test_stored_rows_of_an_evaluation_and_of_an_older_version(tmp_path, capsys):
     assert cli.main(["rewards", f"--file={tmp_path / 'rows.jsonl'}"]) == 0
     assert "wrong: 1" in capsys.readouterr().out
     assert cli.main(["rewards", f"--file={tmp_path / 'rows.jsonl'}", "--step=3"]) == 1
-    assert "holds no completion of step 3" in capsys.readouterr().err
+    assert "contains no completions of step 3" in capsys.readouterr().err
     assert cli.main(["rewards", f"--file={tmp_path / 'none.jsonl'}"]) == 1
     assert "does not exist" in capsys.readouterr().err
     (tmp_path / "rows.jsonl").write_text("{}\n")
     assert cli.main(["rewards", f"--file={tmp_path / 'rows.jsonl'}"]) == 1
-    assert "line 1 is no completion of lmix" in capsys.readouterr().err
+    assert "line 1 is not a completion row written by lmix" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_two_streams_are_the_case_k_2_and_weights_may_be_negative():
 
 def test_weights_that_make_no_mixture():
     z = torch.zeros(2)
-    with pytest.raises(ValueError, match="as many weights"):
+    with pytest.raises(ValueError, match="give one for each stream"):
         mix_streams([z, z], [1.0])
     with pytest.raises(ValueError, match="all weights are 0"):
         mix_streams([z, z], [0.0, 0.0])

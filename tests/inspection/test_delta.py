@@ -59,7 +59,7 @@ def test_the_error_is_that_of_the_singular_values_left_out(folders, tmp_path, ca
     assert found["error"] == pytest.approx((left / whole) ** 0.5, rel=1e-4)
     norm = float((tuned.model.norm.weight - base.model.norm.weight).double().square().sum())
     assert found["others"] == pytest.approx((norm / (whole + norm)) ** 0.5, rel=1e-4)
-    assert f"rank 5 leaves {found['error']:.3g} of the linear layers' difference" in capsys.readouterr().out
+    assert f"rank 5: relative error {found['error']:.3g} on the linear layers" in capsys.readouterr().out
 
 
 def test_factors_of_more_rank_than_the_matrix_has():
@@ -75,10 +75,10 @@ def test_mistakes_are_one_line(folders, tmp_path, capsys):
     taken = tmp_path / "taken"
     taken.mkdir()
     for full, base, out, rank, message in (
-        (qwen2, qwen2, tmp_path / "x", 4, "there is no difference to be written"),
+        (qwen2, qwen2, tmp_path / "x", 4, "the models do not differ"),
         (qwen2, llama, tmp_path / "x", 4, "model_type is qwen2, and llama in the base"),
         (qwen2, qwen2, tmp_path / "x", 0, "rank must be at least 1, not 0"),
-        (qwen2, qwen2, taken, 4, "is there and holds no adapter"),
+        (qwen2, qwen2, taken, 4, "exists and is not an adapter folder"),
     ):
         assert cli.main(["delta", f"--full={full}", f"--base={base}", f"--out={out}", f"--rank={rank}"]) == 1
         error = capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_generate_ends_at_a_stop_string(capsys):
     assert cli.main(["generate", f"--prompt={QUESTION}", *flags]) == 0
     assert capsys.readouterr().out.strip().endswith(" =")
     assert cli.main(["generate", f"--prompt={QUESTION}", "--stop=['']", *TINY]) == 1
-    assert "stop must be a list of strings, none of them empty" in capsys.readouterr().err
+    assert "stop must be a list of non-empty strings" in capsys.readouterr().err
 
 
 def test_generate_one_prompt_with_its_page(tmp_path, capsys):
@@ -130,7 +130,7 @@ def test_a_conversation_that_outgrows_the_model_goes_on_after_new(monkeypatch, c
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{long}\n/new\n{QUESTION}\n"))
     assert cli.main(["generate", "--greedy=true", "--max_new_tokens=24", *TINY]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
-    assert lines[1].endswith("/new starts anew")
+    assert lines[1].endswith("/new starts a new conversation")
     assert lines[2]
 
 
@@ -265,10 +265,10 @@ def test_prompts_are_what_the_file_says(name, content, prompts, tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", b"\xff\xfeF\x00", "can't be read: 'utf-8' codec can't decode"),
-        ("a.txt", b"\xef\xbb\xbf\n \n", "holds no prompt"),
+        ("a.txt", b"\xef\xbb\xbf\n \n", "contains no prompts"),
         ("a.jsonl", b'{"prompt": ["a", "b"]}', "row 0, column 'prompt': ['a', 'b'] is a list of 2, not one text"),
-        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": null}', "it needs `prompt` or `problem` in each row"),
-        ("a.jsonl", b'{"question": "a"}', "it needs `prompt` or `problem` in each row"),
+        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": null}', "each row needs a column `prompt` or `problem`"),
+        ("a.jsonl", b'{"question": "a"}', "each row needs a column `prompt` or `problem`"),
         ("a.tsv", b"prompt\tx\na\n", "line 2 has 1 cells, but the header has 2"),
     ],
 )
@@ -285,7 +285,7 @@ def test_prompts_that_cannot_be_read(name, content, message, tmp_path):
     ("arguments", "message"),
     [
         (["--prompt=x", "--file=y", "--out=z"], "prompt and file are both given"),
-        (["--file=y"], "file and out go together"),
+        (["--file=y"], "file and out must be given together"),
         (["--file=/nowhere.txt", "--out=z"], "file '/nowhere.txt' does not exist"),
         (["--file=pyproject.toml", "--out=z", "--page=x"], "page and figure show one completion"),
         (["--page=x.html"], "page and figure show one completion"),
@@ -293,7 +293,7 @@ def test_prompts_that_cannot_be_read(name, content, message, tmp_path):
         (["--prompt=x", "--max_new_tokens=0"], "max_new_tokens must be at least 1"),
         (["--prompt=x", "--alpha=2"], "alpha must lie in [0, 1]"),
         (["--prompt=x", "--folder=/nowhere"], "folder '/nowhere' does not exist"),
-        (["--prompt=x", "--backbone.path=/nowhere"], "is no folder"),
+        (["--prompt=x", "--backbone.path=/nowhere"], "is not a folder"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):

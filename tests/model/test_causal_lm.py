@@ -144,7 +144,7 @@ def test_mistakes(folders, tmp_path):
     with pytest.raises(ValueError, match="holds a 'qwen2', not a mixed policy of lmix"):
         MixedPolicyForCausalLM.from_pretrained(folders["qwen2"])
     static = StaticCache(config=model.policy.backbone.config, max_cache_len=32)
-    with pytest.raises(ValueError, match=r"a mixed policy keeps its own cache .*, not a StaticCache"):
+    with pytest.raises(ValueError, match=r"past_key_values must come from .*, not be a StaticCache"):
         model(ids, past_key_values=static)
     with pytest.raises(ValueError, match="not a DynamicCache"):
         model(ids, past_key_values=DynamicCache(config=model.policy.backbone.config))

@@ -73,7 +73,7 @@ def test_variables_of_the_chat_template(tmp_path):
     on = Task(prompt="{problem}", chat_template_args={"enable_thinking": True})
     assert asked(on, tokenizer).endswith("assistant\n")
     for name in ("enable_thoughts", "messages", "add_generation_prompt"):
-        with pytest.raises(ValueError, match=f"chat_template_args names '{name}', which is no variable"):
+        with pytest.raises(ValueError, match=f"chat_template_args names '{name}', which is not a variable"):
             asked(Task(prompt="{problem}", chat_template_args={name: False}), tokenizer)
     with pytest.raises(ValueError, match=r"need the chat template: set task.chat to true"):
         Task(chat=False, chat_template_args={"enable_thinking": False})

@@ -45,7 +45,7 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(folders, copy_of):
     weights = load_file(folder / "adapter_model.safetensors")
     weights.popitem()
     save_file(weights, folder / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="is in only one of them"):
+    with pytest.raises(ValueError, match="exists in only one of the two"):
         check_adapter(str(folder), str(folders["qwen2"]))
 
 
@@ -99,7 +99,7 @@ def test_a_text_model_inside_a_larger_one_is_refused(tmp_path):
     from transformers import Gemma3Config
 
     Gemma3Config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'gemma3', a text model inside a larger one"):
+    with pytest.raises(ValueError, match="'gemma3', a text model inside a larger model"):
         load_backbone(BackboneConfig(str(tmp_path), "none"))
 
 
@@ -122,7 +122,7 @@ def test_a_fingerprint_is_of_the_model_and_not_of_its_precision(folders):
     [
         (None, "logits", "experts needs weights"),
         ([0.5, 0.5], "logits", "must be 3 numbers"),
-        ([0.0, 0.5, 0.5], "logits", "the policy's, not 0"),
+        ([0.0, 0.5, 0.5], "logits", "must not be 0"),
         ([0.5, float("nan"), 0.5], "logits", "must be finite"),
         ([1.0, 0.5, -0.5], "probs", "at least 0 and sum to 1"),
         ([0.5, 0.5, 0.5], "probs", "at least 0 and sum to 1"),
@@ -145,11 +145,11 @@ def test_dropout_on_the_policy_is_refused_and_a_loaded_adapter_s_is_set_to_0(cop
 def test_places_that_hold_no_model(tmp_path, folders):
     with pytest.raises(ValueError, match="holds no model"):
         load_backbone(BackboneConfig(str(tmp_path)))
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         load_backbone(BackboneConfig(str(tmp_path / "nowhere")))
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="does not exist"):
         load_backbone(BackboneConfig(str(tmp_path / "model.gguf")))
-    with pytest.raises(ValueError, match="lmix carries lmix:tiny-arithmetic"):
+    with pytest.raises(ValueError, match="lmix includes lmix:tiny-arithmetic"):
         resolve("lmix:huge")
     with pytest.raises(ValueError, match="tokenizer of backbone"):
         load_tokenizer(str(folders["qwen2"]))
@@ -171,7 +171,7 @@ def test_a_model_s_own_code_is_not_run_unless_asked_for(tmp_path, monkeypatch):
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.MineLM"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "mine.py").write_text("raise SystemExit('run')\n")
-    with pytest.raises(ValueError, match=r"brings Python code of its own; set LMIX_TRUST_REMOTE_CODE=1 to run that"):
+    with pytest.raises(ValueError, match=r"needs its own Python code; if you trust it, set LMIX_TRUST_REMOTE_CODE=1"):
         load_config(str(tmp_path))
     monkeypatch.setenv("LMIX_TRUST_REMOTE_CODE", "1")
     with pytest.raises(SystemExit, match="run"):

@@ -131,7 +131,7 @@ def test_contrastive_decoding_with_its_threshold(own, other):
 def test_the_threshold_is_refused_where_it_has_no_meaning():
     with pytest.raises(ValueError, match=r"plausibility must lie in \[0, 1\], not 1.5"):
         Mixture((1.5, -0.5), plausibility=1.5)
-    with pytest.raises(ValueError, match="needs a policy whose weight is not 0"):
+    with pytest.raises(ValueError, match="requires a nonzero policy weight"):
         Mixture((0.0, 1.0), plausibility=0.1)
     with pytest.raises(ValueError, match="must agree in kind"):
         row_mixtures([Mixture((1.0, 0.5)), Mixture((1.0, 0.5), plausibility=0.1)])

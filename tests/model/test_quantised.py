@@ -58,7 +58,7 @@ def logits(path: str, quantization: str = "none", dtype: str = "float32") -> tor
         ("hqq", "HQQ version"),
         ("torchao", "torchao"),
         ("fbgemm_fp8", "requires a GPU"),
-        ("of tomorrow", "does not know quantization_config.quant_method 'of tomorrow'"),
+        ("of tomorrow", "does not support quantization_config.quant_method 'of tomorrow'"),
     ],
 )
 def test_methods_that_need_something_else_say_so_in_one_line(checkpoint, method, words):
@@ -66,7 +66,7 @@ def test_methods_that_need_something_else_say_so_in_one_line(checkpoint, method,
     with pytest.raises(ValueError, match=r"^backbone .* can't be loaded: ") as error:
         load_backbone(BackboneConfig(path))
     assert words in str(error.value)
-    assert f"quantised by {method}: install what that needs, or give the model's unquantised" in str(error.value)
+    assert f"quantised by {method}: install the packages that it needs, or give" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -113,7 +113,7 @@ def test_a_prompt_stays_open_where_the_config_says_add_eos_token(tmp_path):
 def test_a_post_processor_that_can_not_be_changed_is_refused(tmp_path):
     tokenizer = byte_level()
     tokenizer.post_processor = processors.BertProcessing(("<|endoftext|>", 0), ("<|im_start|>", 1))  # pyright: ignore
-    with pytest.raises(ValueError, match="closes each prompt with a special token: take it out of the post_processor"):
+    with pytest.raises(ValueError, match="appends a special token to each prompt: remove that token from its post_"):
         load_tokenizer(write_tokenizer(tmp_path, tokenizer))
 
 

@@ -143,15 +143,15 @@ def exported(folder):
     [
         (
             lambda folder: other_tokens(folder)[0],
-            r"has other tokens than 'lmix:tiny-arithmetic': '.+' is \d+ there and is",
+            r"has another vocabulary than 'lmix:tiny-arithmetic': '.+' is \d+ there and is",
         ),
-        (encoder, "is a BertForMaskedLM, which is no causal language model"),
-        (both_kinds, r"holds both an adapter \(adapter_config.json\) and a model \(config.json\)"),
+        (encoder, "is a BertForMaskedLM, not a causal language model"),
+        (both_kinds, r"contains both an adapter \(adapter_config.json\) and a model \(config.json\)"),
         (few_rows, "has 20 embeddings, too few for the 96 tokens"),
         (exported, "is a mixed policy that lmix export wrote|can't be read"),
         (lambda _: "no/such-model", "can't be read"),
         (lambda _: "./nowhere", "has no adapter_config.json"),
-        (lambda folder: f"{folder}.gguf", "is no file: give a .gguf file that exists"),
+        (lambda folder: f"{folder}.gguf", "does not exist: give the path of a .gguf file"),
     ],
 )
 def test_mistakes_are_one_line_before_weights_are_read(field, make, message, tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_mistakes_are_one_line_before_weights_are_read(field, make, message, tmp
 
 def test_the_first_differing_token_is_named(tmp_path):
     path, first = other_tokens(tmp_path / "x")
-    with pytest.raises(ValueError, match="has other tokens") as error:
+    with pytest.raises(ValueError, match="has another vocabulary") as error:
         load(path)
     assert f": {first!r} is 10 there and is 20 here" in str(error.value)
 
@@ -193,6 +193,6 @@ def test_generate_draws_from_two_models_and_export_says_what_it_can_t(small, tmp
     assert model.generate(ids, do_sample=False, num_beams=3, max_new_tokens=4).shape[0] == 1
     with pytest.raises(ValueError, match=r"export writes adapters of backbone.path 'lmix:tiny-arithmetic', but "):
         export(str(tmp_path / "out"), backbone=BACKBONE, adapters=adapters)
-    with pytest.raises(ValueError, match=r"but adapters.reference is a whole model: make an adapter of it"):
+    with pytest.raises(ValueError, match=r"but adapters.reference is a whole model: turn it into an adapter"):
         model.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()

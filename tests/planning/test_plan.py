@@ -200,7 +200,7 @@ def test_the_command_takes_the_flags_of_fit(capsys):
     out = capsys.readouterr().out
     assert "lmix:tiny-arithmetic" in out
     assert "fits in 16 GB" in out
-    assert "seconds a step" in out
+    assert "seconds per step" in out
     assert cli.main([*line, "--config", "configs/strategies/fsdp2.yaml", "--trainer.devices=2"]) == 0
     assert "2 device(s), sharded" in capsys.readouterr().out
     # devices that are not here
@@ -237,7 +237,7 @@ def test_a_folder_or_a_file_with_nothing_but_the_configuration_will_do(tmp_path,
 @pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "no such model"}', "{}"])
 def test_a_file_that_is_no_configuration_is_one_line(content, tmp_path):
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(ValueError, match=r"^backbone '.*x.json' is no model's config.json: [^\n]+$"):
+    with pytest.raises(ValueError, match=r"^backbone '.*x.json' is not a model's config.json: [^\n]+$"):
         planned_config(str(tmp_path / "x.json"))
 
 
@@ -275,7 +275,7 @@ def test_vllm_takes_the_rollouts_memory(capsys):
     assert "| vLLM | 4.00 |" in capsys.readouterr().out
     tiny = ["--model.sampler=lmix.rollout.VLLM", "--model.sampler.memory=0.0001"]
     assert cli.main([*flags, *tiny]) == 0
-    assert "TOO LITTLE for a row" in capsys.readouterr().out
+    assert "TOO SMALL for one row" in capsys.readouterr().out
     served = ["--model.sampler=lmix.rollout.VLLMServers", "--model.sampler.urls=[http://a]", "--model.sampler.folder=b"]
     assert cli.main([*flags, *served]) == 0
     out = capsys.readouterr().out

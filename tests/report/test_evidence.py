@@ -111,7 +111,7 @@ def test_the_report_has_rates_differences_and_claims(study, tmp_path):
     cell = f"{100 * rate.mean:.1f} ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
     assert f"| fixed, α=0.5 | under training | 10 | 3 | 12 | 2 samples | {cell} |" in text
     assert "### Differences of methods" in text
-    assert "| Logit averaging solves more than KL-GRPO | fixed, α=0.5 less kl_grpo, solved | 3 |" in text
+    assert "| Logit averaging solves more than KL-GRPO | fixed, α=0.5 minus kl_grpo, solved | 3 |" in text
     assert (path.parent / "claims-arithmetic-tiny-arithmetic.csv").is_file()
 
 
@@ -147,7 +147,7 @@ def test_power_after_the_fact(study, capsys):
     found = power(0.2, a=list(map(str, folders[1:3])), b=list(map(str, folders[3:5])))
     parts = components(scores["fixed"][1:], scores["kl_grpo"][:2])
     assert found["detectable"] == detectable_difference(parts, N, K, 2)
-    assert "step 10: a less b" in capsys.readouterr().out
+    assert "step 10: a minus b" in capsys.readouterr().out
 
 
 def test_power_before_the_fact(capsys):
@@ -167,7 +167,7 @@ def test_power_before_the_fact(capsys):
         ({"agreement": 2}, "agreement must lie between 0 and 1"),
         ({"seed_sd": -1}, "seed_sd must be at least 0"),
         ({"a": ["x"]}, "a and b need one run folder for each seed"),
-        ({"a": ["x"], "b": ["y"]}, "'x' holds no completions/val.jsonl"),
+        ({"a": ["x"], "b": ["y"]}, "'x' has no completions/val.jsonl"),
     ],
 )
 def test_mistakes(settings, message):

@@ -227,7 +227,8 @@ def test_a_continuation_in_its_own_folder_is_joined(make_run):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [(None, "no config.yaml"), ("model: [", "not one that lmix"), ("model: {}", "not one that lmix")]
+    ("text", "says"),
+    [(None, "config.yaml is missing"), ("model: [", "not written by lmix"), ("model: {}", "not written by lmix")],
 )
 def test_no_run(make_run, tmp_path: Path, text, says):
     folder = make_run("run", solving(0.5))
@@ -237,5 +238,5 @@ def test_no_run(make_run, tmp_path: Path, text, says):
     with pytest.raises(ValueError, match=says) as caught:
         read_run(folder)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="is no run"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         read_run(tmp_path / "absent")

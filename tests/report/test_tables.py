@@ -62,6 +62,6 @@ def test_damaged_results(sweep_folder, compare_folder, text):
     (sweep_folder / "sweep.json").write_text(text)
     (compare_folder / "compare.json").write_text(text)
     for read, folder in ((read_sweep, sweep_folder), (read_comparison, compare_folder)):
-        with pytest.raises(ValueError, match="write it again") as caught:
+        with pytest.raises(ValueError, match="run the command again") as caught:
             read(folder)
         assert "\n" not in str(caught.value)

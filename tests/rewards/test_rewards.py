@@ -96,12 +96,12 @@ def test_several_are_weighted_and_each_has_its_curve():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nan", "gave nan on problem 0: it must be finite"),
-        ("infinite", "gave inf on problem 0: it must be finite"),
-        ("too_few", "must give one number for each rollout of each group"),
-        ("one_group", "must give one number for each rollout of each group"),
-        ("nothing_returned", "must give numbers, a list for each group: float.. argument must be .*NoneType.*"),
-        ("flat", "must give numbers, a list for each group: 'float' object is not iterable"),
+        ("nan", "is nan on problem 0: it must be finite"),
+        ("infinite", "is inf on problem 0: it must be finite"),
+        ("too_few", "must return one number for each rollout of each group"),
+        ("one_group", "must return one number for each rollout of each group"),
+        ("nothing_returned", "must return numbers, a list for each group: float.. argument must be .*NoneType.*"),
+        ("flat", "must return numbers, a list for each group: 'float' object is not iterable"),
     ],
 )
 def test_a_reward_gives_one_finite_number_for_each_rollout(name, message):
@@ -114,12 +114,12 @@ def test_a_reward_gives_one_finite_number_for_each_rollout(name, message):
     [
         ({}, "model.rewards is empty: give a weight"),
         ({"verifier": math.nan}, "the weight of verifier must be finite, not nan"),
-        ({"verifyer": 1.0}, "model.rewards names verifyer: give verifier, or the import path"),
-        ({"no.such.module": 1.0}, r"names no.such.module, which can't be imported: No module named 'no'"),
-        ({f"{HERE}.nothing": 1.0}, r"nothing, which can't be imported: module .* has no attribute 'nothing'"),
-        ({f"{HERE}.NUMBER": 1.0}, r"NUMBER: give verifier, or the import path of a function of \(problem"),
-        ({f"{HERE}.three": 1.0}, r"three: give verifier, or the import path"),
-        ({"lmix.rollout.types.Group": 1.0}, "Group, which can't be imported: .*missing 2 required"),
+        ({"verifyer": 1.0}, "model.rewards: verifyer is not a reward: use one of verifier, overlong"),
+        ({"no.such.module": 1.0}, r"model.rewards: no.such.module can't be imported: No module named 'no'"),
+        ({f"{HERE}.nothing": 1.0}, r"nothing can't be imported: module .* has no attribute 'nothing'"),
+        ({f"{HERE}.NUMBER": 1.0}, r"NUMBER is not a reward: .* or the import path of a function of \(problem"),
+        ({f"{HERE}.three": 1.0}, r"three is not a reward: .* or the import path"),
+        ({"lmix.rollout.types.Group": 1.0}, "Group can't be imported: .*missing 2 required"),
     ],
 )
 def test_names_and_weights_that_are_wrong(weights, message):

@@ -125,7 +125,7 @@ def test_a_longer_prompt_or_another_kind_of_draw_gets_new_buffers_and_a_shorter_
 
 def test_what_can_t_be_compiled_is_refused_in_one_line(monkeypatch):
     check_can_compile(torch.device("cuda"), sharded=False)
-    with pytest.raises(ValueError, match=r"sampling\.compile true needs a backbone that is whole.*strategy to ddp"):
+    with pytest.raises(ValueError, match=r"sampling\.compile true needs an unsharded backbone.*strategy to ddp"):
         check_can_compile(torch.device("cpu"), sharded=True)
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ValueError, match=r"sampling\.compile true needs a C\+\+ compiler on a CPU: install g\+\+"):

@@ -126,19 +126,19 @@ def test_a_lost_server_ends_the_draw_or_is_tried_again_with_the_run_s_weights(se
     with pytest.raises(SamplerLost, match=r"^server http://\S+ fails with status 503 on /v1/completions[^\n]*$"):
         own.generate(prompts([1]), LIMITS, Draw(), Mixture.at(0.3))
     servers[0].failures, servers[0].status = 1, 400  # a refusal is none that another try would mend
-    with pytest.raises(ValueError, match=r"refuses /v1/completions with status 400") as refused:
+    with pytest.raises(ValueError, match=r"rejects /v1/completions with status 400") as refused:
         own.generate(prompts([1]), LIMITS, Draw(), Mixture.at(0.3))
     assert not isinstance(refused.value, SamplerLost)
     servers[0].error = "adapter has rank 9"
-    with pytest.raises(ValueError, match="refuses: adapter has rank 9"):
+    with pytest.raises(ValueError, match="reports an error: adapter has rank 9"):
         own.vllm.set_policy(tmp_path / "policy")
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (500, "serves no mixed policy of lmix: start it on a folder of lmix export"),
-        (404, "refuses /collective_rpc with status 404.*start it with VLLM_SERVER_DEV_MODE=1"),
+        (500, "does not serve a mixed policy: start it on a folder that lmix export wrote"),
+        (404, "rejects /collective_rpc with status 404.*start it with VLLM_SERVER_DEV_MODE=1"),
         (503, "fails with status 503 on /collective_rpc"),
     ],
 )
@@ -158,7 +158,7 @@ def test_what_a_server_serves_must_fit(servers):
 
 def test_mixtures_that_can_t_be_drawn_together(servers, tmp_path):
     own = sampler(servers, tmp_path)
-    with pytest.raises(ValueError, match="agree in all but their weights"):
+    with pytest.raises(ValueError, match="may differ only in their weights"):
         own.generate(prompts([1]), LIMITS, Draw(), [Mixture.at(0.5), Mixture.at(0.5, "probs")], 2)
     assert servers[0].calls().count("lmix_set_mixture") == 1
     own.generate(prompts([1]), LIMITS, Draw(), Mixture.at(0.5, "probs"))
@@ -203,7 +203,7 @@ def test_settings_that_can_t_be(merged):
         VLLMServers([], "somewhere")
     with pytest.raises(ValueError, match=r"sampler\.timeout must be positive"):
         VLLMServers(["http://a"], "somewhere", timeout=0)
-    with pytest.raises(ValueError, match=r"is a whole model: make an adapter of it by lmix delta"):
+    with pytest.raises(ValueError, match=r"is a whole model: turn it into an adapter with lmix delta"):
         VLLMServers(["http://a"], "somewhere").check(BackboneConfig(), AdapterConfig(reference=merged))
     LmixEngine().check(BackboneConfig(), AdapterConfig(reference=merged))
 
@@ -225,7 +225,7 @@ def test_without_vllm_the_error_is_one_line(monkeypatch, capsys, tmp_path):
     assert cli.main(["fit", *flags, "--model.sampler=lmix.rollout.VLLM"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("lmix: error: vLLM is not installed: pip install")
     assert cli.main(["fit", *flags, "--model.sampler=lmix.rollout.VLLM", "--model.sampling.compile=true"]) == 1
-    assert "sampling.compile is of lmix's own engine" in capsys.readouterr().err
+    assert "sampling.compile works only with lmix's own engine" in capsys.readouterr().err
 
 
 def test_vllm_beside_the_trainer_draws_at_the_run_s_temperature(monkeypatch):

@@ -80,14 +80,14 @@ def test_a_folder_in_the_hub_s_layout(tmp_path):
     task = MathTask(str(tmp_path))
     assert task.problems("train")[0].answer == "2"
     assert MathTask(str(tmp_path), levels=[5]).problems("test")[0].id == 0
-    with pytest.raises(ValueError, match="holds no problem"):
+    with pytest.raises(ValueError, match="contains no problems"):
         MathTask(str(tmp_path), levels=[5]).problems("train")
 
 
 def test_a_solution_without_a_box_is_left_out_and_said(tmp_path, caplog):
     path = write(tmp_path / "a.jsonl", [{**ROW, "solution": "no box"}, ROW])
     assert [p.id for p in MathTask(path).problems("train")] == [1]
-    assert "1 of 2 rows have no answer that can be judged, such as row 0; left out" in caplog.text
+    assert "1 of 2 rows have no verifiable answer, such as row 0; left out" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_a_solution_without_a_box_is_left_out_and_said(tmp_path, caplog):
     [
         ([{"question": "1", "solution": "2"}], {}, "column 'problem' is not in"),
         ([], {}, "the file is empty"),
-        ([{**ROW, "problem": None}, ROW], {}, "row 0 of .* has nothing in column 'problem'"),
-        ([{**ROW, "answer": " "}], {"answer_column": "answer"}, "has nothing in column 'answer'"),
-        ([ROW], {"levels": [3]}, "holds no problem for split 'train'"),
+        ([{**ROW, "problem": None}, ROW], {}, "row 0 of .* is empty in column 'problem'"),
+        ([{**ROW, "answer": " "}], {"answer_column": "answer"}, "is empty in column 'answer'"),
+        ([ROW], {"levels": [3]}, "contains no problems for split 'train'"),
     ],
 )
 def test_malformed_data_are_one_line_errors(tmp_path, rows, arguments, message):
@@ -231,7 +231,7 @@ def test_mmlu(tmp_path):
     assert [j.answer_correct for j in judged] == [True, False, False, True]
     assert len(MMLUTask(str(tmp_path), subjects=["algebra"]).problems("test")) == 2
     assert len(MMLUTask(str(tmp_path), train_split="validation", subjects=["law"]).problems("train")) == 2
-    with pytest.raises(ValueError, match="holds no problem"):
+    with pytest.raises(ValueError, match="contains no problems"):
         MMLUTask(str(tmp_path), subjects=["law"]).problems("test")
     with pytest.raises(ValueError, match=r"task.subjects is empty"):
         MMLUTask(subjects=[])

@@ -160,7 +160,7 @@ def test_the_evaluation_before_the_first_step_is_at_the_schedule_s_first_alpha(t
 def test_alpha_callbacks_refuse_a_module_without_alpha(tmp_path):
     sft = SFTModule(BackboneConfig(quantization="none", dtype="float32"))
     for callback in (AdaptiveAlpha(), AlphaSchedule()):
-        with pytest.raises(ValueError, match=r"moves the alpha of lmix.GRPOModule; SFTModule has none"):
+        with pytest.raises(ValueError, match=r"changes the alpha of lmix.GRPOModule, but SFTModule has no alpha"):
             trainer(tmp_path, 1, callbacks=[callback]).fit(sft, data(validation_size=2))
 
 

@@ -79,9 +79,9 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     m.configure_model()
     state = {name: value.clone() for name, value in m.state_dict().items()}
     name = next(iter(state))
-    with pytest.raises(ValueError, match="is missing in it"):
+    with pytest.raises(ValueError, match="is missing from the checkpoint"):
         m.load_state_dict({})
-    with pytest.raises(ValueError, match="is unknown here"):
+    with pytest.raises(ValueError, match="is not in this model"):
         m.load_state_dict({**state, "policy.more": torch.zeros(1)})
     with pytest.raises(ValueError, match="must be"):
         m.load_state_dict({**state, name: torch.zeros(3, 3)})
@@ -93,9 +93,9 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     checkpoint: dict = {}
     m.on_save_checkpoint(checkpoint)
     saved = checkpoint["lmix"]
-    with pytest.raises(ValueError, match=r"trained on another backbone \(elsewhere\)"):
+    with pytest.raises(ValueError, match=r"trained on backbone elsewhere, which differs"):
         m.on_load_checkpoint({"lmix": {**saved, "fingerprint": "that of another model", "backbone": "elsewhere"}})
-    with pytest.raises(ValueError, match=r"adapters have the scales .* give adapters.lora_alpha"):
+    with pytest.raises(ValueError, match=r"adapters have LoRA scales .* use the same adapters.lora_alpha"):
         m.on_load_checkpoint({"lmix": {**saved, "scaling": {"policy": [1.0], "reference": [2.0]}}})
 
 
@@ -174,13 +174,13 @@ def test_the_newest_whole_checkpoint_of_a_folder_is_found(copied, caplog):
     (copied / "checkpoints" / ".step=0004.ckpt.part").write_bytes(newest[0].read_bytes()[:5000])
     flip(newest[0])
     assert find_checkpoint(str(copied)) == str(newest[1])
-    assert "step=0003.ckpt' is damaged or no checkpoint" in caplog.text
+    assert "step=0003.ckpt' is damaged or not a checkpoint" in caplog.text
     cut(newest[1])
     assert find_checkpoint(str(copied)) == str(newest[2])
     newest[2].write_bytes(b"")
-    with pytest.raises(ValueError, match=r"is a folder with no intact checkpoint: .*step=0003.ckpt' is damaged"):
+    with pytest.raises(ValueError, match=r"contains no intact checkpoint: .*step=0003.ckpt' is damaged"):
         find_checkpoint(str(copied))
-    with pytest.raises(ValueError, match=r"is a folder with no intact checkpoint: give that of a run"):
+    with pytest.raises(ValueError, match=r"contains no intact checkpoint: give a run's folder"):
         find_checkpoint(str(copied / "checkpoints" / "step=0001"))
 
 
@@ -190,7 +190,7 @@ def test_the_newest_whole_checkpoint_of_a_folder_is_found(copied, caplog):
 def test_a_damaged_checkpoint_is_one_line(copied, damage):
     path = copied / "checkpoints" / "step=0003.ckpt"
     damage(path)
-    with pytest.raises(ValueError, match=r"^ckpt_path '.*step=0003.ckpt' is damaged or no checkpoint: give .*folder$"):
+    with pytest.raises(ValueError, match=r"^ckpt_path '.*step=0003.ckpt' is damaged or not a checkpoint: .*folder$"):
         check_checkpoint(str(path))
 
 
@@ -214,7 +214,7 @@ def test_every_bit_of_a_checkpoint_that_a_run_would_read_is_checked(copied):
 def test_a_checkpoint_in_another_s_place_is_refused(copied):
     folder = copied / "checkpoints"
     os.replace(folder / "step=0001.ckpt", folder / "step=0003.ckpt")
-    with pytest.raises(ValueError, match=r"step=0003.ckpt' holds step 1: its name says another"):
+    with pytest.raises(ValueError, match=r"step=0003.ckpt' contains step 1, but its name gives another"):
         check_checkpoint(str(folder / "step=0003.ckpt"))
     assert find_checkpoint(str(copied)) == str(folder / "step=0002.ckpt")
     shutil.copy(folder / "step=0002.ckpt", folder / "best.ckpt")  # a name that says no step may hold any
@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch, fails):
     keep = PolicyCheckpoint(every_n_steps=1, keep=1)
     try:
         with pytest.raises(
-            OSError, match=r"step=0002.ckpt can't be saved \(.*\): go on from .*step=0001.ckpt, which is"
+            OSError, match=r"can't save .*step=0002.ckpt \(.*\): resume from .*step=0001.ckpt, the last"
         ):
             trainer(tmp_path, 3, callbacks=[FullDisk(), keep]).fit(module(), data())
     finally:
@@ -314,5 +314,5 @@ def test_save_adapter_writes_over_what_a_killed_process_left(tmp_path):
 
 
 def test_a_new_run_in_the_folder_of_another_is_refused(tmp_path, run_folder):
-    with pytest.raises(ValueError, match=r"holds checkpoints of a run: go on from there by --ckpt_path, or give"):
+    with pytest.raises(ValueError, match=r"already contains checkpoints of another run: resume with --ckpt_path="):
         trainer(run_folder, 1, callbacks=[PolicyCheckpoint()]).fit(module(), data())

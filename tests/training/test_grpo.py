@@ -284,13 +284,13 @@ def test_strategies_that_were_not_tried_are_refused(strategy):
         (
             {"sampling": SamplingConfig(max_new_tokens=5000)},
             {},
-            "max_new_tokens 5000 after a prompt of .* places of backbone",
+            "max_new_tokens 5000 and a prompt of .* positions of backbone",
         ),
         ({"weights": [0.5, 0.5]}, {"callbacks": [AlphaSchedule()]}, "model.weights is given and fixed"),
         (
             {"alpha": 0.0, "objective": GRPO(beta=0.01)},
             {"callbacks": [AlphaSchedule()]},
-            "AlphaSchedule moves alpha, but objective.beta needs alpha 0",
+            "AlphaSchedule changes alpha, but objective.beta needs alpha 0",
         ),
     ],
 )
@@ -309,12 +309,12 @@ def test_settings_that_do_not_go_together(parts, arguments, message, tmp_path):
         (lambda: GRPO(sampler_weight_cap=float("nan")), "sampler_weight_cap must be positive"),
         (
             lambda: module(objective=GRPO(beta=0.01)),
-            r"\(objective.beta\) is the policy's, but model.alpha 0.5 .* to 0 \(",
+            r"objective.beta penalises .*, but model.alpha 0.5 .* to 0 \(",
         ),
-        (lambda: module(alpha=1.0, objective=GRPO(beta=0.5)), "but model.alpha 1 mixes it"),
+        (lambda: module(alpha=1.0, objective=GRPO(beta=0.5)), "but model.alpha 1 trains a mixture"),
         (
             lambda: module(alpha=0.0, weights=[0.5, 0.5], objective=GRPO(beta=0.1)),
-            r"\(objective.beta\) is the policy's, but model.weights \[0.5, 0.5\]",
+            r"objective.beta penalises .*, but model.weights \[0.5, 0.5\]",
         ),
         (lambda: OptimizerConfig(lr=0.0), "lr must be positive"),
         (lambda: PolicyCheckpoint(keep=0), "keep"),

@@ -157,7 +157,7 @@ def fit(*flags: str, capsys) -> str:
         (["--model.objective.clip_radus=0.1"], "clip_radus"),
         (["--model.objective=no.such.Objective"], "no.such.Objective"),
         (["--model.objective=lmix.RLDataModule"], "RLDataModule"),
-        (["--model.rewards={verifier: 1, no.such: 0.1}"], "model.rewards names no.such, which can't be imported"),
+        (["--model.rewards={verifier: 1, no.such: 0.1}"], "model.rewards: no.such can't be imported"),
         (["--model.rewards={}"], "model.rewards is empty"),
     ],
 )

@@ -139,7 +139,7 @@ def test_evaluation_commands_take_whole_models(tmp_path, merged, small):
     swept = sweep(alphas=(0.0, 0.5, 1.0), mixtures=("logits",), out=str(tmp_path / "s"), **settings)
     middle = next(row for row in swept["rows"] if row["alpha"] == 0.5)
     assert [middle["format"], middle["solved"]] == [by_model["policies"]["mixed"][n] for n in ("format", "solved")]
-    with pytest.raises(ValueError, match=r"plausibility 0.1 needs the policy, which alpha 1 has not"):
+    with pytest.raises(ValueError, match=r"plausibility 0.1 needs the policy, which is not used at alpha 1"):
         sweep(out=str(tmp_path / "p"), **settings, plausibility=0.1)
     contrastive = compare(
         a="mixed",

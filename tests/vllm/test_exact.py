@@ -175,7 +175,7 @@ def test_a_request_s_own_alpha(start):
         with pytest.raises(VLLMValidationError, match=r"alpha|weights"):
             greedy(**extra)
     scored = SamplingParams(max_tokens=1, prompt_logprobs=0, extra_args={"alpha": 0.5})
-    with pytest.raises(VLLMValidationError, match="log-probabilities of a prompt"):
+    with pytest.raises(VLLMValidationError, match="prompt log-probabilities"):
         vllm.llm.generate([{"prompt_token_ids": PROMPTS[3].ids}], scored, use_tqdm=False)
 
 
@@ -210,7 +210,7 @@ def wrong_adapter(model: MixedPolicyForCausalLM, folder, rank: int, layers: list
     ("options", "words"),
     [
         ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
-        ({"enable_lora": True}, "leave --enable-lora out"),
+        ({"enable_lora": True}, "remove --enable-lora"),
         ({"quantization": "fp8"}, "served unquantised"),
     ],
 )

@@ -194,6 +194,6 @@ def test_a_server_that_dies_ends_the_run_or_is_tried_again(server, tmp_path):
     # started anew it serves the exported policy: the next sync, after the step, gives it the trained one
     metrics = run("again", True)
     assert metrics["step"] == 3
-    with pytest.raises(SamplerLost, match=r"does not answer.*resume by --ckpt_path=.*step=0001\.ckpt"):
+    with pytest.raises(SamplerLost, match=r"does not answer.*resume with --ckpt_path=.*step=0001\.ckpt"):
         run("ends", False)
     server.start()

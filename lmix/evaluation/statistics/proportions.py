@@ -53,7 +53,7 @@ def contingency(a: Sequence[bool], b: Sequence[bool]) -> Contingency:
         ValueError: the two sequences differ in length.
     """
     if len(a) != len(b):
-        raise ValueError(f"two policies need the same problems, not {len(a)} and {len(b)}")
+        raise ValueError(f"two policies need the same problems, not {len(a)} and {len(b)} of them")
     both, right_a, right_b = sum(x and y for x, y in zip(a, b, strict=True)), sum(a), sum(b)
     return Contingency(both, right_a - both, right_b - both, len(a) - right_a - right_b + both)
 

@@ -116,7 +116,7 @@ class Objective:
         if sampler_weight_cap is not None and not 0 < sampler_weight_cap < math.inf:
             raise ValueError(
                 f"objective.sampler_weight_cap must be positive and finite, not {sampler_weight_cap}: 2 is usual, "
-                "null leaves the weights out"
+                "null turns the weights off"
             )
         if not 0 <= entropy_bonus < math.inf:
             raise ValueError(f"objective.entropy_bonus must be at least 0, not {entropy_bonus}")
