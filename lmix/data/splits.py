@@ -80,8 +80,8 @@ def split_problems(
         chosen["train"] = train
     if empty := [split for split in splits if split in chosen and not chosen[split]]:
         raise ValueError(
-            f"no problems are left for split {empty[0]}: the task has too few for data.eval_size {eval_size} "
-            f"and data.validation_size {validation_size}, or all prompts are longer than data.max_prompt_tokens"
+            f"no problems are left for split {empty[0]}: lower data.eval_size ({eval_size}) and data.validation_size "
+            f"({validation_size}), or raise data.max_prompt_tokens if all prompts are longer than that"
         )
     return {split: sorted(chosen[split], key=lambda p: p.id) for split in splits if split in chosen}
 

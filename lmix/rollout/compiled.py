@@ -29,8 +29,7 @@ def check_can_compile(device: torch.device, sharded: bool) -> None:
     """
     if sharded:
         raise ValueError(
-            "sampling.compile true needs an unsharded backbone: set it to false, or trainer.strategy "
-            "to ddp"
+            "sampling.compile true needs an unsharded backbone: set it to false, or trainer.strategy to ddp"
         )
     compilers = os.environ.get("CXX", "g++"), "clang++", "c++"
     if device.type == "cpu" and not any(map(shutil.which, compilers)):

@@ -160,9 +160,7 @@ def _parsed(text: str) -> Any:
 def _message(record: Mapping[str, Any]) -> Message:
     given = {name: value for name, value in record.items() if value is not None}  # parquet adds missing fields as null
     if set(given) != {"role", "content"}:
-        raise ValueError(
-            f"a chat message must have only role and content, not {', '.join(map(repr, given)) or 'none'}"
-        )
+        raise ValueError(f"a chat message must have only role and content, not {', '.join(map(repr, given)) or 'none'}")
     content = _only(given["content"])
     if isinstance(content, Mapping) and content.get("type") == "text":
         content = content.get("text")  # content as a list of parts, of which one is text

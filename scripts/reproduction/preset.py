@@ -181,9 +181,7 @@ def check(preset: Preset) -> None:
             if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
                 raise ValueError(f"{prefix}{name}: must be positive, not {value}")
     if preset.training.learning_rates and "trained" in [*preset.evaluation.sweep, *preset.evaluation.compare]:
-        raise ValueError(
-            "evaluation: 'trained' can't be used together with training.learning_rates: use base"
-        )
+        raise ValueError("evaluation: 'trained' can't be used together with training.learning_rates: use base")
     check_settings("sft.settings", preset.sft.settings)
     check_settings("training.settings", preset.training.settings)
     for method, settings in preset.methods.items():

@@ -90,9 +90,7 @@ def read_study(path: Path, changes: dict[str, Any] | None = None) -> Study:
         if method not in study.tuned and study.same_rate.get(method) not in study.tuned:
             raise ValueError(f"{path}: no learning rate for {method!r}: give tuned.{method} or same_rate.{method}")
         if study.tuning_seed in study.seeds[method]:
-            raise ValueError(
-                f"{path}: tuning_seed {study.tuning_seed} is one of seeds.{method}: choose another seed"
-            )
+            raise ValueError(f"{path}: tuning_seed {study.tuning_seed} is one of seeds.{method}: choose another seed")
     for method in ("sft", "fixed"):
         needed = {seed for seeds in study.seeds.values() for seed in seeds}
         if missing := needed - set(study.seeds.get(method, [])):

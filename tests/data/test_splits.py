@@ -44,7 +44,7 @@ def test_a_task_with_its_own_splits(tmp_path):
 
 
 def test_too_few_problems(tmp_path):
-    with pytest.raises(ValueError, match="no problems are left for split train"):
+    with pytest.raises(ValueError, match=r"no problems are left for split train: lower data.eval_size \(\d+\)"):
         split_problems(DatasetTask(file(tmp_path, 5)), ["train", "test"], 10, 0, seed=0)
 
 

@@ -233,9 +233,7 @@ def test_gsm8k_s_layout(tmp_path):
     assert "column 'answer'" in said
     assert "task.answer_column to null and task.template to hash" in said
     said = refusal(DatasetTask(path, **{**settings, "template": "boxed"}).problems, "train")
-    assert (
-        "2 of 2 rows have no verifiable answer, such as row 0; with task.answer_column null, task.template" in said
-    )
+    assert "2 of 2 rows have no verifiable answer, such as row 0; with task.answer_column null, task.template" in said
 
 
 @pytest.mark.parametrize(
