@@ -101,7 +101,7 @@ def test_a_whole_sweep_loads_no_model(swept, decoded, monkeypatch, capsys):
     monkeypatch.setattr(Session, "__init__", lambda *_: pytest.fail("loaded"))
     assert sweep(alphas=(0.4,), out=str(swept), **common(slots=8))["rows"] == load(swept / "sweep.json")["rows"]
     assert not decoded
-    assert "2 of 2 are in" in capsys.readouterr().out
+    assert "2 of 2 results are already in" in capsys.readouterr().out
 
 
 def test_only_missing_rows_are_done_again(swept, tmp_path, decoded):

@@ -85,7 +85,7 @@ def test_a_cut_leaves_the_error_it_says(folders, tmp_path, capsys):
     assert error == pytest.approx((left / norm) ** 0.5, rel=1e-4)
     assert 0.05 < error < 0.9
     assert read_adapter(str(tmp_path / "cut"))[0].r == 4
-    assert f"rank 4 leaves {error:.3g} of the average" in capsys.readouterr().out
+    assert f"rank 4: relative error {error:.3g}" in capsys.readouterr().out
     merge(base, own, str(tmp_path / "cut"), reference=own, rank=3)  # the same twice has its own rank; written over
     same = deltas(str(tmp_path / "cut"), base)
     assert all(close(same[name], change, 1e-5) for name, change in deltas(own, base).items())
@@ -179,7 +179,7 @@ def test_mistakes_are_one_line(folders, tmp_path, capsys, merged):
             [f"--policy={own}", f"--reference={less}"],
             "adapt different layers: model.layers.0.mlp.down_proj is",
         ),
-        ([f"--policy={own}", f"--reference={SFT}"], f"adapter '{SFT}' was made for another backbone"),
+        ([f"--policy={own}", f"--reference={SFT}"], f"adapter '{SFT}' does not fit backbone"),
         ([f"--policy={own}", f"--reference={wide}", "--rank=9"], "rank must be from 1 to 8, the sum of the adapters'"),
         ([f"--policy={own}", f"--reference={wide}", "--rank=0"], "rank must be from 1 to 8"),
         ([f"--policy={own}", f"--reference={merged}"], "is a whole model: turn it into an adapter with lmix delta"),

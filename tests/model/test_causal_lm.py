@@ -141,7 +141,7 @@ def test_mistakes(folders, tmp_path):
     ids = torch.tensor([PROMPTS[0]])
     with pytest.raises(ValueError, match=r"has no config\.json: give a folder that lmix export wrote"):
         MixedPolicyForCausalLM.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a 'qwen2', not a mixed policy of lmix"):
+    with pytest.raises(ValueError, match="contains a 'qwen2', not a mixed policy of lmix"):
         MixedPolicyForCausalLM.from_pretrained(folders["qwen2"])
     static = StaticCache(config=model.policy.backbone.config, max_cache_len=32)
     with pytest.raises(ValueError, match=r"past_key_values must come from .*, not be a StaticCache"):

@@ -26,7 +26,7 @@ def copy_of(folders, tmp_path):
 def test_an_adapter_for_another_backbone_is_refused_before_weights_are_read(folders, monkeypatch):
     monkeypatch.setattr(backbone_module.AutoModelForCausalLM, "from_pretrained", None)
     adapters = AdapterConfig(reference="lmix:tiny-arithmetic-sft")
-    with pytest.raises(ValueError, match="was made for another backbone") as error:
+    with pytest.raises(ValueError, match="does not fit backbone") as error:
         MixedPolicy.from_pretrained(BackboneConfig(str(folders["qwen2"]), "none"), adapters)
     assert "\n" not in str(error.value)
 
@@ -143,7 +143,7 @@ def test_dropout_on_the_policy_is_refused_and_a_loaded_adapter_s_is_set_to_0(cop
 
 
 def test_places_that_hold_no_model(tmp_path, folders):
-    with pytest.raises(ValueError, match="holds no model"):
+    with pytest.raises(ValueError, match="is not a model folder"):
         load_backbone(BackboneConfig(str(tmp_path)))
     with pytest.raises(ValueError, match="is not a folder"):
         load_backbone(BackboneConfig(str(tmp_path / "nowhere")))

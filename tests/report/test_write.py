@@ -75,7 +75,7 @@ def test_settings_are_not_mixed(make_run, tmp_path):
 
 
 def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no .*sweep\.json"):
+    with pytest.raises(ValueError, match=r"contains no .*sweep\.json"):
         write_report([tmp_path], tmp_path / "out")
     with pytest.raises(ValueError, match="needs folders"):
         write_report([], tmp_path / "out")

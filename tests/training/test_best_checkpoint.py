@@ -113,7 +113,7 @@ def test_a_file_system_without_links_keeps_the_best_all_the_same(tmp_path, monke
     monkeypatch.setattr("pathlib.Path.symlink_to", symlink_to)
     fit(tmp_path, [0.9, 0.1, 0.2])
     assert names(tmp_path) == ["step=0001", "step=0001.ckpt", "step=0003", "step=0003.ckpt"]
-    assert "which is the best so far" in caplog.text
+    assert "to the best checkpoint" in caplog.text
 
 
 def test_a_metric_that_is_not_logged_and_wrong_settings_are_one_line(tmp_path):

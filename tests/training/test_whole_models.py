@@ -99,8 +99,8 @@ def test_resuming_beside_another_model_is_bit_for_bit_and_only_with_that_model(t
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     for adapters, message in (
-        (whole(merged, experts=[merged]), "was trained with another model as adapters.reference"),
-        (whole(small, experts=["base"]), r"was trained with another model as adapters.experts\[0\]"),
+        (whole(merged, experts=[merged]), "was trained with a different model as adapters.reference"),
+        (whole(small, experts=["base"]), r"was trained with a different model as adapters.experts\[0\]"),
     ):
         with pytest.raises(ValueError, match=message):
             step_of(tmp_path / "other", 3, str(keep.saved[-1]), adapters=adapters, weights=[0.6, 0.2, 0.2])
