@@ -167,7 +167,7 @@ def test_the_shipped_studies_are_read():
         ({"nothing": 1}, "is not a study"),
         ({"seeds": {"nothing": [0]}}, "seeds names 'nothing'"),
         ({"seeds": {"sft": [9], "fixed": [9]}}, "tuning_seed 9 is one of seeds.sft"),
-        ({"seeds": {"sft": [0], "fixed": [0, 1]}}, r"seeds.sft lacks \[1\]"),
+        ({"seeds": {"sft": [0], "fixed": [0, 1]}}, r"seeds.sft lacks seeds \[1\]"),
         ({"same_rate": {}}, "no learning rate for 'sft_continued'"),
     ],
 )

@@ -67,7 +67,7 @@ def test_extreme_scores_stay_inside_the_interval():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="same problems"):
+    with pytest.raises(ValueError, match="same shape"):
         adaptive_alpha(flags(1), flags(1, 0))
     with pytest.raises(ValueError, match="scale must be positive"):
         adaptive_alpha(flags(1), flags(1), scale=0.0)

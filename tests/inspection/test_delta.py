@@ -76,7 +76,7 @@ def test_mistakes_are_one_line(folders, tmp_path, capsys):
     taken.mkdir()
     for full, base, out, rank, message in (
         (qwen2, qwen2, tmp_path / "x", 4, "the models do not differ"),
-        (qwen2, llama, tmp_path / "x", 4, "model_type is qwen2, and llama in the base"),
+        (qwen2, llama, tmp_path / "x", 4, "model_type is qwen2, but llama in the base"),
         (qwen2, qwen2, tmp_path / "x", 0, "rank must be at least 1, not 0"),
         (qwen2, qwen2, taken, 4, "exists and is not an adapter folder"),
     ):

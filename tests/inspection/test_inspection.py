@@ -93,7 +93,7 @@ def test_generate_side_by_side(capsys):
     arguments = ["--greedy=true", "--max_new_tokens=24", "--side_by_side=true"]
     assert cli.main(["generate", f"--prompt={QUESTION}", *arguments, *TINY]) == 0
     out = capsys.readouterr().out
-    for word in ("policy", "reference", MIXTURE, "dispute"):
+    for word in ("policy", "reference", MIXTURE, "differ most"):
         assert word in out
 
 
@@ -266,7 +266,11 @@ def test_prompts_are_what_the_file_says(name, content, prompts, tmp_path):
     [
         ("a.txt", b"\xff\xfeF\x00", "can't be read: 'utf-8' codec can't decode"),
         ("a.txt", b"\xef\xbb\xbf\n \n", "contains no prompts"),
-        ("a.jsonl", b'{"prompt": ["a", "b"]}', "row 0, column 'prompt': ['a', 'b'] is a list of 2, not one text"),
+        (
+            "a.jsonl",
+            b'{"prompt": ["a", "b"]}',
+            "row 0, column 'prompt': ['a', 'b'] is a list of 2 elements, not one text",
+        ),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt": null}', "each row needs a column `prompt` or `problem`"),
         ("a.jsonl", b'{"question": "a"}', "each row needs a column `prompt` or `problem`"),
         ("a.tsv", b"prompt\tx\na\n", "line 2 has 1 cells, but the header has 2"),

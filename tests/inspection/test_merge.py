@@ -180,7 +180,10 @@ def test_mistakes_are_one_line(folders, tmp_path, capsys, merged):
             "adapt different layers: model.layers.0.mlp.down_proj is",
         ),
         ([f"--policy={own}", f"--reference={SFT}"], f"adapter '{SFT}' does not fit backbone"),
-        ([f"--policy={own}", f"--reference={wide}", "--rank=9"], "rank must be from 1 to 8, the sum of the adapters'"),
+        (
+            [f"--policy={own}", f"--reference={wide}", "--rank=9"],
+            "rank must be from 1 to 8, not 9 (8, the sum of the adapters'",
+        ),
         ([f"--policy={own}", f"--reference={wide}", "--rank=0"], "rank must be from 1 to 8"),
         ([f"--policy={own}", f"--reference={merged}"], "is a whole model: turn it into an adapter with lmix delta"),
         ([f"--policy={merged}"], f"policy '{merged}' is a whole model"),

@@ -168,7 +168,7 @@ def test_an_adapter_is_read_and_hashed_once_and_again_where_it_has_changed(adapt
     assert len(reads) == 1
     path = adapter / "adapter_model.safetensors"
     save_file({name: weight + 1 for name, weight in weights.items()}, path)
-    with pytest.raises(ValueError, match=r"is damaged: adapter_model.safetensors differs"):
+    with pytest.raises(ValueError, match=r"is damaged: adapter_model.safetensors does not match"):
         read_adapter(str(adapter))
     (adapter / "SHA256SUMS").unlink()
     name, before = next(iter(weights.items()))

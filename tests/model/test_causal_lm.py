@@ -146,7 +146,7 @@ def test_mistakes(folders, tmp_path):
     static = StaticCache(config=model.policy.backbone.config, max_cache_len=32)
     with pytest.raises(ValueError, match=r"past_key_values must come from .*, not be a StaticCache"):
         model(ids, past_key_values=static)
-    with pytest.raises(ValueError, match="not a DynamicCache"):
+    with pytest.raises(ValueError, match="not be a DynamicCache"):
         model(ids, past_key_values=DynamicCache(config=model.policy.backbone.config))
 
 

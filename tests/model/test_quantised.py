@@ -146,7 +146,7 @@ def test_files_that_lack_a_weight_are_refused(checkpoint, folders):
     del weights["model.layers.1.mlp.up_proj.weight"], weights["model.layers.2.mlp.up_proj.weight"]
     path = checkpoint(None, weights)
     for quantization in ("none", "nf4"):
-        with pytest.raises(ValueError, match=r"its files lack model.layers.1.mlp.up_proj.weight \(2 such\)$"):
+        with pytest.raises(ValueError, match=r"its files lack 2 weights, such as model.layers.1.mlp.up_proj.weight$"):
             load_backbone(BackboneConfig(path, quantization))
 
 

@@ -175,7 +175,7 @@ def test_models_that_do_not_fit_are_refused_before_weights_are_read(small, monke
     monkeypatch.setattr(backbone_module.AutoModelForCausalLM, "from_pretrained", None)
     monkeypatch.setattr(placement, "free_memory", lambda device: 1000)
     with pytest.raises(
-        ValueError, match=r"^the models' weights need 0.00\d+ GB \(lmix:tiny-arithmetic .* and cpu has 1e-06 GB"
+        ValueError, match=r"^the models' weights need 0.00\d+ GB \(lmix:tiny-arithmetic .* but cpu has 1e-06 GB"
     ):
         load(small)
 

@@ -196,7 +196,7 @@ def test_without_tokens_is_the_renormalised_distribution():
     ("settings", "message"),
     [
         ({"stop": [""]}, r"sampling.stop must be a list of non-empty strings, not \[''\]"),
-        ({"stop": "</answer>"}, "sampling.stop must be a list of strings"),
+        ({"stop": "</answer>"}, "sampling.stop must be a list of non-empty strings"),
         ({"min_new_tokens": -1}, "sampling.min_new_tokens must lie between 0 and sampling.max_new_tokens 512, not -1"),
         ({"min_new_tokens": 5, "max_new_tokens": 4}, "must lie between 0 and sampling.max_new_tokens 4, not 5"),
     ],

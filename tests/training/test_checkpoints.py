@@ -234,10 +234,10 @@ def test_damaged_and_swapped_adapters_are_refused(copied):
                 read_adapter(str(folder))
         (folder / name).write_bytes(content)
     flip(folder / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=r"is damaged: adapter_model.safetensors differs from SHA256SUMS"):
+    with pytest.raises(ValueError, match=r"is damaged: adapter_model.safetensors does not match SHA256SUMS"):
         read_adapter(str(folder))
     (folder / "SHA256SUMS").write_text("")
-    with pytest.raises(ValueError, match=r"is damaged: adapter_model.safetensors differs from SHA256SUMS"):
+    with pytest.raises(ValueError, match=r"is damaged: adapter_model.safetensors does not match SHA256SUMS"):
         read_adapter(str(folder))
     (folder / "SHA256SUMS").unlink()  # as peft writes folders
     read_adapter(str(folder))
