@@ -10,7 +10,7 @@ from typing import Any
 
 from lmix.cli.environment import quieten
 from lmix.cli.messages import explain
-from lmix.cli.overview import asked
+from lmix.cli.overview import check_command, information
 from lmix.cli.trainer import run_trainer
 
 FUNCTIONS = {
@@ -31,13 +31,9 @@ FUNCTIONS = {
 def main(args: list[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 for a user's mistake, 130 for SIGINT, 143 for SIGTERM."""
     args = sys.argv[1:] if args is None else args
-    try:
-        if (text := asked(args)) is not None:
-            print(text)
-            return 0
-    except ValueError as error:
-        print(f"lmix: error: {error}", file=sys.stderr)
-        return 1
+    if (text := information(args)) is not None:  # before the imports, which take seconds
+        print(text)
+        return 0
     from jsonargparse import set_parsing_settings
     from lightning.fabric.utilities.rank_zero import rank_zero_only
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -47,11 +43,12 @@ def main(args: list[str] | None = None) -> int:
     quieten()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
-        if args and args[0] in FUNCTIONS:
+        check_command(args[0])
+        if args[0] in FUNCTIONS:
             run_function(args[0], args[1:])
-        elif args and args[0] == "report":
+        elif args[0] == "report":
             run_report(args[1:])
-        elif args and args[0] == "plan":
+        elif args[0] == "plan":
             run_plan(args[1:])
         else:
             run_trainer(args)

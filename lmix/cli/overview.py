@@ -41,17 +41,15 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-def asked(args: list[str]) -> str | None:
-    """The text to print for a command line without a command; None if there is a command.
-
-    Raises:
-        ValueError: the command is unknown.
-    """
+def information(args: list[str]) -> str | None:
+    """The text to print for a command line that asks for help or the version only; None for all others."""
     if not args or args[0] in ("-h", "--help"):
         return overview()
-    if args[0] == "--version":
-        return f"lmix {__version__}"
+    return f"lmix {__version__}" if args[0] == "--version" else None
+
+
+def check_command(command: str) -> None:
+    """Check the first argument. Raises ValueError if it is neither an option nor the name of a command."""
     known = [name for commands in GROUPS.values() for name in commands]
-    if not args[0].startswith("-") and args[0] not in known:
-        raise ValueError(f"there is no command {args[0]!r}: use one of {', '.join(known)}")
-    return None
+    if not command.startswith("-") and command not in known:
+        raise ValueError(f"there is no command {command!r}: use one of {', '.join(known)}")
