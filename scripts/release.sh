@@ -36,5 +36,6 @@ install user --constraint "$work/source/constraints.txt" "$wheel"
 
 echo "== docs"
 install user --constraint "$work/source/constraints.txt" "${wheel}[docs]"
-NO_MKDOCS_2_WARNING=1 "$work/user/bin/mkdocs" build --quiet --config-file "$work/source/mkdocs.yml" --site-dir "$PWD/site"
+# without --quiet, as in test.sh: it would turn `strict` off
+NO_MKDOCS_2_WARNING=1 "$work/user/bin/mkdocs" build --config-file "$work/source/mkdocs.yml" --site-dir "$PWD/site"
 ls -l dist

@@ -1,4 +1,4 @@
-"""Links and paths of the pages lead somewhere. mkdocs itself checks headings of docs; it sees no files outside."""
+"""Relative links and repository paths in the pages exist. mkdocs checks anchors in docs, but no files outside."""
 
 import re
 from pathlib import Path
@@ -21,13 +21,13 @@ PATH = re.compile(rf"(?<![\w/.-])((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-
 
 
 def links(text: str) -> list[str]:
-    """Targets of a page's links and images, but for those of other sites."""
-    found = [one or other for one, other in LINK.findall(CODE.sub("", FENCE.sub("", text)))]
-    return [target for target in found if not re.match(r"[a-z][a-z+.-]*:", target)]
+    """Targets of a page's links and images, without those on other sites."""
+    targets = [one or other for one, other in LINK.findall(CODE.sub("", FENCE.sub("", text)))]
+    return [target for target in targets if not re.match(r"[a-z][a-z+.-]*:", target)]
 
 
 def anchors(text: str) -> set[str]:
-    """Of a page's headings, as GitHub names them, and those that are set by hand."""
+    """Anchors of a page: those that GitHub makes from its headings, and those set by hand."""
     names: set[str] = set()
     plain = FENCE.sub("", text)
     for heading in HEADING.findall(plain):
@@ -41,7 +41,7 @@ def anchors(text: str) -> set[str]:
 
 
 def broken(page: Path, text: str, root: Path = ROOT, headings: bool = True) -> list[str]:
-    """Links of a page to files, and to headings, that are not there."""
+    """Links of a page to files or headings that do not exist."""
     wrong = []
     for target in links(text):
         path, _, anchor = unquote(target).partition("#")
@@ -56,7 +56,7 @@ def broken(page: Path, text: str, root: Path = ROOT, headings: bool = True) -> l
 
 
 def missing_paths(text: str) -> list[str]:
-    """Files and folders of the repository that a page names, outside of commands, and that are not there."""
+    """Files and folders of the repository that a page names outside of commands, but that do not exist."""
     return [path for path in PATH.findall(FENCE.sub("", text)) if not (ROOT / path.rstrip(".")).exists()]
 
 
@@ -82,7 +82,7 @@ def test_links_lead_to_files_and_headings(page):
 
 @pytest.mark.parametrize("page", [p for p in (*TOP, *DOCS) if p.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_files_of_the_repository_that_are_named_exist(page):
-    """But for the changelog, which names what has gone."""
+    """The changelog is left out, because it names files that were removed."""
     assert missing_paths(page.read_text(encoding="utf-8")) == []
 
 
@@ -91,5 +91,7 @@ def test_the_checks_of_mkdocs_are_on():
     settings = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), yaml.BaseLoader)
     assert settings["strict"] == "true"
     assert settings["validation"]["anchors"] == settings["validation"]["absolute_links"] == "warn"
-    (build,) = [line for line in (ROOT / "scripts" / "test.sh").read_text().splitlines() if "mkdocs build" in line]
-    assert "quiet" not in build
+    for script in ("test.sh", "release.sh"):
+        lines = (ROOT / "scripts" / script).read_text().splitlines()
+        (build,) = [line for line in lines if re.search(r"mkdocs\"? build", line)]
+        assert "quiet" not in build
