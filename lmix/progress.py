@@ -1,4 +1,4 @@
-"""How far a long run is: the time that is left, and a line that changes in place."""
+"""Progress of long runs: an estimate of the time left, and a status line that is updated in place."""
 
 import math
 import time
@@ -27,18 +27,18 @@ def duration(seconds: float) -> str:
 
 
 def time_left(seconds: float | None) -> str:
-    """The estimate as it is shown; empty where there is none."""
+    """The estimate as displayed; empty if there is none."""
     return "" if seconds is None else f"about {duration(seconds)} left"
 
 
 class Pace:
-    """How long the remaining steps take, judged by the newest ones.
+    """Estimate of the time that the remaining steps take, from the most recent ones.
 
-    What lies between two steps (evaluations, checkpoints) counts with the step before it.
+    The time between two steps (evaluations, checkpoints) counts as part of the later step.
 
     Args:
-        window: how many of the newest steps count: the length of completions changes in training.
-        clock: tells the time.
+        window: number of recent steps to average over. Older ones may have had completions of another length.
+        clock: returns the current time in seconds.
     """
 
     def __init__(self, window: int = 20, clock: Seconds = time.monotonic) -> None:
@@ -51,11 +51,11 @@ class Pace:
         self.ends.append(self.clock())
 
     def step(self) -> None:
-        """Note the end of a step."""
+        """Record the end of a step."""
         self.ends.append(self.clock())
 
     def left(self, steps: int) -> float | None:
-        """Seconds until so many more steps have ended, the one under way included; None before the first has ended."""
+        """Seconds until `steps` more steps end, including the current one; None before the first step has ended."""
         if len(self.ends) < 2 or steps < 0:
             return None
         each = (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
@@ -64,12 +64,12 @@ class Pace:
 
 
 class StatusLine:
-    """One line that changes in place, on a terminal and in a notebook. It writes nothing into a log file.
+    """A line that is updated in place on a terminal or in a notebook. Nothing is written to a log file.
 
     Args:
-        console: where it is shown.
-        every: least seconds between two changes in a notebook, where each is a message to the browser.
-        clock: tells the time.
+        console: the console to write to.
+        every: minimum seconds between two updates in a notebook, where each one is a message to the browser.
+        clock: returns the current time in seconds.
     """
 
     def __init__(self, console: Console, every: float = 0.5, clock: Seconds = time.monotonic) -> None:
@@ -79,12 +79,13 @@ class StatusLine:
         self.changed = -math.inf
 
     def show(self, name: str, done: int, total: int, text: str) -> None:
-        """Change the line.
+        """Update the line.
 
         Args:
-            name: what is going on.
-            done: parts of it that are done, of `total`.
-            text: the same in words.
+            name: the current phase.
+            done: finished parts of the phase.
+            total: all parts of the phase.
+            text: the progress in words.
         """
         if self.console.is_jupyter:
             self._show_in_notebook(f"{name}: {text}")
@@ -92,7 +93,7 @@ class StatusLine:
             self._show_bar(name, done, total, text)
 
     def hide(self) -> None:
-        """Take the line away, so that printed lines stay whole."""
+        """Remove the line before anything else is printed."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
@@ -121,5 +122,5 @@ class StatusLine:
 
 
 def plain(text: str) -> dict[str, str]:
-    """A text as IPython displays it."""
+    """The text as a MIME bundle for IPython."""
     return {"text/plain": text}

@@ -1,4 +1,4 @@
-"""Let transformers' Auto classes load what `lmix export` writes; peft and bitsandbytes wait for the first model."""
+"""Register mixed policies with transformers' Auto classes, without importing peft or bitsandbytes yet."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from lmix.model.mixed_config import MixedPolicyConfig
 
 
 class MixedPolicyLoader:
-    """What `AutoModelForCausalLM` finds for a mixed policy until `lmix.model.causal_lm` is imported."""
+    """Stands in for `MixedPolicyForCausalLM` until `lmix.model.causal_lm` is imported."""
 
     config_class = MixedPolicyConfig
 
