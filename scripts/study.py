@@ -5,7 +5,8 @@
 
 Run the command again to resume a stopped study. Finished stages are skipped, and an unfinished stage resumes from its
 newest checkpoint. OUT/TASK/choices.json records what was chosen. `--set` changes fields of the file, such as
---set 'model={model.backbone.path: /models/qwen}'.
+--set 'model={model.backbone.path: /models/qwen}'. `--jobs 4` runs up to four independent stages at the same time on
+one device, each with its output in a file beside its folder.
 """
 
 import argparse
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument(
         "--set", action="append", default=[], help="FIELD={name: value, ...}: add to a field of the file"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, where they are independent")
     parser.add_argument("--plan", action="store_true", help="print the stages that are left, and run nothing")
     settings = parser.parse_args()
     try:
@@ -47,7 +49,7 @@ def main() -> int:
         if settings.plan:
             print(*(f"  {stage.name}" for stage in waiting), sep="\n")
             continue
-        if status := execute(waiting, plan_only=False):
+        if status := execute(waiting, plan_only=False, jobs=settings.jobs):
             return status
         (settings.out / part.task / "choices.json").write_text(json.dumps(part.choices(), indent=2) + "\n")
     return 0 if settings.plan else execute([report(parts, settings.out)], plan_only=False)

@@ -1,6 +1,7 @@
 """A study's commands parse, its choices are those of validation problems, and it goes on where it was stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import study as script
 import yaml
 from reproduction import execution
 from reproduction.arguments import parse
+from reproduction.stage import Stage
 from studies.config import read_study
 from torch.utils.tensorboard import SummaryWriter
 
@@ -46,7 +48,7 @@ class Machine:
     def __init__(self):
         self.lines, self.fails_at = [], None
 
-    def __call__(self, line, folder):
+    def __call__(self, line, folder, output=None):
         if len(self.lines) == self.fails_at:
             return 1
         self.lines.append(line[1:])
@@ -70,9 +72,9 @@ def machine(monkeypatch):
     return made
 
 
-def run(tmp_path, monkeypatch, **changes):
+def run(tmp_path, monkeypatch, *flags, **changes):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
-    monkeypatch.setattr("sys.argv", ["study.py", str(tmp_path / "study.yaml"), f"--out={tmp_path / 'out'}"])
+    monkeypatch.setattr("sys.argv", ["study.py", str(tmp_path / "study.yaml"), f"--out={tmp_path / 'out'}", *flags])
     return script.main()
 
 
@@ -121,6 +123,34 @@ def test_a_study_goes_on_where_it_was_stopped(machine, tmp_path, monkeypatch):
     fits = [name_of(line) for line in machine.lines if "fit" in line]
     assert len(fits) == len(set(fits))
     assert len(machine.lines) > before == 12
+
+
+def test_several_jobs_run_the_same_commands_but_never_before_what_they_depend_on(machine, tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch) == 0
+    alone = [list(line) for line in machine.lines]
+    machine.lines.clear()
+    for folder in (tmp_path / "out").iterdir():
+        shutil.rmtree(folder)
+    assert run(tmp_path, monkeypatch, "--jobs=4") == 0
+    assert sorted(machine.lines) == sorted(alone)
+    names = [name_of(line)[0] if "fit" in line else "other" for line in machine.lines]
+    assert [name for name in names if name in ("sft", "fixed")] == ["sft", "sft", "fixed", "fixed"]
+    assert names.index("fixed") > max(i for i, name in enumerate(names) if "-lr" in (name or ""))
+    assert names.index("adaptive") > names.index("fixed") + 1
+
+
+def test_output_goes_to_a_file_and_a_failure_stops_the_waves_after_it(tmp_path, capsys):
+    def stage(name: str, code: str, wave: int) -> Stage:
+        return Stage(name, ["python", "-c", code], tmp_path / name, wave=wave)
+
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    stages = [stage("a", "print('seen')", 0), stage("b", "raise SystemExit(3)", 0), stage("c", "print()", 1)]
+    assert execution.execute(stages, plan_only=False, jobs=2) == 1
+    assert (tmp_path / "a.log").read_text() == "seen\n"
+    assert [stage.done for stage in stages] == [True, False, False]
+    assert not (tmp_path / "c.log").exists()
+    assert f"b failed (see {tmp_path / 'b.log'})" in capsys.readouterr().out
 
 
 def test_a_stage_resumes_but_not_from_its_last_step(machine, tmp_path, monkeypatch):

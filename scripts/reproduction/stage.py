@@ -21,6 +21,8 @@ class Stage:
     """Whether to run it every time, because it is short or skips finished work itself."""
     last: Path | None = None
     """The checkpoint of its last step; None if it does not train."""
+    wave: int = 0
+    """A stage depends only on stages of earlier waves, so the stages of one wave can run at the same time."""
 
     @property
     def done(self) -> bool:

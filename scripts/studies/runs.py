@@ -5,7 +5,7 @@ A stage's command is created only when it runs, because these choices depend on 
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +51,24 @@ class TaskStudy:
 
     def stages(self) -> Iterator[Stage]:
         """Yield the stages in the order in which they run."""
-        study, tuning = self.study, self.study.tuning_seed
-        for rate in study.tuned["sft"]:
-            yield self.tuning("sft", rate)
-        for seed in study.seeds["sft"]:
-            yield self.run("sft", seed)
+        for number, wave in enumerate(self.waves()):
+            yield from (replace(stage, wave=number) for stage in wave)
+
+    def waves(self) -> Iterator[list[Stage]]:
+        """Yield groups of stages. A group depends on the choices that follow from earlier groups."""
+        study = self.study
+        yield [self.tuning("sft", rate) for rate in study.tuned["sft"]]
+        yield [self.run("sft", seed) for seed in study.seeds["sft"]]
         if len(study.alphas) > 1:
-            yield self.sweep()
-        for method, rates in study.tuned.items():
-            if method != "sft":
-                yield from (self.tuning(method, rate) for rate in rates)
-        assert tuning not in study.seeds["sft"]
-        for seed in study.seeds["fixed"]:  # first, because they determine the compute budget of the others
-            yield self.run("fixed", seed)
-        for seed in study.seeds["sft"]:
-            others = [m for m, seeds in study.seeds.items() if m not in ("sft", "fixed") and seed in seeds]
-            yield from (self.run(method, seed) for method in others)
+            yield [self.sweep()]
+        yield [self.tuning(method, rate) for method, rates in study.tuned.items() for rate in rates if method != "sft"]
+        yield [self.run("fixed", seed) for seed in study.seeds["fixed"]]  # determines the compute of the others
+        yield [
+            self.run(method, seed)
+            for seed in study.seeds["sft"]
+            for method, seeds in study.seeds.items()
+            if method not in ("sft", "fixed") and seed in seeds
+        ]
 
     def folder(self, method: str, seed: int, rate: float | None = None) -> Path:
         name = method if rate is None else f"tuning/{method}-lr{rate:g}"
