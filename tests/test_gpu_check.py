@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import gpu_check
+import pytest
 import torch
-from gpu_checks import correctness
+from gpu_checks import correctness, others
 from gpu_checks.setting import Failed, Setting, Skipped
+from gpu_checks.speed import Shape
 
+from lmix.model.backbone import BackboneConfig, load_backbone
 from lmix.rollout.types import Prompt, Rollout
 from lmix.tasks import Problem
 
@@ -23,13 +26,33 @@ def test_a_quick_run_on_a_cpu_measures_checks_and_names_what_it_skipped(tmp_path
     report = json.loads((tmp_path / "report.json").read_text())
     checks = report["checks"]
     ran = {name for name, found in checks.items() if found["outcome"] == "ok"}
-    assert ran == {"rates", "nf4_gradients", "demo", "step tiny", "transformers_generate"}
+    assert ran == {"rates", "nf4_gradients", "demo", "step small", "transformers_generate"}
     assert checks["rates"]["tflops"] > 0
-    assert 0 < checks["step tiny"]["eager_rollout_of_limit"] < 1
+    assert 0 < checks["step small"]["eager_rollout_of_limit"] < 1
     assert checks["vllm"]["reason"] == "needs a CUDA device"
     assert "| fsdp2 | skipped |" in done.stdout
     assert report["machine"]["torch"] == torch.__version__
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_only_some_checks_run(monkeypatch, capsys):
+    line = ["gpu_check.py", "--device=cpu", "--quick", "--only=marked_tests,rates"]
+    monkeypatch.setattr(sys, "argv", line)
+    assert gpu_check.main() == 0
+    assert "1 skipped, 1 ok" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*line[:-1], "--only=speed"])
+    with pytest.raises(SystemExit):
+        gpu_check.main()
+    assert "--only: speed unknown: use some of rates," in capsys.readouterr().err
+
+
+def test_marked_tests_are_found_without_importing_the_others():
+    assert [Path(path).name for path in correctness.marked_files()] == ["test_inspection.py"]
+
+
+def test_a_saved_shape_is_a_model_that_trl_and_lmix_can_load(tmp_path):
+    others.save(Shape("tiny", Setting(torch.device("cpu"), quick=True, minutes=1)), tmp_path)
+    assert load_backbone(BackboneConfig(str(tmp_path), "none", dtype="float32")).config.vocab_size == 512
 
 
 def environment() -> dict[str, str]:

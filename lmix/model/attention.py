@@ -50,3 +50,13 @@ def attention_masks(
 def attention_for(config: PretrainedConfig) -> str:
     """The attention implementation: torch's fused one, except for models that cap their scores (Gemma 2)."""
     return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+
+
+def avoid_cudnn_attention() -> None:
+    """Turn off cuDNN's kernel of the fused attention, for the whole process.
+
+    From torch 2.11 it is the default in bfloat16 on Hopper GPUs. With a mask, its backward pass gives NaN for some
+    lengths where all scores of a query are very negative, as in a head of Qwen2.5 (pytorch issue 196678, trl issue
+    7181). It also prepares each new shape, and every micro-batch has another one.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)

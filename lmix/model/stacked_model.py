@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lmix.model.adapters import AdapterConfig, add_adapters
+from lmix.model.attention import avoid_cudnn_attention
 from lmix.model.backbone import fingerprint
 from lmix.model.frozen import freeze_backbone
 from lmix.model.head import Head
@@ -44,6 +45,7 @@ class StackedModel:
     ) -> None:
         self.model, self.streams, self.router = model, tuple(adapters), StreamRouter()
         freeze_backbone(model)
+        avoid_cudnn_attention()
         self.fingerprint = fingerprint(model)
         self.module: nn.Module = add_adapters(model, policy, adapters, self.router)
         output: Any = model.get_output_embeddings()

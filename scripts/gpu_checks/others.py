@@ -17,7 +17,7 @@ from lmix.model.sources import resolve
 def transformers_generate(name: str, setting: Setting) -> Result:
     """Time transformers' `generate` with one stream and no adapter."""
     shape = Shape(name, setting)
-    model: Any = shape.policy().models[0].module
+    model: Any = shape.model()
     ids = torch.tensor([prompt.ids for prompt in shape.asked()], device=setting.device)
     ids = ids.repeat_interleave(shape.samples, dim=0)
     lengths = {"min_new_tokens": shape.tokens, "max_new_tokens": shape.tokens, "do_sample": True, "pad_token_id": 0}
@@ -28,7 +28,6 @@ def transformers_generate(name: str, setting: Setting) -> Result:
 
     generate()
     seconds = setting.seconds_of(generate)
-    free(setting)
     return {"rollout_tokens_per_second": len(ids) * shape.tokens / seconds}
 
 
@@ -68,7 +67,7 @@ def vllm_rollouts(name: str, setting: Setting) -> Result:
 
 def save(shape: Shape, folder: Path) -> None:
     """Save the shape's random weights as a model folder, with the sandbox's tokenizer."""
-    shape.policy().backbone.save_pretrained(folder)
+    shape.model().save_pretrained(folder)  # not a policy's backbone: with adapters its layers have other names
     for file in Path(resolve("lmix:tiny-arithmetic")).glob("*token*"):
         (folder / file.name).write_bytes(file.read_bytes())
     free(shape.setting)

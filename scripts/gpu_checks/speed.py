@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from gpu_checks.setting import Result, Setting
 from lmix.model.adapters import AdapterConfig, save_adapter
@@ -74,16 +74,22 @@ class Shape:
         self.setting = setting
         self.config: PretrainedConfig = AutoConfig.for_model(**TINY) if name == "tiny" else planned_config(name)
         self.prompts, self.samples, self.prompt_tokens, self.tokens = (
-            (2, 2, 8, 8) if setting.quick else (8, 8, 128, 128)
+            (2, 2, 8, 8) if setting.quick else (8, 8, 128, 64)  # one extent of `DecodeStep`, so one compilation
         )
         self.adapters = AdapterConfig()
 
-    def policy(self) -> MixedPolicy:
+    def model(self) -> PreTrainedModel:
+        """The model without adapters, with the memory of earlier checks freed first."""
+        free(self.setting)
         with torch.device(self.setting.device):
             attention = attention_for(self.config)
             model = AutoModelForCausalLM.from_config(
                 self.config, dtype=self.setting.dtype, attn_implementation=attention
             )
+        return model.eval()
+
+    def policy(self) -> MixedPolicy:
+        model = self.model()
         with tempfile.TemporaryDirectory() as folder:
             peft_model: Any = get_peft_model(skeleton(self.config), self.adapters.fresh(), adapter_name="reference")
             factors = {n: 0.01 * torch.randn(p.shape) for n, p in peft_model.named_parameters() if "lora_" in n}
@@ -167,12 +173,12 @@ def step_speed(name: str, setting: Setting, measured: Result, compiled: bool) ->
     found |= {"update_tokens_per_second": count / seconds, "update_of_limit": least_update / seconds}
     if setting.device.type == "cuda":
         found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    free(setting)
     return found
 
 
 def free(setting: Setting) -> None:
-    """Free a model's memory before the next one."""
+    """Free the memory of checks that have returned, and start a new peak. A frozen layer refers to itself, so that only
+    the garbage collector frees a model."""
     gc.collect()
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()
