@@ -47,7 +47,7 @@ def test_only_some_checks_run(monkeypatch, capsys):
 
 
 def test_marked_tests_are_found_without_importing_the_others():
-    assert [Path(path).name for path in correctness.marked_files()] == ["test_inspection.py"]
+    assert [Path(path).name for path in correctness.marked_files()] == ["test_inspection.py", "test_gpu.py"]
 
 
 def test_a_saved_shape_is_a_model_that_trl_and_lmix_can_load(tmp_path):

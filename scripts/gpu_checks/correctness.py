@@ -1,5 +1,6 @@
 """Correctness checks: whether lmix gives the expected results on this device."""
 
+import re
 import tempfile
 import time
 
@@ -33,7 +34,8 @@ def marked_tests(setting: Setting) -> Result:
 def marked_files() -> list[str]:
     """The files with such tests. pytest would import all files to find them, which takes a minute from a cold disk."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
-    return [str(path) for path in files if "@pytest.mark.gpu\n" in path.read_text(encoding="utf-8")]
+    marked = re.compile(r"^(@|pytestmark = )pytest\.mark\.gpu$", re.MULTILINE)
+    return [str(path) for path in files if marked.search(path.read_text(encoding="utf-8"))]
 
 
 def demo(setting: Setting) -> Result:
