@@ -9,7 +9,7 @@ import gpu_check
 import pytest
 import torch
 from gpu_checks import correctness, others
-from gpu_checks.setting import Failed, Setting, Skipped
+from gpu_checks.setting import Failed, Setting, Skipped, run
 from gpu_checks.speed import Shape
 
 from lmix.model.backbone import BackboneConfig, load_backbone
@@ -46,6 +46,12 @@ def test_only_some_checks_run(monkeypatch, capsys):
     assert "--only: speed unknown: use some of rates," in capsys.readouterr().err
 
 
+def test_other_processes_find_the_packages_of_this_one(monkeypatch, tmp_path):
+    (tmp_path / "carried.py").write_text("print('found')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run(["-m", "carried"], tmp_path.parent, 60).stdout.strip() == "found"
+
+
 def test_marked_tests_are_found_without_importing_the_others():
     assert [Path(path).name for path in correctness.marked_files()] == ["test_inspection.py"]
 
@@ -58,7 +64,8 @@ def test_a_saved_shape_is_a_model_that_trl_and_lmix_can_load(tmp_path):
 def environment() -> dict[str, str]:
     import os
 
-    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    folders = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "HF_HUB_OFFLINE": "1"}
 
 
 def test_outcomes_say_why():
