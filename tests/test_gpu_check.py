@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import gpu_check
@@ -31,7 +32,7 @@ def test_a_quick_run_on_a_cpu_measures_checks_and_names_what_it_skipped(tmp_path
     assert 0 < checks["step small"]["eager_rollout_of_limit"] < 1
     assert checks["vllm"]["reason"] == "needs a CUDA device"
     assert "| fsdp2 | skipped |" in done.stdout
-    assert report["machine"]["torch"] == torch.__version__
+    assert report["machine"]["torch"] == version("torch")
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
