@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import gpu_check
 import pytest
 import torch
 from gpu_checks import correctness, others
-from gpu_checks.setting import Failed, Setting, Skipped
+from gpu_checks.setting import Failed, Setting, Skipped, run
 from gpu_checks.speed import Shape
 
 from lmix.model.backbone import BackboneConfig, load_backbone
@@ -31,7 +32,7 @@ def test_a_quick_run_on_a_cpu_measures_checks_and_names_what_it_skipped(tmp_path
     assert 0 < checks["step small"]["eager_rollout_of_limit"] < 1
     assert checks["vllm"]["reason"] == "needs a CUDA device"
     assert "| fsdp2 | skipped |" in done.stdout
-    assert report["machine"]["torch"] == torch.__version__
+    assert report["machine"]["torch"] == version("torch")
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
@@ -46,6 +47,12 @@ def test_only_some_checks_run(monkeypatch, capsys):
     assert "--only: speed unknown: use some of rates," in capsys.readouterr().err
 
 
+def test_other_processes_find_the_packages_of_this_one(monkeypatch, tmp_path):
+    (tmp_path / "carried.py").write_text("print('found')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run(["-m", "carried"], tmp_path.parent, 60).stdout.strip() == "found"
+
+
 def test_marked_tests_are_found_without_importing_the_others():
     assert [Path(path).name for path in correctness.marked_files()] == ["test_inspection.py", "test_gpu.py"]
 
@@ -58,7 +65,8 @@ def test_a_saved_shape_is_a_model_that_trl_and_lmix_can_load(tmp_path):
 def environment() -> dict[str, str]:
     import os
 
-    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    folders = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "HF_HUB_OFFLINE": "1"}
 
 
 def test_outcomes_say_why():

@@ -67,8 +67,8 @@ class Setting:
 
 def run(line: list[str], folder: str | Path, seconds: float) -> subprocess.CompletedProcess:
     """Run Python with these arguments, without a network. Raises Failed with the end of the output."""
-    paths = [str(ROOT), str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    folders = [str(ROOT), str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(folders)}
     try:
         done = subprocess.run(
             [sys.executable, *line], cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds
