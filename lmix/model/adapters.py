@@ -55,8 +55,7 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         for name in ("reference", "policy"):
-            # jsonargparse turns a null on the command line into "None"
-            if getattr(self, name) in ("base", "null", "None"):
+            if getattr(self, name) == "base":
                 object.__setattr__(self, name, None)
         if self.dropout != 0.0:
             raise ValueError(f"adapters.dropout must be 0, not {self.dropout}: it makes GRPO's ratio wrong")
