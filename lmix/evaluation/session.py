@@ -57,15 +57,16 @@ class Session:
     ) -> None:
         self.config, self.prompts, self.console = config, prompts, console
         tokenizer = load_tokenizer(config.backbone.path)
+        new_tokens = config.new_tokens(prompts)
         if sampler is None:
             policy = MixedPolicy.from_pretrained(config.backbone, config.adapters, best_device())
-            places = max(len(prompt.ids) for prompt in prompts) + config.max_new_tokens
+            places = max(len(prompt.ids) for prompt in prompts) + new_tokens
             sampler = config.sampler_choice.make(policy, config.backbone, mixture, config.slots, places)
             sampler.sync(policy)
             ends = end_tokens(policy.backbone, tokenizer)
         else:
             ends = [int(tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]
-        limits = limits_of(tokenizer, ends, config.max_new_tokens, config.stop, config.min_new_tokens)
+        limits = limits_of(tokenizer, ends, new_tokens, config.stop, config.min_new_tokens)
         self.decoder = Decoder(sampler, limits, tokenizer, config.task)
 
     def measure(self, who: Who, mixture: Mixture, samples: int = 0) -> Measured:

@@ -1,6 +1,7 @@
 """Rates, pass@k, comparisons, and that mistakes are found before a model is loaded."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from jsonargparse import auto_cli
@@ -130,6 +131,19 @@ def test_validation_is_what_training_decides_on_and_not_its_test_problems(tmp_pa
     assert len({*whole["train"], *whole["validation"], *whole["test"]}) == 60
 
 
+@pytest.mark.parametrize("count", [3, 60])
+def test_by_default_an_evaluation_takes_what_training_holds_out_of_one_file(count, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(count)))
+    task = DatasetTask(str(path))
+    sets = RLDataModule(task, tokenizer=load_tokenizer("lmix:tiny-arithmetic")).read(["train", "test"])
+    config = EvaluationConfig(**common(task=task, problems=None))
+    assert config.prompts() == sets["test"]
+    assert not {e.problem.id for e in config.prompts()} & {e.problem.id for e in sets["train"]}
+    assert config.settings(config.prompts())["problems"] == len(sets["test"]) == max(1, count // 5)
+    assert EvaluationConfig(**common(task=task, problems=None, split="train")).prompts() == sets["train"]
+
+
 def test_each_pair_of_answer_and_gold_is_judged_once():
     asked = []
 
@@ -158,6 +172,17 @@ def test_examples_of_each_split():
     assert all(chosen(*key) == found for key, found in ids.items())
     assert ids["train", 0] != ids["train", 1]
     assert ids["test", 0] != ids["test", 1]
+
+
+@pytest.mark.parametrize("longest", [40, 200])
+def test_by_default_completions_may_fill_the_model_s_context(longest, tmp_path):
+    """The embedded model has 512 positions."""
+    config = EvaluationConfig(**common(max_new_tokens=None))
+    assert config.new_tokens([Prompt(Problem(0, "", ""), [1] * length) for length in (20, longest)]) == 512 - longest
+    assert replace(config, max_new_tokens=9).new_tokens([Prompt(Problem(0, "", ""), [1] * longest)]) == 9
+    content = evaluate(alpha=0.4, out=str(tmp_path), **common(max_new_tokens=None, problems=2))
+    prompts = EvaluationConfig(**common(problems=2)).prompts()
+    assert content["settings"]["max_new_tokens"] == 512 - max(len(prompt.ids) for prompt in prompts)
 
 
 def test_long_prompts_are_dropped():
@@ -191,6 +216,12 @@ def test_long_prompts_are_dropped():
         (evaluate, {"adapters": AdapterConfig(reference="nowhere")}, "adapter 'nowhere'"),
         (evaluate, {"out": __file__}, "can't be created as a folder"),
         (compare, {"max_new_tokens": 500}, "max_new_tokens 500 and a prompt of"),
+        (
+            evaluate,
+            {"max_new_tokens": None, "min_new_tokens": 500},
+            "min_new_tokens must lie between 0 and max_new_tok",
+        ),
+        (sweep, {"split": "validation", "problems": None}, "split validation needs problems: the number that training"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(command, changes, message, tmp_path, monkeypatch):
