@@ -330,7 +330,7 @@ def test_a_lost_rank_is_one_line_and_other_failures_are_not_hidden(capsys, monke
 
 
 def test_null_and_a_prompt_with_line_ends_are_read_as_typed(capsys):
-    """jsonargparse alone reads `null` as the text None in nested fields, and `{problem}` with a line end as a mapping."""
+    """jsonargparse alone reads the null of a nested field as text, and `{problem}` with a line end as a mapping."""
     nulls = ["optimizer.max_grad_norm", "objective.sampler_weight_cap", "backbone.dense_rollouts", "adapters.reference"]
     flags = [f"--model.{name}=null" for name in nulls]
     prompts = {"prompt": "{problem}\n\n", "instruction": "{think}\n", "system": "None"}

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.decoder import Decoder
-from lmix.evaluation.output import drawing
+from lmix.evaluation.output import drawing, print_prompt
 from lmix.evaluation.rows import EvaluationRow, count_format, count_solved, evaluation_rows, rows_as_single
 from lmix.model.backbone import best_device
 from lmix.model.end_tokens import end_tokens
@@ -34,7 +34,7 @@ class Measured:
 
 
 class Session:
-    """Problems, and a sampler that completes them.
+    """Problems, and a sampler that completes them. Prints the first prompt, before the model is loaded.
 
     Args:
         config: the task, the model and the decoding settings.
@@ -58,6 +58,7 @@ class Session:
         self.config, self.prompts, self.console = config, prompts, console
         tokenizer = load_tokenizer(config.backbone.path)
         new_tokens = config.new_tokens(prompts)
+        print_prompt(console, prompts[0], tokenizer)
         if sampler is None:
             policy = MixedPolicy.from_pretrained(config.backbone, config.adapters, best_device())
             places = max(len(prompt.ids) for prompt in prompts) + new_tokens

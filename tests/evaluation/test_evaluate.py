@@ -1,21 +1,23 @@
 """Rates, pass@k, comparisons, and that mistakes are found before a model is loaded."""
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
 from jsonargparse import auto_cli
+from rich.console import Console
 
 from lmix.data.module import RLDataModule
 from lmix.evaluation.compare import compare
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.decoder import Decoder
-from lmix.evaluation.evaluate import evaluate, summary
+from lmix.evaluation.evaluate import evaluate, print_rates, summary
 from lmix.evaluation.rows import EvaluationRow, read_rows
 from lmix.evaluation.scores import sampled_summary
 from lmix.evaluation.session import Measured
 from lmix.evaluation.statistics import mean_interval, wilson_interval
-from lmix.evaluation.sweep import sweep
+from lmix.evaluation.sweep import print_sweep, sweep
 from lmix.model.adapters import AdapterConfig
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.tokenizer import load_tokenizer
@@ -248,3 +250,23 @@ def test_the_command_line(command, tmp_path, capsys):
     with pytest.raises(SystemExit):
         auto_cli(command, args=["--help"], as_positional=False)
     assert "--max_new_tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_tables_fit_into_the_terminal(width):
+    """With all policies, samples, alphas and mixtures, and no cell is cut or folded."""
+    interval = {"rate": 0.5, "interval": [0.4123, 0.5877]}
+    greedy = {f"{kind}_{name}": value for kind in ("format", "solve", "anywhere") for name, value in interval.items()}
+    sampled = {"avg_at_k": interval, "pass_at_k": {"16": interval}, "maj_at_k": {"16": interval}}
+    policies = {name: greedy | {"sampled": sampled} for name in ("mixed", "policy", "reference")}
+    content = {"task": "reasoning_gym", "problems": 500}
+    console = Console(highlight=False, soft_wrap=True, width=width, file=io.StringIO())
+    print_rates(console, content | {"policies": policies, "settings": {"samples": 16, "temperature": 0.7}})
+    cells = [{"mixture": m, "alpha": a / 10, "n": 9} for m in ("logits", "probs") for a in range(11)]
+    print_sweep(console, content | {"rows": [{**cell, "format": 9, "solved": 9, "anywhere": 9} for cell in cells]})
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count("0.500 [0.412, 0.588]") == 3 * 6
+    assert text.count("1.000") == 11 * 6
+    for name in ("right anywhere", "avg@16", "pass@16", "maj@16", "reference"):
+        assert name in text
