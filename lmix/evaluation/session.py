@@ -58,6 +58,10 @@ class Session:
         self.config, self.prompts, self.console = config, prompts, console
         tokenizer = load_tokenizer(config.backbone.path)
         new_tokens = config.new_tokens(prompts)
+        if config.problems is None and config.split == "test" and "test" not in config.task.splits:
+            console.print(
+                f"problems: {len(prompts)} (those that training holds out by default; --problems=N takes more)"
+            )
         print_prompt(console, prompts[0], tokenizer)
         if sampler is None:
             policy = MixedPolicy.from_pretrained(config.backbone, config.adapters, best_device())

@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
 from lmix.data.module import RLDataModule
 from lmix.evaluation.output import print_prompt
@@ -63,14 +64,13 @@ class StepConsole(ProgressBar):
             module: Any = pl_module
             module.progress, module.update_progress = self.on_tokens, self.on_passes
             if stage == "fit":
-                self.show_data(module.datamodule)
+                self.show_data(module.datamodule, module.tokenizer)
 
-    def show_data(self, data: RLDataModule) -> None:
+    def show_data(self, data: RLDataModule, tokenizer: PreTrainedTokenizerBase) -> None:
         """Print the sizes of the sets and the first training prompt, before the model is loaded."""
         train, held_out = data.sets["train"], data.sets[data.eval_split]
         self.say(f"training problems: {len(train)}, held-out problems: {len(held_out)}")
-        assert data.tokenizer is not None
-        print_prompt(self.console, train[0], data.tokenizer)
+        print_prompt(self.console, train[0], tokenizer)
 
     def on_tokens(self, ended: int, rows: int, tokens: int) -> None:
         """Show how many completions have ended."""

@@ -176,6 +176,21 @@ def test_examples_of_each_split():
     assert ids["test", 0] != ids["test", 1]
 
 
+@pytest.mark.parametrize(("problems", "told"), [(None, True), (2, False)])
+def test_how_many_problems_of_one_file_are_taken_is_said_before_the_model_is_loaded(
+    problems, told, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(10)))
+    monkeypatch.setattr(MixedPolicy, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        evaluate(out=str(tmp_path / "out"), **common(task=DatasetTask(str(path)), problems=problems))
+    said = capsys.readouterr().out
+    assert ("problems: 2 (those that training holds out by default; --problems=N takes more)\n" in said) == told
+    assert "gold answer" in said
+    assert "  | " in said
+
+
 @pytest.mark.parametrize("longest", [40, 200])
 def test_by_default_completions_may_fill_the_model_s_context(longest, tmp_path):
     """The embedded model has 512 positions."""

@@ -77,7 +77,7 @@ def test_a_run_begins_with_the_sizes_and_a_prompt_as_the_model_reads_it(tmp_path
     text = run(tmp_path)[1]
     before, _, _ = text.partition("held-out problems, step 0:")
     assert f"training problems: {len(train)}, held-out problems: " in before
-    shown = problems.tokenizer.decode(train[0].ids)
+    shown = str(problems.tokenizer.decode(train[0].ids))
     assert f"prompt of problem {train[0].problem.id} ({len(train[0].ids)} tokens, gold answer" in before
     assert before.split("):\n", 1)[1].startswith("".join(f"  | {line}\n" for line in shown.split("\n")))
 
