@@ -292,6 +292,10 @@ def test_evaluation_commands_and_a_report_of_them(tmp_path, capsys):
             ["evaluate", *ASK, "--task.instruction=say: A"],
             "task.instruction: Expected a <class 'str'>, not {'say': 'A'} (put a text with a colon in quotes",
         ),
+        (
+            ["evaluate", *ASK, "--task.prompt=Q: {problem}"],
+            "Got value: {'Q': {'problem': None}} (put a text with a colon in quotes",
+        ),
         (["report", "/nowhere"], "/nowhere contains no"),
     ],
 )
@@ -323,6 +327,26 @@ def test_a_lost_rank_is_one_line_and_other_failures_are_not_hidden(capsys, monke
     fails("out of memory")
     with pytest.raises(RuntimeError, match="out of memory"):
         run("fit")
+
+
+def test_null_and_a_prompt_with_line_ends_are_read_as_typed(capsys):
+    """jsonargparse alone reads the null of a nested field as text, and `{problem}` with a line end as a mapping."""
+    nulls = ["optimizer.max_grad_norm", "objective.sampler_weight_cap", "backbone.dense_rollouts", "adapters.reference"]
+    flags = [f"--model.{name}=null" for name in nulls]
+    prompts = {"prompt": "{problem}\n\n", "instruction": "{think}\n", "system": "None"}
+    flags += [f"--data.task.{name}={text}" for name, text in prompts.items()]
+    with pytest.raises(SystemExit):
+        run("fit", *DEMO, "--model.optimizer.max_grad_norm=2", *flags, "--print_config")
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    for name in nulls:
+        group, field = name.split(".")
+        fields = parsed["model"]["init_args"][group]
+        assert fields.get("init_args", fields)[field] is None
+    task = parsed["data"]["task"]["init_args"]
+    assert {name: task[name] for name in prompts} == {**prompts, "system": None}
+    with pytest.raises(SystemExit):
+        run("evaluate", *ASK, "--task.prompt={problem}\n", "--print_config")
+    assert yaml.safe_load(capsys.readouterr().out)["task"]["init_args"]["prompt"] == "{problem}\n"
 
 
 def test_every_config_parses_alone_and_composed(capsys):

@@ -12,6 +12,7 @@ from lmix.cli.environment import quieten
 from lmix.cli.messages import explain
 from lmix.cli.overview import check_command, information
 from lmix.cli.trainer import run_trainer
+from lmix.cli.yaml_values import set_value_loader
 
 FUNCTIONS = {
     "evaluate": "lmix.evaluation.evaluate",
@@ -42,6 +43,7 @@ def main(args: list[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     quieten()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_value_loader()
     try:
         check_command(args[0])
         if args[0] in FUNCTIONS:

@@ -105,9 +105,9 @@ def one_line(message: str) -> str:
             value = given.partition("Given value:")[2].strip()
             field = ".".join(re.findall(r'key "([^"]+)"', before))
             message = f"{field + ': ' if field else ''}{message}, not {value}"
-            if value.startswith("{"):
-                message += " (put a text with a colon in quotes of its own, as in YAML)"
     line = " ".join(message.split())
+    if re.search(r"Expected a <class 'str'>(\. Got value:|, not) \{", line):
+        line += " (put a text with a colon in quotes of its own, as in YAML)"
     if re.search(r"not accepted|unrecognized arguments|not expected", line):
         line += " (--print_config lists all fields)"
     return line

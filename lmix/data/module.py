@@ -24,7 +24,8 @@ class RLDataModule(L.LightningDataModule):
     Args:
         task: the source of problems, with their prompt, answer template and verifier.
         prompts_per_step: prompts per outer step, over all ranks (the paper: 256).
-        eval_size: number of held-out problems for `val/` and `test/` rates (the paper: 500).
+        eval_size: number of held-out problems for `val/` and `test/` rates. null: 500 (as in the paper), but at most a
+            fifth of the problems if held-out problems are taken out of the training problems, as from a single file.
         eval_samples: k, the number of completions sampled per held-out problem at model.sampling.temperature, in
             addition to the greedy one, for avg@k, pass@k and maj@k. They are sampled from the mixture, from the policy
             alone, and once per run from the reference. 0 evaluates only the mixture, greedily.
@@ -39,7 +40,7 @@ class RLDataModule(L.LightningDataModule):
         shuffle: order training problems and choose held-out problems by seed; false uses file order for both.
         max_prompt_tokens: length limit of prompts.
         long_prompts: what to do with longer prompts: `error` stops, `drop` leaves the problems out and logs how many.
-            They are dropped before problems are chosen, so that the sizes of sets stay as configured. SFT applies it
+            They are dropped before problems are chosen, so that sets have the sizes that are set. SFT applies it
             also to training problems whose prompt and demonstration exceed the backbone's context.
         seed: seed for choosing held-out and validation problems. The order of training problems follows
             seed_everything.
@@ -53,7 +54,7 @@ class RLDataModule(L.LightningDataModule):
         self,
         task: Task,
         prompts_per_step: int = 32,
-        eval_size: int = 500,
+        eval_size: int | None = None,
         validation_size: int = 0,
         max_prompt_tokens: int = 1024,
         long_prompts: Literal["error", "drop"] = "error",
@@ -66,11 +67,14 @@ class RLDataModule(L.LightningDataModule):
         eval_split: Literal["test", "validation"] = "test",
     ) -> None:
         super().__init__()
-        sizes = {"prompts_per_step": prompts_per_step, "eval_size": eval_size, "max_prompt_tokens": max_prompt_tokens}
-        if train_size is not None:
-            sizes["train_size"] = train_size
+        sizes = {
+            "prompts_per_step": prompts_per_step,
+            "eval_size": eval_size,
+            "max_prompt_tokens": max_prompt_tokens,
+            "train_size": train_size,
+        }
         for name, size in sizes.items():
-            if size < 1:
+            if size is not None and size < 1:
                 raise ValueError(f"data.{name} must be at least 1, not {size}")
         if eval_samples < 0:
             raise ValueError(f"data.eval_samples must be at least 0, not {eval_samples}")

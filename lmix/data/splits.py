@@ -12,11 +12,14 @@ from lmix.tasks.task import Problem, Split, Task
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+HELD_OUT = 500
+"""Default number of held-out problems (the paper: 500). Out of training problems it takes at most a fifth."""
+
 
 def split_problems(
     task: Task,
     splits: Sequence[Split],
-    eval_size: int,
+    eval_size: int | None,
     validation_size: int,
     seed: int | None,
     fits: Callable[[Problem], bool] = lambda _: True,
@@ -30,7 +33,9 @@ def split_problems(
     Args:
         task: the task.
         splits: the splits to return.
-        eval_size: number of held-out problems; fewer if the task has fewer.
+        eval_size: number of held-out problems; fewer if the task has fewer. None takes 500, and out of training
+            problems at most a fifth of the distinct ones. That fifth is chosen before `fits` removes any, so it is the
+            same for every limit.
         validation_size: number of validation problems.
         seed: seed of the choice; None takes the first problems in file order.
         fits: whether a problem can be used. Others are filtered out before the choice, so that the sizes are reached if
@@ -42,11 +47,12 @@ def split_problems(
     Raises:
         ValueError: a split would be empty.
     """
-    sizes: dict[Split, int] = {"test": eval_size, "validation": validation_size}
+    sizes: dict[Split, int] = {"test": HELD_OUT if eval_size is None else eval_size, "validation": validation_size}
     held_out: tuple[Split, ...] = ("test", "validation")
     chosen: dict[Split, list[Problem]] = {}
     wanted: list[Split] = [split for split in held_out if sizes[split] and (split in splits or "train" in splits)]
     carved: list[Split] = [split for split in wanted if split not in task.splits]
+    reserved: list[Problem] = []
     for split in wanted:
         if split not in carved:
             problems = task.problems(split)
@@ -56,20 +62,24 @@ def split_problems(
     if "train" in splits or carved:
         problems = task.problems("train")
         report_repeated(problems, "train")
-        pool = [p for p in shuffled(problems, seed) if fits(p)]
+        order = shuffled(problems, seed)
+        pool = [p for p in order if fits(p)]
         elsewhere = {as_text(p) for held in chosen.values() for p in held}
-        first: dict[str, Problem] = {}
-        for problem in pool:
-            first.setdefault(as_text(problem), problem)
-        unique = list(first.values())
+        unique = distinct(pool)
         # from opposite ends, so that neither set depends on the size of the other
-        if "test" in carved:
+        if "test" in carved and eval_size is None:
+            everything = distinct(order)
+            reserved = everything[: max(1, min(HELD_OUT, len(everything) // 5))]
+            chosen["test"] = [p for p in reserved if fits(p)]
+            texts = {as_text(p) for p in reserved}
+            unique = [p for p in unique if as_text(p) not in texts]
+        elif "test" in carved:
             chosen["test"], unique = unique[:eval_size], unique[eval_size:]
         if "validation" in carved:
             unique = [p for p in unique if as_text(p) not in elsewhere]
             chosen["validation"] = unique[max(0, len(unique) - validation_size) :]
     if "train" in splits:
-        held = {as_text(p) for split in wanted for p in chosen[split]}
+        held = {as_text(p) for part in (reserved, *(chosen[split] for split in wanted)) for p in part}
         train = [p for p in pool if as_text(p) not in held]
         taken = sum(len(chosen[split]) for split in carved)
         if len(train) < len(pool) - taken:
@@ -80,10 +90,19 @@ def split_problems(
         chosen["train"] = train
     if empty := [split for split in splits if split in chosen and not chosen[split]]:
         raise ValueError(
-            f"no problems are left for split {empty[0]}: lower data.eval_size ({eval_size}) and data.validation_size "
-            f"({validation_size}), or raise data.max_prompt_tokens if all prompts are longer than that"
+            f"no problems are left for split {empty[0]}: add problems, or lower data.eval_size "
+            f"({'null' if eval_size is None else eval_size}) and data.validation_size ({validation_size}), or raise "
+            "data.max_prompt_tokens if all prompts are longer than that"
         )
     return {split: sorted(chosen[split], key=lambda p: p.id) for split in splits if split in chosen}
+
+
+def distinct(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems without those whose text occurred before."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(as_text(problem), problem)
+    return list(first.values())
 
 
 def shuffled(items: Sequence[T], seed: int | None) -> list[T]:

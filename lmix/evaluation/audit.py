@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.evaluate import cell
-from lmix.evaluation.output import new_console, out_folder, write_json
+from lmix.evaluation.output import new_console, out_folder, print_table, write_json
 from lmix.evaluation.session import Session
 from lmix.evaluation.statistics import mean_interval
 from lmix.files import json_lines, write_lines
@@ -74,7 +74,7 @@ def audit(task: Task, fraction: float = 0.6, out: str = "audit", **kwargs: Any) 
     for column in (*names.values(), "right anywhere"):
         table.add_column(column, justify="right")
     table.add_row(*(cell(**rate) for rate in rates.values()))
-    console.print(table)
+    print_table(console, table)
     return content
 
 

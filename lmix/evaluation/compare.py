@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmix.evaluation.config import EvaluationConfig
-from lmix.evaluation.output import new_console, out_folder, write_json
+from lmix.evaluation.output import new_console, out_folder, print_table, write_json
 from lmix.evaluation.rows import count_anywhere, count_format, count_solved, write_rows
 from lmix.evaluation.session import Session
 from lmix.evaluation.statistics import contingency, mcnemar_p
@@ -94,6 +94,6 @@ def print_comparison(console: Console, content: dict[str, Any]) -> None:
         table.add_column(column, justify="right")
     table.add_row(f"{a} right", str(counts["both"]), str(counts["only_a"]))
     table.add_row(f"{a} wrong", str(counts["only_b"]), str(counts["neither"]))
-    console.print(table)
+    print_table(console, table)
     one = content["disagreement"]
     console.print(f"exactly one is right on {one} problems ({one / n:.1%}), McNemar's p {content['mcnemar_p']:.3g}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -9,18 +10,21 @@ from typing import Any
 
 import lmix
 from lmix.data.module import RLDataModule
-from lmix.data.splits import shuffled
+from lmix.data.splits import HELD_OUT, shuffled
 from lmix.model.adapters import CONFIG, WEIGHTS, AdapterConfig, read_adapter
 from lmix.model.backbone import BackboneConfig
 from lmix.model.mixture import POLICY, REFERENCE, Mixture, MixtureKind, check_alpha, mixture_of
 from lmix.model.placement import field_of, is_model, model_paths
 from lmix.model.source_digest import weights_digest
-from lmix.model.sources import check_places, hub_arguments, resolve
+from lmix.model.sources import check_places, hub_arguments, load_config, resolve, room_after
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.limits import check_limits
 from lmix.rollout.samplers import LmixEngine, SamplerChoice
 from lmix.rollout.types import Prompt, Who
 from lmix.tasks.task import Split, Task
+
+MOST_NEW_TOKENS = 1024
+"""Maximum tokens of a completion if `max_new_tokens` is null and the model's context would allow more."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,17 @@ class EvaluationConfig:
     plausibility: float = 0.0
     """Exclude tokens whose probability under the policy is below this fraction of the most probable token's (as in
     contrastive decoding, which uses 0.1). For evaluation and generation only: in training the ratio would be wrong."""
-    problems: int = 500
-    """Number of problems of the split, chosen by `seed` as training chooses data.eval_size problems by data.seed."""
+    problems: int | None = None
+    """Number of problems of the split, chosen by `seed` as training chooses data.eval_size problems by data.seed. null
+    takes those that training holds out by default, and of the training problems 500. If you set data.eval_size in
+    training, give the same number here: otherwise problems may be among them that the model was trained on."""
     split: Split = "test"
     """The task's split."""
     max_prompt_tokens: int = 1024
     """Problems with longer prompts are dropped, with a warning that says how many."""
-    max_new_tokens: int = 1024
-    """Length limit in tokens. A completion that has not ended by then is cut."""
+    max_new_tokens: int | None = None
+    """Length limit in tokens. A completion that has not ended by then is cut. null: 1024, or the rest of the model's
+    context after the longest prompt if that is less."""
     slots: int = 64
     """Rows decoded at once. More slots need more memory for keys and values. Results change by rounding only."""
     seed: int = 0
@@ -66,7 +73,10 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in ("problems", "max_prompt_tokens", "max_new_tokens", "slots"):
-            check_count(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.split == "validation" and self.problems is None:
+            raise ValueError("split validation needs problems: the number that training has as data.validation_size")
         check_limits("", self.max_new_tokens, self.stop, self.min_new_tokens)
 
     @property
@@ -87,8 +97,8 @@ class EvaluationConfig:
         """The chosen problems, tokenised. Raises ValueError, in one line, if data or tokenizer can't be read."""
         data = RLDataModule(
             self.task,
-            eval_size=self.problems,
-            validation_size=self.problems if self.split == "validation" else 0,
+            eval_size=self.problems if self.split == "test" else None,
+            validation_size=(self.problems or 0) if self.split == "validation" else 0,
             max_prompt_tokens=self.max_prompt_tokens,
             long_prompts="drop",
             seed=self.seed,
@@ -98,12 +108,23 @@ class EvaluationConfig:
         self.sampler_choice.check(self.backbone, self.adapters)
         prompts = data.read([self.split])[self.split]
         for path in model_paths(self.backbone, self.adapters):
-            check_places(path, max(len(prompt.ids) for prompt in prompts), self.max_new_tokens)
-        if len(prompts) <= self.problems:
+            check_places(path, max(len(prompt.ids) for prompt in prompts), self.max_new_tokens or 1)
+        self.new_tokens(prompts)
+        wanted = self.problems or HELD_OUT
+        if len(prompts) <= wanted:
             return prompts
         # the data module limits the size of held-out splits only
         order = shuffled(range(len(prompts)), self.seed if self.shuffle else None)
-        return [prompts[i] for i in sorted(order[: self.problems])]
+        return [prompts[i] for i in sorted(order[:wanted])]
+
+    def new_tokens(self, prompts: Sequence[Prompt]) -> int:
+        """The length limit of completions of these prompts. Raises ValueError if it is below `min_new_tokens`."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        configs = map(load_config, model_paths(self.backbone, self.adapters))
+        limit = room_after(max(len(prompt.ids) for prompt in prompts), configs, MOST_NEW_TOKENS)
+        check_limits("", limit, self.stop, self.min_new_tokens)
+        return limit
 
     def settings(self, prompts: list[Prompt]) -> dict[str, Any]:
         """Everything that results depend on, for JSON; problems and adapters as checksums of their contents.
@@ -116,6 +137,8 @@ class EvaluationConfig:
         kind = type(self.task)
         return {
             **fields,
+            "problems": self.problems or len(prompts),
+            "max_new_tokens": self.new_tokens(prompts),
             "task": f"{kind.__module__}.{kind.__qualname__}",
             "template": self.task.template.name,
             "backbone": asdict(self.backbone),

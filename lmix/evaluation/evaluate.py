@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from lmix.evaluation.config import EvaluationConfig
-from lmix.evaluation.output import new_console, out_folder, write_json
+from lmix.evaluation.output import new_console, out_folder, print_table, write_json
 from lmix.evaluation.rows import count_answered, count_anywhere, count_format, count_solved, write_rows
 from lmix.evaluation.scores import sampled_summary
 from lmix.evaluation.session import Measured, Session
@@ -110,19 +111,27 @@ def summary(measured: Measured) -> dict[str, Any]:
 def print_rates(console: Console, content: dict[str, Any]) -> None:
     samples, temperature = content["settings"]["samples"], content["settings"]["temperature"]
     how = "greedy" + (f", and {samples} samples at temperature {temperature:g}" if samples else "")
-    table = Table(title=f"{content['task']}, {content['problems']} problems, {how} (95 % intervals)")
-    greedy = {"format": "format rate", "solve": "solve rate", "anywhere": "right anywhere"}
-    votes = (f"pass@{samples}", f"maj@{samples}") if samples > 1 else ()
-    for column in ("policy", *greedy.values(), *((f"avg@{samples}", *votes) if samples else ())):
-        table.add_column(column, justify="left" if column == "policy" else "right")
-    for name, rates in content["policies"].items():
-        cells = [cell(rates[f"{kind}_rate"], rates[f"{kind}_interval"]) for kind in greedy]
-        if samples:
-            found = rates["sampled"]
-            measured = [found["avg_at_k"]] + [found[f"{kind}_at_k"][str(samples)] for kind in ("pass", "maj") if votes]
-            cells += [cell(**each) for each in measured]
-        table.add_row(name, *cells)
-    console.print(table)
+    title = f"{content['task']}, {content['problems']} problems, {how} (95 % intervals)"
+    names = {"format": "format rate", "solve": "solve rate", "anywhere": "right anywhere"}
+    rows = {text: [interval_of(rates, kind) for rates in content["policies"].values()] for kind, text in names.items()}
+    if samples:
+        drawn = [rates["sampled"] for rates in content["policies"].values()]
+        rows[f"avg@{samples}"] = [cell(**each["avg_at_k"]) for each in drawn]
+        for kind in ("pass", "maj") if samples > 1 else ():
+            rows[f"{kind}@{samples}"] = [cell(**each[f"{kind}_at_k"][str(samples)]) for each in drawn]
+    # a line for each rate, since there are at most three policies: this fits into 80 columns
+    table = Table("", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in content["policies"]:
+        table.add_column(name, justify="right")
+    for text, cells in rows.items():
+        table.add_row(text, *cells)
+    console.print(title, soft_wrap=False)
+    print_table(console, table)
+
+
+def interval_of(rates: dict[str, Any], kind: str) -> str:
+    """A greedy rate with its interval."""
+    return cell(rates[f"{kind}_rate"], rates[f"{kind}_interval"])
 
 
 def cell(rate: float, interval: Sequence[float]) -> str:

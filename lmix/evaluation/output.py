@@ -8,16 +8,42 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
 from lmix.files import write_lines
 from lmix.progress import Seconds, StatusLine, time_left
 from lmix.rollout.engine import Progress
+from lmix.rollout.types import Prompt
 
 SUMMARIES = ("evaluation.json", "sweep.json", "compare.json", "audit.json")
 
 
 def new_console() -> Console:
     return Console(highlight=False, soft_wrap=True)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table as wide as the terminal at most: headers and cells are folded, and not cut or broken by it."""
+    console.print(table, soft_wrap=False)
+
+
+def print_prompt(console: Console, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Print a prompt as the model reads it, special tokens included, with the answer that counts as right."""
+    problem, text = prompt.problem, str(tokenizer.decode(prompt.ids))
+    console.print(
+        f"prompt of problem {problem.id} ({len(prompt.ids)} tokens, gold answer {problem.answer!r}):", markup=False
+    )
+    for line in shortened(text).split("\n"):  # a line end at the end of the prompt shows as an empty line
+        console.print(f"  | {line}", markup=False)
+
+
+def shortened(text: str, most: int = 4000) -> str:
+    """A text, or its two ends if it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
 
 
 def out_folder(out: str, summary: str) -> Path:

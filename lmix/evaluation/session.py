@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.decoder import Decoder
-from lmix.evaluation.output import drawing
+from lmix.evaluation.output import drawing, print_prompt
 from lmix.evaluation.rows import EvaluationRow, count_format, count_solved, evaluation_rows, rows_as_single
 from lmix.model.backbone import best_device
 from lmix.model.end_tokens import end_tokens
@@ -34,7 +34,7 @@ class Measured:
 
 
 class Session:
-    """Problems, and a sampler that completes them.
+    """Problems, and a sampler that completes them. Prints the first prompt, before the model is loaded.
 
     Args:
         config: the task, the model and the decoding settings.
@@ -57,15 +57,21 @@ class Session:
     ) -> None:
         self.config, self.prompts, self.console = config, prompts, console
         tokenizer = load_tokenizer(config.backbone.path)
+        new_tokens = config.new_tokens(prompts)
+        if config.problems is None and config.split == "test" and "test" not in config.task.splits:
+            console.print(
+                f"problems: {len(prompts)} (those that training holds out by default; --problems=N takes more)"
+            )
+        print_prompt(console, prompts[0], tokenizer)
         if sampler is None:
             policy = MixedPolicy.from_pretrained(config.backbone, config.adapters, best_device())
-            places = max(len(prompt.ids) for prompt in prompts) + config.max_new_tokens
+            places = max(len(prompt.ids) for prompt in prompts) + new_tokens
             sampler = config.sampler_choice.make(policy, config.backbone, mixture, config.slots, places)
             sampler.sync(policy)
             ends = end_tokens(policy.backbone, tokenizer)
         else:
             ends = [int(tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]
-        limits = limits_of(tokenizer, ends, config.max_new_tokens, config.stop, config.min_new_tokens)
+        limits = limits_of(tokenizer, ends, new_tokens, config.stop, config.min_new_tokens)
         self.decoder = Decoder(sampler, limits, tokenizer, config.task)
 
     def measure(self, who: Who, mixture: Mixture, samples: int = 0) -> Measured:

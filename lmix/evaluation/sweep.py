@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmix.evaluation.config import EvaluationConfig
-from lmix.evaluation.output import new_console, out_folder, write_json
+from lmix.evaluation.output import new_console, out_folder, print_table, write_json
 from lmix.evaluation.rows import (
     EvaluationRow,
     count_anywhere,
@@ -224,4 +224,4 @@ def print_sweep(console: Console, content: dict[str, Any]) -> None:
         rows = [cells.get((mixture, alpha)) for mixture in mixtures]
         rates = [f"{row[name] / row['n']:.3f}" if row else "" for row in rows for name in names]
         table.add_row(f"{alpha:g}", *rates)
-    console.print(table)
+    print_table(console, table)

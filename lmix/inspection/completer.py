@@ -14,7 +14,7 @@ from lmix.model.backbone import BackboneConfig
 from lmix.model.causal_lm import MixedPolicyForCausalLM
 from lmix.model.end_tokens import end_tokens
 from lmix.model.mixture import Mixture
-from lmix.model.sources import check_places, count_places
+from lmix.model.sources import check_places, count_places, room_after
 from lmix.model.tokenizer import load_tokenizer
 from lmix.rollout.engine import Engine
 from lmix.rollout.limits import limits_of
@@ -122,8 +122,7 @@ class Completer:
         """The length limit of completions after prompts of at most this many tokens."""
         if self.max_new_tokens is not None:
             return self.max_new_tokens
-        places = [count for model in self.policy.models if (count := count_places(model.config)) is not None]
-        return min([MOST_NEW_TOKENS, *(count - longest_prompt for count in places)])
+        return room_after(longest_prompt, (model.config for model in self.policy.models), MOST_NEW_TOKENS)
 
     def text(self, ids: Sequence[int]) -> str:
         """Decode tokens to text, without end-of-sequence tokens."""

@@ -20,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lmix.errors import one_line_errors
 from lmix.files import SUMS, differing_file, whole_folder
+from lmix.model.adapter_base import warn_of_other_base
 from lmix.model.backbone import skeleton
 from lmix.model.lora_fields import other_weight, unknown_field
 from lmix.model.mixture import POLICY, REFERENCE
@@ -55,8 +56,7 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         for name in ("reference", "policy"):
-            # jsonargparse turns a null on the command line into "None"
-            if getattr(self, name) in ("base", "null", "None"):
+            if getattr(self, name) == "base":
                 object.__setattr__(self, name, None)
         if self.dropout != 0.0:
             raise ValueError(f"adapters.dropout must be 0, not {self.dropout}: it makes GRPO's ratio wrong")
@@ -148,6 +148,8 @@ def _read_adapter(path: str, folder: Path, _: Any) -> tuple[LoraConfig, dict[str
 def check_adapter(path: str, backbone: str, model_config: PretrainedConfig | None = None) -> None:
     """Check that an adapter fits a backbone, by names and shapes only, before the backbone's weights are read.
 
+    If the adapter names another base of the same shapes, a warning is logged.
+
     Raises:
         ValueError: the adapter can't be read, or was made for another backbone.
     """
@@ -161,6 +163,7 @@ def check_adapter(path: str, backbone: str, model_config: PretrainedConfig | Non
         name = differing[0]
         problem = f"{name} is {list(weights[name].shape)}, but must be {list(expected[name].shape)}"
     else:
+        warn_of_other_base(path, backbone)
         return
     raise ValueError(f"adapter {path!r} does not fit backbone {backbone!r}: {problem}")
 

@@ -1,6 +1,7 @@
 """Where a model's files are, and its configuration: what can be checked cheaply, before weights are read."""
 
 import os
+from collections.abc import Iterable
 from copy import deepcopy
 from functools import lru_cache
 from importlib.resources import files
@@ -113,6 +114,12 @@ def count_places(config: PretrainedConfig) -> int | None:
         if original and factor:
             places = max(places or 0, int(original * factor))
     return places
+
+
+def room_after(longest_prompt: int, configs: Iterable[PretrainedConfig], most: int) -> int:
+    """Tokens that models have room for after a prompt, at most `most`; below 1 if there is none."""
+    counts = [count for config in configs if (count := count_places(config)) is not None]
+    return min([most, *(count - longest_prompt for count in counts)])
 
 
 def check_places(path: str, longest_prompt: int, max_new_tokens: int, config: PretrainedConfig | None = None) -> None:

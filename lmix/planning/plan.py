@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lmix.data.module import RLDataModule
+from lmix.data.splits import HELD_OUT
 from lmix.model.adapters import AdapterConfig
 from lmix.model.frozen import copy_fits
 from lmix.model.mixture import REFERENCE
@@ -201,7 +202,7 @@ def run_shape(
         pass_tokens=pass_tokens,
         inner_updates=inner_updates,
         mini_batches=mini_batches,
-        evaluated=-(-max(data.eval_size, 2 * data.validation_size) // devices),
+        evaluated=-(-max(data.eval_size or HELD_OUT, 2 * data.validation_size) // devices),
         mixes_logits=module.mixture.kind == "probs",
         kl=kl and REFERENCE in own.adapters,
         live=live,

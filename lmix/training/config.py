@@ -70,7 +70,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's decay rates."""
     max_grad_norm: float | None = 1.0
-    """Clip gradients to this norm; null (on the command line .inf) turns clipping off."""
+    """Clip gradients to this norm; null turns clipping off."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """What to do if a step's logits or gradient contain NaN or Inf: stop the run before the update, or skip the update
     and continue. In both cases a report with the rollouts that caused it is written to the run folder."""

@@ -6,7 +6,10 @@ import lightning as L
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
+from lmix.data.module import RLDataModule
+from lmix.evaluation.output import print_prompt
 from lmix.evaluation.rows import completion_rows
 from lmix.evaluation.zero_rewards import count_causes, report
 from lmix.progress import Pace, StatusLine, time_left
@@ -32,7 +35,7 @@ SAMPLED = {"avg_at_k": "avg@k", "pass_at_k": "pass@k", "maj_at_k": "maj@k"}
 
 
 class StepConsole(ProgressBar):
-    """A line for each outer step with an estimate of the time left, and a summary at the end.
+    """The first prompt, a line for each outer step with an estimate of the time left, and a summary at the end.
 
     Within a step, a progress bar shows the completions that have ended, then the micro-batches of the update. It is
     shown on a terminal and in a notebook; a log file has the lines only.
@@ -60,6 +63,14 @@ class StepConsole(ProgressBar):
         if self.enabled:
             module: Any = pl_module
             module.progress, module.update_progress = self.on_tokens, self.on_passes
+            if stage == "fit":
+                self.show_data(module.datamodule, module.tokenizer)
+
+    def show_data(self, data: RLDataModule, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Print the sizes of the sets and the first training prompt, before the model is loaded."""
+        train, held_out = data.sets["train"], data.sets[data.eval_split]
+        self.say(f"training problems: {len(train)}, held-out problems: {len(held_out)}")
+        print_prompt(self.console, train[0], tokenizer)
 
     def on_tokens(self, ended: int, rows: int, tokens: int) -> None:
         """Show how many completions have ended."""

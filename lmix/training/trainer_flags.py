@@ -24,7 +24,7 @@ def check_trainer_flags(
             "computes in; adapters are trained in float32"
         )
     if gradient_clip_val is not None:
-        norm = gradient_clip_val if gradient_clip_val > 0 else ".inf"
+        norm = gradient_clip_val if gradient_clip_val > 0 else "null"
         raise ValueError(
             f"trainer.gradient_clip_val must be null, not {gradient_clip_val}: set model.optimizer.max_grad_norm={norm}"
         )

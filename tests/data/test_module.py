@@ -144,7 +144,9 @@ def test_a_prompt_longer_than_the_limit():
     lengths = sorted(len(e.ids) for e in module().read(["train"])["train"])
     kept = module(max_prompt_tokens=lengths[4], long_prompts="drop").read(["train"])["train"]
     assert sorted(len(e.ids) for e in kept) == [n for n in lengths if n <= lengths[4]]
-    with pytest.raises(ValueError, match=r"no problems are left for split \w+: lower .* raise data.max_prompt_tokens"):
+    with pytest.raises(
+        ValueError, match=r"no problems are left for split \w+: add .* lower .* raise data.max_prompt_tokens"
+    ):
         module(max_prompt_tokens=1, long_prompts="drop").read(["train"])["train"]
 
 

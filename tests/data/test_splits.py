@@ -28,6 +28,38 @@ def test_one_file_is_split_by_seed_into_three_that_share_nothing(tmp_path):
     assert ids(split_problems(task, ["test"], 10, 5, seed=0))["test"] == chosen["test"]
 
 
+@pytest.mark.parametrize(("count", "held"), [(2, 1), (5, 1), (9, 1), (10, 2), (64, 12), (2499, 499), (3000, 500)])
+def test_by_default_a_fifth_of_one_file_is_held_out_whatever_its_size(count, held, tmp_path):
+    task = DatasetTask(file(tmp_path, count))
+    chosen = ids(split_problems(task, ["train", "test"], None, 0, seed=0))
+    assert len(chosen["test"]) == held
+    assert chosen["train"] == set(range(count)) - chosen["test"]
+    assert ids(split_problems(task, ["test"], None, 0, seed=0))["test"] == chosen["test"]
+
+
+@pytest.mark.parametrize("limit", [10, 25, 40])
+def test_the_fifth_is_the_same_whatever_problems_are_too_long(limit, tmp_path):
+    """A run and an evaluation with another limit share no problem, and a longer spelling of one is held out with it."""
+    rows = [(f"Problem {i}", "1") for i in range(40)] + [(f"problem   {i}", "1") for i in range(40)]
+    task = DatasetTask(repeated(tmp_path, *rows))
+
+    def numbers(problems):
+        return {int(as_text(p).split()[1]) for p in problems}
+
+    trained = split_problems(task, ["train", "test"], None, 0, 0, lambda p: p.id < 40 and p.id % 40 < limit)
+    evaluated = split_problems(task, ["test"], None, 0, 0)
+    assert len(evaluated["test"]) == 8
+    assert numbers(trained["test"]) <= numbers(evaluated["test"])
+    assert not numbers(trained["train"]) & numbers(evaluated["test"])
+    assert numbers(trained["train"]) | numbers(trained["test"]) <= set(range(limit))
+
+
+def test_a_test_file_and_a_task_with_its_own_splits_give_500_by_default(tmp_path):
+    task = DatasetTask(file(tmp_path, 9), test_source=file(tmp_path, 600, "test.jsonl"))
+    assert len(split_problems(task, ["test"], None, 0, seed=0)["test"]) == 500
+    assert len(split_problems(ArithmeticTask(50, 600), ["test"], None, 0, seed=0)["test"]) == 500
+
+
 def test_training_problems_that_are_held_out_elsewhere_are_left_out(tmp_path, caplog):
     task = DatasetTask(file(tmp_path), test_source=file(tmp_path, 8, "test.jsonl"))
     chosen = split_problems(task, ["train", "validation", "test"], 500, 4, seed=0)
@@ -44,8 +76,10 @@ def test_a_task_with_its_own_splits(tmp_path):
 
 
 def test_too_few_problems(tmp_path):
-    with pytest.raises(ValueError, match=r"no problems are left for split train: lower data.eval_size \(\d+\)"):
+    with pytest.raises(ValueError, match=r"for split train: add problems, or lower data.eval_size \(10\)"):
         split_problems(DatasetTask(file(tmp_path, 5)), ["train", "test"], 10, 0, seed=0)
+    with pytest.raises(ValueError, match=r"for split train: add problems, or lower data.eval_size \(null\)"):
+        split_problems(DatasetTask(file(tmp_path, 1)), ["train", "test"], None, 0, seed=0)
 
 
 def test_rows_are_filtered_by_other_columns(tmp_path):

@@ -1,20 +1,23 @@
 """Rates, pass@k, comparisons, and that mistakes are found before a model is loaded."""
 
+import io
 import json
+from dataclasses import replace
 
 import pytest
 from jsonargparse import auto_cli
+from rich.console import Console
 
 from lmix.data.module import RLDataModule
 from lmix.evaluation.compare import compare
 from lmix.evaluation.config import EvaluationConfig
 from lmix.evaluation.decoder import Decoder
-from lmix.evaluation.evaluate import evaluate, summary
+from lmix.evaluation.evaluate import evaluate, print_rates, summary
 from lmix.evaluation.rows import EvaluationRow, read_rows
 from lmix.evaluation.scores import sampled_summary
 from lmix.evaluation.session import Measured
 from lmix.evaluation.statistics import mean_interval, wilson_interval
-from lmix.evaluation.sweep import sweep
+from lmix.evaluation.sweep import print_sweep, sweep
 from lmix.model.adapters import AdapterConfig
 from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.tokenizer import load_tokenizer
@@ -130,6 +133,19 @@ def test_validation_is_what_training_decides_on_and_not_its_test_problems(tmp_pa
     assert len({*whole["train"], *whole["validation"], *whole["test"]}) == 60
 
 
+@pytest.mark.parametrize("count", [3, 60])
+def test_by_default_an_evaluation_takes_what_training_holds_out_of_one_file(count, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(count)))
+    task = DatasetTask(str(path))
+    sets = RLDataModule(task, tokenizer=load_tokenizer("lmix:tiny-arithmetic")).read(["train", "test"])
+    config = EvaluationConfig(**common(task=task, problems=None))
+    assert config.prompts() == sets["test"]
+    assert not {e.problem.id for e in config.prompts()} & {e.problem.id for e in sets["train"]}
+    assert config.settings(config.prompts())["problems"] == len(sets["test"]) == max(1, count // 5)
+    assert EvaluationConfig(**common(task=task, problems=None, split="train")).prompts() == sets["train"]
+
+
 def test_each_pair_of_answer_and_gold_is_judged_once():
     asked = []
 
@@ -158,6 +174,32 @@ def test_examples_of_each_split():
     assert all(chosen(*key) == found for key, found in ids.items())
     assert ids["train", 0] != ids["train", 1]
     assert ids["test", 0] != ids["test", 1]
+
+
+@pytest.mark.parametrize(("problems", "told"), [(None, True), (2, False)])
+def test_how_many_problems_of_one_file_are_taken_is_said_before_the_model_is_loaded(
+    problems, told, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(10)))
+    monkeypatch.setattr(MixedPolicy, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        evaluate(out=str(tmp_path / "out"), **common(task=DatasetTask(str(path)), problems=problems))
+    said = capsys.readouterr().out
+    assert ("problems: 2 (those that training holds out by default; --problems=N takes more)\n" in said) == told
+    assert "gold answer" in said
+    assert "  | " in said
+
+
+@pytest.mark.parametrize("longest", [40, 200])
+def test_by_default_completions_may_fill_the_model_s_context(longest, tmp_path):
+    """The embedded model has 512 positions."""
+    config = EvaluationConfig(**common(max_new_tokens=None))
+    assert config.new_tokens([Prompt(Problem(0, "", ""), [1] * length) for length in (20, longest)]) == 512 - longest
+    assert replace(config, max_new_tokens=9).new_tokens([Prompt(Problem(0, "", ""), [1] * longest)]) == 9
+    content = evaluate(alpha=0.4, out=str(tmp_path), **common(max_new_tokens=None, problems=2))
+    prompts = EvaluationConfig(**common(problems=2)).prompts()
+    assert content["settings"]["max_new_tokens"] == 512 - max(len(prompt.ids) for prompt in prompts)
 
 
 def test_long_prompts_are_dropped():
@@ -191,6 +233,12 @@ def test_long_prompts_are_dropped():
         (evaluate, {"adapters": AdapterConfig(reference="nowhere")}, "adapter 'nowhere'"),
         (evaluate, {"out": __file__}, "can't be created as a folder"),
         (compare, {"max_new_tokens": 500}, "max_new_tokens 500 and a prompt of"),
+        (
+            evaluate,
+            {"max_new_tokens": None, "min_new_tokens": 500},
+            "min_new_tokens must lie between 0 and max_new_tok",
+        ),
+        (sweep, {"split": "validation", "problems": None}, "split validation needs problems: the number that training"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(command, changes, message, tmp_path, monkeypatch):
@@ -217,3 +265,23 @@ def test_the_command_line(command, tmp_path, capsys):
     with pytest.raises(SystemExit):
         auto_cli(command, args=["--help"], as_positional=False)
     assert "--max_new_tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_tables_fit_into_the_terminal(width):
+    """With all policies, samples, alphas and mixtures, and no cell is cut or folded."""
+    interval = {"rate": 0.5, "interval": [0.4123, 0.5877]}
+    greedy = {f"{kind}_{name}": value for kind in ("format", "solve", "anywhere") for name, value in interval.items()}
+    sampled = {"avg_at_k": interval, "pass_at_k": {"16": interval}, "maj_at_k": {"16": interval}}
+    policies = {name: greedy | {"sampled": sampled} for name in ("mixed", "policy", "reference")}
+    content = {"task": "reasoning_gym", "problems": 500}
+    console = Console(highlight=False, soft_wrap=True, width=width, file=io.StringIO())
+    print_rates(console, content | {"policies": policies, "settings": {"samples": 16, "temperature": 0.7}})
+    cells = [{"mixture": m, "alpha": a / 10, "n": 9} for m in ("logits", "probs") for a in range(11)]
+    print_sweep(console, content | {"rows": [{**cell, "format": 9, "solved": 9, "anywhere": 9} for cell in cells]})
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count("0.500 [0.412, 0.588]") == 3 * 6
+    assert text.count("1.000") == 11 * 6
+    for name in ("right anywhere", "avg@16", "pass@16", "maj@16", "reference"):
+        assert name in text

@@ -4,8 +4,11 @@ import json
 import pytest
 from rich.console import Console
 
-from lmix.evaluation.output import drawing, write_json
+from lmix.evaluation.output import drawing, print_prompt, shortened, write_json
 from lmix.files import write_lines
+from lmix.model.tokenizer import load_tokenizer
+from lmix.rollout.types import Prompt
+from lmix.tasks import Problem
 
 
 def test_files_are_whole_or_not_there(tmp_path):
@@ -52,3 +55,18 @@ def test_a_bar_on_a_terminal():
     with drawing(Console(file=text, force_terminal=True, width=100), "mixed") as progress:
         progress(3, 4, 2000)
     assert "3/4 completions, 2,000 tokens" in text.getvalue()
+
+
+def test_a_prompt_is_shown_with_special_tokens_and_every_line_end():
+    tokenizer = load_tokenizer("lmix:tiny-arithmetic")
+    ids = [tokenizer.eos_token_id, *tokenizer("1 + 2?\n\n")["input_ids"]]  # pyright: ignore[reportIndexIssue]
+    console = Console(file=(out := io.StringIO()), width=40, soft_wrap=True, highlight=False)
+    print_prompt(console, Prompt(Problem(7, "1 + 2?", "[b]3"), ids), tokenizer)
+    assert out.getvalue() == (
+        f"prompt of problem 7 ({len(ids)} tokens, gold answer '[b]3'):\n  | {tokenizer.eos_token}1 + 2?\n  | \n  | \n"
+    )
+
+
+def test_only_the_ends_of_a_long_prompt_are_shown():
+    assert shortened("x" * 4000) == "x" * 4000
+    assert shortened("a" * 30 + "b" * 40, most=20) == f"{'a' * 10}\n[50 characters left out]\n{'b' * 10}"

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lmix.files import checksum
 from lmix.model import adapters as adapters_module
+from lmix.model.adapter_base import model_names, warn_of_other_base
 from lmix.model.adapters import AdapterConfig, check_adapter, read_adapter
 from lmix.model.backbone import BackboneConfig, fingerprint, load_backbone
 from lmix.model.lora_fields import FACTOR, FREE, other_weight, unknown_field
@@ -226,3 +227,48 @@ def test_a_digest_is_of_the_weights_and_not_of_how_they_are_stored(folders, tmp_
     (tmp_path / "pickled").mkdir()
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     assert weights_digest(str(tmp_path / "pickled"), None) is None
+
+
+INSTRUCT = "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+@pytest.mark.parametrize(
+    ("base", "backbone", "same"),
+    [
+        ("Qwen/Qwen2.5-0.5B", INSTRUCT, False),
+        (INSTRUCT, "Qwen/Qwen2.5-Coder-0.5B-Instruct", False),
+        ("/models/qwen", INSTRUCT, False),
+        (INSTRUCT, INSTRUCT, True),
+        ("/old/place/Qwen2.5-0.5B-Instruct", INSTRUCT, True),
+        ("/old/place/Qwen2.5-0.5B-Instruct/", "models/qwen2.5-0.5b-instruct", True),
+        ("unsloth/Qwen2.5-0.5B-Instruct-unsloth-bnb-4bit", INSTRUCT, True),
+        (INSTRUCT, "/models/qwen2.5-0.5b-instruct-q4_k_m.gguf", True),
+        ("/models", "/models/some.Q8_0.gguf", True),  # what transformers calls a .gguf file, and peft records
+        ("/cache/models--Qwen--Qwen2.5-0.5B-Instruct/snapshots/7ae557604adf67be", INSTRUCT, True),
+        ("/cache/models--Qwen--Qwen2.5-0.5B/snapshots/7ae557604adf67be", INSTRUCT, False),
+        ("/site-packages/lmix/assets/tiny-arithmetic", "lmix:tiny-arithmetic", True),
+        ("", INSTRUCT, True),
+        (None, INSTRUCT, True),
+    ],
+)
+def test_an_adapter_that_names_another_base_is_reported_in_one_line(base, backbone, same, adapter, caplog):
+    path = with_fields(adapter, base_model_name_or_path=base)
+    warn_of_other_base(path, backbone)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (not same)
+    for message in messages:
+        assert f"was trained on {base!r}, but the backbone is {backbone!r}" in message
+        assert "\n" not in message
+
+
+def test_a_copy_of_a_model_goes_by_the_name_that_its_configuration_records(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": INSTRUCT}))
+    assert model_names(str(tmp_path)) == {tmp_path.name.lower(), "qwen2.5-0.5b-instruct"}
+
+
+def test_the_base_is_compared_when_an_adapter_is_checked(adapter, folders, caplog):
+    check_adapter("lmix:tiny-arithmetic-sft", "lmix:tiny-arithmetic")
+    check_adapter(str(adapter), str(folders["qwen2"]))
+    assert not caplog.records
+    check_adapter(with_fields(adapter, base_model_name_or_path=INSTRUCT), str(folders["qwen2"]))
+    assert f"was trained on '{INSTRUCT}', but the backbone is '{folders['qwen2']}'" in caplog.text

@@ -155,8 +155,8 @@ def test_places_that_hold_no_model(tmp_path, folders):
         load_tokenizer(str(folders["qwen2"]))
 
 
-def test_null_typed_as_an_override_means_the_base():
-    assert AdapterConfig(reference="base", policy="None") == AdapterConfig()
+def test_base_means_the_backbone_itself():
+    assert AdapterConfig(reference="base", policy="base") == AdapterConfig()
 
 
 def test_the_embedded_tokenizer_gives_text_back_exactly():

@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from lmix.model.tokenizer import load_tokenizer
 from lmix.progress import Pace, StatusLine
 from lmix.training.config import SamplingConfig
 from lmix.training.console import StepConsole
@@ -67,6 +68,18 @@ def test_a_log_file_has_a_line_a_step_with_the_time_left(tmp_path):
     assert second[-1].startswith("step   2/2 update: 4/4 micro-batches, about ")
     assert all(line.endswith(" left") for line in second)
     assert status.said[-1] == ""
+
+
+def test_a_run_begins_with_the_sizes_and_a_prompt_as_the_model_reads_it(tmp_path):
+    problems = data(prompts=2)
+    problems.tokenizer = load_tokenizer("lmix:tiny-arithmetic")
+    train = problems.read(["train"])["train"]
+    text = run(tmp_path)[1]
+    before, _, _ = text.partition("held-out problems, step 0:")
+    assert f"training problems: {len(train)}, held-out problems: " in before
+    shown = str(problems.tokenizer.decode(train[0].ids))
+    assert f"prompt of problem {train[0].problem.id} ({len(train[0].ids)} tokens, gold answer" in before
+    assert before.split("):\n", 1)[1].startswith("".join(f"  | {line}\n" for line in shown.split("\n")))
 
 
 def test_a_terminal_has_a_bar_and_whole_lines(tmp_path):

@@ -38,7 +38,7 @@ from tests.training.test_grpo import data, module, trainer
         ({"precision": 16}, "precision must be 32-true, not 16: set model.backbone.dtype=bfloat16"),
         ({"precision": "64-true"}, "precision must be 32-true, not 64-true: set model.backbone.dtype=float32"),
         ({"gradient_clip_val": 0.5}, "gradient_clip_val must be null, not 0.5: set model.optimizer.max_grad_norm=0.5"),
-        ({"gradient_clip_val": 0}, "gradient_clip_val must be null, not 0: set model.optimizer.max_grad_norm=.inf"),
+        ({"gradient_clip_val": 0}, "gradient_clip_val must be null, not 0: set model.optimizer.max_grad_norm=null"),
         ({"gradient_clip_algorithm": "value"}, "gradient_clip_algorithm must be null or norm, not value"),
         ({"accumulate_grad_batches": 4}, "must be 1, not 4: data.prompts_per_step is the batch of an optimiser step"),
         ({"barebones": True}, "barebones must be false: set trainer.logger"),
