@@ -12,6 +12,7 @@ import json
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -103,8 +104,9 @@ def outcome(check: Callable[[], Result]) -> Result:
     except Skipped as reason:
         return {"outcome": "skipped", "reason": str(reason)}
     except Failed as reason:
-        found = {"outcome": "failed", "reason": str(reason)}
+        found = {"outcome": "failed", "reason": str(reason), **reason.found}
     except Exception as error:  # a check that breaks must not hide the results of the others
+        traceback.print_exc()
         found = {"outcome": "error", "reason": f"{type(error).__name__}: {str(error).strip()[:600]}"}
     return found | {"check_seconds": time.monotonic() - start}
 
@@ -137,11 +139,11 @@ def readable(report: dict[str, Any]) -> str:
 
 
 def one_line(found: Result) -> str:
-    """A check's figures, or the reason why there are none, in one line."""
-    if "reason" in found:
-        return f"{found['outcome']}: " + " ".join(str(found["reason"]).split()).replace("|", "/")
-    cells = {name: value for name, value in found.items() if name != "outcome"}
-    return ", ".join(f"{name} {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in cells.items())
+    """A check's figures in one line, after the reason if it was skipped or failed."""
+    reason = " ".join(str(found["reason"]).split()).replace("|", "/") if "reason" in found else ""
+    cells = {name: value for name, value in found.items() if name not in ("outcome", "reason")}
+    figures = ", ".join(f"{name} {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in cells.items())
+    return "; ".join(filter(None, [f"{found['outcome']}: {reason}" if reason else "", figures]))
 
 
 if __name__ == "__main__":

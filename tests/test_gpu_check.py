@@ -14,8 +14,7 @@ from gpu_checks.setting import Failed, Setting, Skipped, run
 from gpu_checks.speed import Shape
 
 from lmix.model.backbone import BackboneConfig, load_backbone
-from lmix.rollout.types import Prompt, Rollout
-from lmix.tasks import Problem
+from lmix.rollout.engine import Engine
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,7 +70,7 @@ def environment() -> dict[str, str]:
 
 def test_outcomes_say_why():
     def fails():
-        raise Failed("gradients differ by 0.5")
+        raise Failed("gradients differ by 0.5", {"difference": 0.5})
 
     def skips():
         raise Skipped("no device")
@@ -81,6 +80,7 @@ def test_outcomes_say_why():
 
     assert gpu_check.outcome(fails)["reason"] == "gradients differ by 0.5"
     assert gpu_check.outcome(skips) == {"outcome": "skipped", "reason": "no device"}
+    assert gpu_check.one_line(gpu_check.outcome(fails)).startswith("failed: gradients differ by 0.5; difference 0.5, ")
     assert gpu_check.outcome(breaks)["reason"] == "ZeroDivisionError: by zero"
     assert gpu_check.outcome(lambda: {"speed": 1.0})["speed"] == 1.0
 
@@ -99,7 +99,11 @@ def test_a_gradient_that_is_wrong_fails(monkeypatch):
     assert gpu_check.outcome(lambda: correctness.nf4_gradients(setting))["outcome"] == "failed"
 
 
-def test_tokens_before_the_first_difference_are_compared():
-    a, b = (Rollout(Prompt(Problem(0, "", ""), [0]), 0, ids, torch.zeros(len(ids))) for ids in ([1, 2, 3], [1, 2, 4]))
-    assert correctness.length_in_common(a, b) == 2
-    assert correctness.length_in_common(a, a) == 3
+def test_the_gap_to_float32_is_that_of_the_log_probs():
+    setting = Setting(torch.device("cpu"), quick=True, minutes=1)
+    exact = correctness.sandbox(setting, "none", "float32")
+    rollouts = correctness.drawn(Engine(exact, 16), 1)
+    assert correctness.gap_to(exact, rollouts) < 1e-5
+    for rollout in rollouts:
+        rollout.log_probs += 0.5
+    assert correctness.gap_to(exact, rollouts) == pytest.approx(0.5, abs=1e-5)

@@ -3,6 +3,7 @@
 import re
 import tempfile
 import time
+from dataclasses import replace
 
 import torch
 
@@ -16,10 +17,13 @@ from lmix.model.mixed_policy import MixedPolicy
 from lmix.model.mixture import Mixture
 from lmix.rollout.engine import Engine
 from lmix.rollout.limits import Limits
+from lmix.rollout.packing import pack
 from lmix.rollout.types import Draw, Prompt, Rollout, flatten
 from lmix.tasks.arithmetic import ArithmeticTask
+from lmix.training.scoring import score
 
 SANDBOX = "lmix:tiny-arithmetic"
+MIXTURE = Mixture.at(0.5)
 
 
 def marked_tests(setting: Setting) -> Result:
@@ -66,7 +70,7 @@ def nf4_gradients(setting: Setting) -> Result:
     ids = torch.arange(5, 37, device=setting.device).view(2, 16)
 
     def gradient() -> torch.Tensor:
-        loss = token_log_probs(policy(ids, Mixture.at(0.5))[:, :-1], ids[:, 1:]).sum()
+        loss = token_log_probs(policy(ids, MIXTURE)[:, :-1], ids[:, 1:]).sum()
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, policy.policy_parameters())])
 
     four_bit = gradient()
@@ -107,25 +111,37 @@ def masked_attention(setting: Setting) -> Result:
 
 
 def engines(setting: Setting) -> Result:
-    """Compare tokens and log-probabilities of the compiled decode step (on a GPU with graphs) with eager ones."""
+    """Compare the compiled decode step (on a GPU with graphs) with the eager one.
+
+    In float32 both must draw the same tokens. In bfloat16 they round differently, so each is compared with float32:
+    the mean gap of the compiled step's log-probabilities may be at most twice that of the eager one's.
+    """
     if setting.device.type == "cpu":
         raise Skipped("takes a minute of compiling on a CPU: tests/rollout/test_compiled.py does it there")
     found: Result = {}
-    for dtype, tolerance in (("float32", 1e-3), ("bfloat16", 0.2)):
-        policy = sandbox(setting, "none", dtype)
+    exact = sandbox(setting, "none", "float32")
+    for dtype, policy in (("float32", exact), ("bfloat16", sandbox(setting, "none", "bfloat16"))):
         eager = drawn(Engine(policy, 16), 3)
         compiled = drawn(Engine(policy, 16, compiled=True), 3)  # the third phase is replayed from recorded graphs
-        same = [length_in_common(a, b) for a, b in zip(eager, compiled, strict=True)]
-        gap = max(
-            float((a.log_probs[:n] - b.log_probs[:n]).abs().max())
-            for a, b, n in zip(eager, compiled, same, strict=True)
-            if n
-        )
-        rows = sum(n == len(a.completion_ids) for a, n in zip(eager, same, strict=True))
-        found[dtype] = {"rows": len(eager), "rows_equal": rows, "largest_log_prob_gap": gap}
-        if not gap < tolerance or (dtype == "float32" and rows < 0.95 * len(eager)):
-            raise Failed(f"{dtype}: {found[dtype]}")
+        found[dtype] = {
+            "rows": len(eager),
+            "rows_equal": sum(a.completion_ids == b.completion_ids for a, b in zip(eager, compiled, strict=True)),
+            "eager_gap": gap_to(exact, eager),
+            "compiled_gap": gap_to(exact, compiled),
+        }
+    if found["float32"]["rows_equal"] < 0.9 * found["float32"]["rows"] or found["float32"]["compiled_gap"] > 1e-4:
+        raise Failed("float32: the compiled step differs from the eager one", found)
+    if found["bfloat16"]["compiled_gap"] > 2 * found["bfloat16"]["eager_gap"]:
+        raise Failed("bfloat16: the compiled step is further from float32 than the eager one", found)
     return found
+
+
+@torch.no_grad()
+def gap_to(exact: MixedPolicy, rollouts: list[Rollout]) -> float:
+    """Mean distance of the rollouts' log-probabilities from those that a policy in float32 gives the same tokens."""
+    packed = pack([replace(rollout, frozen_hidden=None) for rollout in rollouts], exact.device)
+    forced = score(exact, MIXTURE, packed)
+    return float((forced.cpu() - torch.cat([r.log_probs for r in rollouts])).abs().mean())
 
 
 def sandbox(setting: Setting, quantization: str, dtype: str) -> MixedPolicy:
@@ -143,11 +159,5 @@ def drawn(engine: Engine, phases: int) -> list[Rollout]:
     problems = ArithmeticTask(train_size=4).problems("train")
     prompts = [Prompt(problem, [5 + i, 6, 7, 8]) for i, problem in enumerate(problems)]
     for step in range(phases):
-        groups = engine.generate(prompts, Limits(24, ()), Draw(seed=0, step=step), Mixture.at(0.5), 4)
+        groups = engine.generate(prompts, Limits(24, ()), Draw(seed=0, step=step), MIXTURE, 4)
     return flatten(groups)  # pyright: ignore[reportPossiblyUnbound]
-
-
-def length_in_common(a: Rollout, b: Rollout) -> int:
-    """Number of tokens before the first difference."""
-    pairs = zip(a.completion_ids, b.completion_ids, strict=False)
-    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a.completion_ids), len(b.completion_ids)))

@@ -42,7 +42,8 @@ def trl_step(name: str, setting: Setting) -> Result:
         save(shape, Path(folder) / "model")
         line = ["-m", "benchmarks", f"--model={folder}/model", f"--prompts={shape.prompts}", "--contenders=ours,trl"]
         line += [f"--samples={shape.samples}", f"--tokens={shape.tokens}", f"--prompt_tokens={shape.prompt_tokens}"]
-        line += ["--repeats=1", f"--json={folder}/figures.json", "--pass_tokens=4096", "--trl_rows=16"]
+        line += ["--repeats=1", f"--json={folder}/figures.json", "--pass_tokens=4096"]
+        line += [f"--trl_rows={min(16, shape.prompts * shape.samples)}"]
         run(line, folder, 150)
         figures = json.loads((Path(folder) / "figures.json").read_text(encoding="utf-8"))
     return {"step_vs_trl": figures["step_vs_trl"], "figures": figures["figures"]}

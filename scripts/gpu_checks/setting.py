@@ -19,7 +19,16 @@ class Skipped(Exception):
 
 
 class Failed(Exception):
-    """Raised by a check that found an error."""
+    """Raised by a check that found an error.
+
+    Args:
+        reason: what is wrong.
+        found: figures that were measured nevertheless.
+    """
+
+    def __init__(self, reason: str, found: Result | None = None) -> None:
+        super().__init__(reason)
+        self.found = found or {}
 
 
 @dataclass(frozen=True)

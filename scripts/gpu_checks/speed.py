@@ -6,6 +6,7 @@ run.
 
 import gc
 import tempfile
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from gpu_checks.setting import Result, Setting
+from gpu_checks.setting import Failed, Result, Setting
 from lmix.model.adapters import AdapterConfig, save_adapter
 from lmix.model.attention import attention_for
 from lmix.model.backbone import BackboneConfig, skeleton
@@ -141,17 +142,18 @@ def step_speed(name: str, setting: Setting, measured: Result, compiled: bool) ->
             drawn = engine.generate(asked, limits, Draw(step=step), mixture, shape.samples, keep_frozen=True)
             groups[:] = drawn
 
-    for kind in ("eager", "compiled")[: 1 + compiled]:
+    def measure(kind: str) -> Result:
         engine = Engine(policy, slots, compiled=kind == "compiled")
         # the first phase compiles, the second records graphs, later ones replay them
         warm = setting.seconds_of(partial(phases, engine, range(3 if engine.kept else 1)))
         seconds = setting.seconds_of(partial(phases, engine, range(3, 4)))
-        found |= {
+        return {
             f"{kind}_warm_up_seconds": warm,
             f"{kind}_rollout_tokens_per_second": count / seconds,
             f"{kind}_rollout_of_limit": least_rollout / seconds,
         }
-        del engine
+
+    found |= measure("eager")
     module = GRPOModule(
         BackboneConfig("none"),
         AdapterConfig(),
@@ -173,6 +175,12 @@ def step_speed(name: str, setting: Setting, measured: Result, compiled: bool) ->
     found |= {"update_tokens_per_second": count / seconds, "update_of_limit": least_update / seconds}
     if setting.device.type == "cuda":
         found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    if compiled:  # last, because it is the most likely to fail
+        try:
+            found |= measure("compiled")
+        except Exception as error:
+            traceback.print_exc()
+            raise Failed(f"compiled: {type(error).__name__}: {str(error).strip()[:600]}", found) from error
     return found
 
 
