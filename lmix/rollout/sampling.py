@@ -34,12 +34,20 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     block_sums = torch.cat(sums, dim=1).double()
     block_cdf = block_sums.cumsum(dim=-1)
     target = uniform * block_cdf[:, -1]
-    block = (block_cdf > target[:, None]).int().argmax(dim=-1)
+    block = _first_above(block_cdf, target)
     columns = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=logits.device)
     inside = probs.gather(1, columns.clamp(max=width - 1)).masked_fill(columns >= width, 0.0).double().cumsum(dim=-1)
     before = (block_cdf - block_sums).gather(1, block[:, None]).squeeze(1)
     # a block's float32 sum and its float64 one differ by rounding: stay below the latter
     rest = torch.minimum((target - before).clamp(min=0.0), inside[:, -1] * (1.0 - 1e-12))
-    column = (inside > rest[:, None]).int().argmax(dim=-1)
-    tokens = block * _BLOCK + column
+    tokens = block * _BLOCK + _first_above(inside, rest)
     return tokens, probs.gather(1, tokens[:, None]).squeeze(1).log()
+
+
+def _first_above(cdf: Tensor, bound: Tensor) -> Tensor:
+    """Each row's first column with `cdf > bound`, 0 if there is none (NaN): `[B, N]`, `[B]` -> `[B]`.
+
+    Not an argmax, nor any other reduction: Inductor fuses it with the writes of the drawn token, and Triton 3.6 can't
+    compile that kernel for a large vocabulary ("operand #1 does not dominate this use"). A binary search is pointwise.
+    """
+    return torch.searchsorted(cdf, bound[:, None], right=True).squeeze(1) % cdf.shape[1]
