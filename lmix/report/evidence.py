@@ -73,7 +73,10 @@ class Difference:
 
 
 def measured(runs: Sequence[Run]) -> list[Measured]:
-    """All policies whose completions the runs have stored, at the last evaluation that a method's runs share."""
+    """All policies whose completions the runs have stored, at the last evaluation that a method's runs share.
+
+    Policies with fewer than two problems are left out, because their rates have no interval.
+    """
     found = []
     for method, group in by_method(runs).items():
         stored = {run.seed or 0: read_held_out(run.folder) for run in group}
@@ -85,8 +88,8 @@ def measured(runs: Sequence[Run]) -> list[Measured]:
         step = max(steps)
         for who in ("mixed", "policy"):
             rows = {seed: at_step(kept, step, who) for seed, kept in stored.items()}
-            if all(rows.values()):
-                found.append(Measured(method, who, step, rows))
+            if all(rows.values()) and len((policy := Measured(method, who, step, rows)).problems) > 1:
+                found.append(policy)
     return found
 
 

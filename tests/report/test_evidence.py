@@ -124,6 +124,13 @@ def test_rows_that_do_not_say_what_is_right_anywhere_have_no_rate(make_run, tmp_
     assert "| not stored |" in text
 
 
+def test_a_single_held_out_problem_gives_a_report_without_intervals(make_run, tmp_path):
+    folder = make_run("five", solving(0.25, 0.5), config(0))
+    store(folder, np.array([[1]]), sampled=False)
+    assert measured([read_run(folder)]) == []
+    assert write_report([folder], tmp_path / "out").is_file()
+
+
 def test_solve_rates_against_compute(make_run, tmp_path):
     spent = {step: 2e15 * step for step in range(1, 11)}
     runs = [make_run(f"run{seed}", solving(0.25, 0.5) | {"compute/flops": spent}, config(seed)) for seed in (0, 1)]
