@@ -10,6 +10,7 @@ together with the memory and matmul rates of the same run. The exit status is 1 
 import argparse
 import json
 import platform
+import subprocess
 import sys
 import time
 import traceback
@@ -20,11 +21,12 @@ from typing import Any
 
 import torch
 from gpu_checks import correctness, others, speed
-from gpu_checks.setting import Failed, Result, Setting, Skipped
+from gpu_checks.setting import ROOT, Failed, Result, Setting, Skipped
 
+from lmix import __version__
 from lmix.files import write_lines
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl", "vllm", "lmix")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning", "trl", "vllm")
 SMALL, LARGE = "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B"
 
 
@@ -112,8 +114,9 @@ def outcome(check: Callable[[], Result]) -> Result:
 
 
 def machine(setting: Setting) -> Result:
-    """The device, and versions of packages."""
+    """The device, and versions of lmix and of packages."""
     found: Result = {"python": platform.python_version(), "system": platform.platform(), "device": str(setting.device)}
+    found |= {"lmix": __version__, "commit": commit()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -124,6 +127,15 @@ def machine(setting: Setting) -> Result:
         found |= {"gpu": properties.name, "memory_gb": properties.total_memory / 1e9, "cuda": torch.version.cuda}
         found |= {"capability": f"{properties.major}.{properties.minor}"}
     return found
+
+
+def commit() -> str | None:
+    """The checkout's commit; None outside of a checkout, or without git."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def readable(report: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from gpu_checks import correctness, others
 from gpu_checks.setting import Failed, Setting, Skipped, run
 from gpu_checks.speed import Shape
 
+import lmix
 from lmix.model.backbone import BackboneConfig, load_backbone
 from lmix.rollout.engine import Engine
 
@@ -32,6 +33,8 @@ def test_a_quick_run_on_a_cpu_measures_checks_and_names_what_it_skipped(tmp_path
     assert checks["vllm"]["reason"] == "needs a CUDA device"
     assert "| fsdp2 | skipped |" in done.stdout
     assert report["machine"]["torch"] == version("torch")
+    assert report["machine"]["lmix"] == lmix.__version__
+    assert len(report["machine"]["commit"] or 40 * "0") == 40  # none outside of a checkout
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
