@@ -2,7 +2,10 @@
 
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -401,3 +404,12 @@ def test_lmix_s_own_configs_go_by_name(capsys):
         "config 'lmix:demos' is unknown: use one of demo, evaluation/contrastive, methods/accuracy_weighted," in error
     )
     assert "Traceback" not in error
+
+
+def test_threads_soon_sleep_unless_the_user_says_otherwise():
+    """OpenMP reads the variable when torch is imported, so it must be set before."""
+    code = "import sys, lmix.cli; assert 'torch' not in sys.modules; import os; print(os.environ['GOMP_SPINCOUNT'])"
+    for wanted, given in (("10000", {}), ("7", {"GOMP_SPINCOUNT": "7"})):
+        environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == wanted, done.stderr

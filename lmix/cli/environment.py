@@ -10,6 +10,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # for torch: large CPU tensors in huge pages (Linux), which saves 4 to 7 % of a step
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# for OpenMP (GNU): threads that wait for each other soon sleep. By default they spin for milliseconds, so that a second
+# busy program on the same cores makes a step many times slower
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def quieten() -> None:
