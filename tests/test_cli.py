@@ -56,9 +56,15 @@ MATH = ["--config", str(CONFIGS / "tasks/math.yaml"), "--config", str(CONFIGS / 
     [
         (lambda tmp: [*DEMO, "--model.alpha=1.5"], "alpha must lie in [0, 1], not 1.5"),
         (lambda tmp: [*DEMO, "--model.alpha=much"], "\"alpha\": Expected a <class 'float'>. Got value: much"),
-        (lambda tmp: [*DEMO, "--model.alfa=0.5"], "'alfa' is not accepted"),
-        (lambda tmp: [*DEMO, "--data.sise=5"], "--data.sise=5"),
-        (lambda tmp: [*DEMO, f"--config={unknown_field(tmp)}"], "sampels"),
+        (lambda tmp: [*DEMO, "--model.alfa=0.5"], "no option --model.alfa: did you mean --model.alpha?"),
+        (lambda tmp: [*DEMO, "--data.sise=5"], "no option --data.sise (--print_config lists all options)"),
+        (lambda tmp: [*DEMO, f"--config={unknown_field(tmp)}"], "no option 'sampels' in lmix.GRPOModule"),
+        (lambda tmp: [*DEMO, "--trainer.max_step=3"], "--trainer.max_step: did you mean --trainer.max_steps?"),
+        (lambda tmp: [*DEMO, "--model.optimizer.max_grad=1"], "did you mean --model.optimizer.max_grad_norm?"),
+        (
+            lambda tmp: [*DEMO, "--model.optimizer.lr=1", "--model.objective.lr=1"],
+            "there is no option --model.objective.lr (--print_config lists all options)",
+        ),
         (lambda tmp: [*DEMO, f"--config={tmp}/none.yaml"], "does not exist"),
         (lambda tmp: [*DEMO, "--data.task.train_size=0"], "train_size must be at least 1, not 0"),
         (lambda tmp: [*DEMO, "--data.max_prompt_tokens=10"], "data.max_prompt_tokens is 10"),
@@ -286,7 +292,10 @@ def test_evaluation_commands_and_a_report_of_them(tmp_path, capsys):
     [
         (["evaluate", *ASK, "--alpha=2"], "alpha must lie in [0, 1], not 2"),
         (["evaluate", *ASK, "--who=[nobody]"], "nobody"),
-        (["sweep", *ASK, "--sise=1"], "--sise"),
+        (["sweep", *ASK, "--sise=1"], "no option --sise (--print_config lists all options)"),
+        (["sweep", *ASK, "--alpha_s=[1]"], "no option --alpha_s: did you mean --alphas?"),
+        (["evaluate", *ASK, "--data.task.source=x"], "no option --data.task.source: here it is --task.source"),
+        (["plan", *DEMO, "--tflop=1"], "no option --tflop"),
         (["compare", *ASK, "--backbone.path=/nowhere"], "is not a folder"),
         (
             ["evaluate", *ASK, "--task.instruction=say: A"],
