@@ -127,6 +127,15 @@ def test_wrong_uses_are_one_line(make, message, tmp_path, capsys, no_model):
     assert message in line
 
 
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_run_that_ends_on_bad_data_leaves_no_folder(command, tmp_path, no_model, capsys):
+    bad = f"--data.task.source={rows(tmp_path / 'a.jsonl', answer=...)}"
+    columns = ["--data.task.answer_column=answer", "--data.task.solution_column=null"]
+    assert run(command, *MATH, bad, *columns, f"--trainer.logger.save_dir={tmp_path}/runs") == 1
+    assert "set task.answer_column" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def written(tmp: Path, content: bytes) -> str:
     (tmp / "c.yaml").write_bytes(content)
     return str(tmp / "c.yaml")

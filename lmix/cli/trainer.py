@@ -72,6 +72,9 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
                     check_writable(folder)
                 if subcommand == "fit":
                     check_fresh(folder / "checkpoints", self.config[subcommand].get("ckpt_path"))
+            # read the data now: Lightning starts the logger, which creates the run folder, before it calls `setup`
+            self.datamodule.tokenizer = self.datamodule.tokenizer or getattr(self.model, "tokenizer", None)
+            self.datamodule.setup(subcommand)
             try:
                 super()._run_subcommand(subcommand)
             except SIGTERMException as error:  # a subclass of SystemExit, which Lightning also raises for Ctrl-C
