@@ -98,6 +98,8 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
             or weights that are not finite.
     """
     folder = Path(resolve(path)).expanduser()
+    if not folder.exists():
+        raise ValueError(f"adapter {path!r} does not exist: give an adapter folder, or a model's folder or hub id")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(
