@@ -1,8 +1,9 @@
 """lmix: reinforcement learning with logit averaging (Gan & Zhu, arXiv 2605.20555) in PyTorch Lightning."""
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from lmix.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from lmix.data.module import RLDataModule as RLDataModule
@@ -42,7 +43,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'lmix' has no attribute {name!r}")
 
 
-# `AutoModelForCausalLM.from_pretrained` loads folders of `lmix export` once lmix.model is imported. A program that has
-# no transformers yet should not wait for it here: the first of the names above brings it.
-if "transformers" in sys.modules:
-    import_module("lmix.model")
+register_with_transformers()

@@ -59,9 +59,15 @@ MATH = ["--config", str(CONFIGS / "tasks/math.yaml"), "--config", str(CONFIGS / 
     [
         (lambda tmp: [*DEMO, "--model.alpha=1.5"], "alpha must lie in [0, 1], not 1.5"),
         (lambda tmp: [*DEMO, "--model.alpha=much"], "\"alpha\": Expected a <class 'float'>. Got value: much"),
-        (lambda tmp: [*DEMO, "--model.alfa=0.5"], "'alfa' is not accepted"),
-        (lambda tmp: [*DEMO, "--data.sise=5"], "--data.sise=5"),
-        (lambda tmp: [*DEMO, f"--config={unknown_field(tmp)}"], "sampels"),
+        (lambda tmp: [*DEMO, "--model.alfa=0.5"], "no option --model.alfa: did you mean --model.alpha?"),
+        (lambda tmp: [*DEMO, "--data.sise=5"], "no option --data.sise (--print_config lists all options)"),
+        (lambda tmp: [*DEMO, f"--config={unknown_field(tmp)}"], "no option 'sampels' in lmix.GRPOModule"),
+        (lambda tmp: [*DEMO, "--trainer.max_step=3"], "--trainer.max_step: did you mean --trainer.max_steps?"),
+        (lambda tmp: [*DEMO, "--model.optimizer.max_grad=1"], "did you mean --model.optimizer.max_grad_norm?"),
+        (
+            lambda tmp: [*DEMO, "--model.optimizer.lr=1", "--model.objective.lr=1"],
+            "there is no option --model.objective.lr (--print_config lists all options)",
+        ),
         (lambda tmp: [*DEMO, f"--config={tmp}/none.yaml"], "does not exist"),
         (lambda tmp: [*DEMO, "--data.task.train_size=0"], "train_size must be at least 1, not 0"),
         (lambda tmp: [*DEMO, "--data.max_prompt_tokens=10"], "data.max_prompt_tokens is 10"),
@@ -71,7 +77,7 @@ MATH = ["--config", str(CONFIGS / "tasks/math.yaml"), "--config", str(CONFIGS / 
         (lambda tmp: [*DEMO, f"--model.adapters.reference={foreign(tmp)}"], "does not fit backbone"),
         (lambda tmp: [*DEMO, "--model.adapters.dropout=0.1"], "dropout must be 0"),
         (lambda tmp: [*DEMO, "--trainer.max_steps=-1", "--model.optimizer.schedule=cosine"], "trainer.max_steps"),
-        (lambda tmp: [*MATH, f"--data.task.source={rows(tmp / 'a.jsonl', problem=...)}"], "column 'problem' is not in"),
+        (lambda tmp: [*MATH, f"--data.task.source={rows(tmp / 'a.jsonl', problem=...)}"], "set task.problem_column"),
         (lambda tmp: [*MATH, f"--data.task.source={rows(tmp / 'a.jsonl', 0)}"], "the file is empty"),
         (lambda tmp: [*MATH, f"--data.task.source={tmp}/none.jsonl"], "the file does not exist"),
         (lambda tmp: [*DEMO, f"--ckpt_path={tmp}/none.ckpt"], "none.ckpt' does not exist"),
@@ -112,7 +118,7 @@ def test_a_mistake_is_one_line_and_found_before_a_model_is_loaded(make, message,
         (lambda tmp: [*DEMO, "--trainer.gradient_clip_val=1"], "set model.optimizer.max_grad_norm=1"),
         (lambda tmp: [*DEMO, "--trainer.accumulate_grad_batches=2"], "data.prompts_per_step is the batch"),
         (lambda tmp: [*DEMO, "--trainer.max_time=soon"], "is not a valid duration"),
-        (lambda tmp: [*DEMO, f"--model.adapters.reference={written(tmp, b'')}"], "is not a folder, a .gguf file"),
+        (lambda tmp: [*DEMO, f"--model.adapters.reference={written(tmp, b'')}"], "c.yaml' is a file: give the folder"),
         (lambda tmp: [], "required: fit.data.task"),
     ],
 )
@@ -122,6 +128,15 @@ def test_wrong_uses_are_one_line(make, message, tmp_path, capsys, no_model):
     assert "Traceback" not in error
     (line,) = [line for line in error.splitlines() if line.startswith("lmix: error:")]
     assert message in line
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_run_that_ends_on_bad_data_leaves_no_folder(command, tmp_path, no_model, capsys):
+    bad = f"--data.task.source={rows(tmp_path / 'a.jsonl', answer=...)}"
+    columns = ["--data.task.answer_column=answer", "--data.task.solution_column=null"]
+    assert run(command, *MATH, bad, *columns, f"--trainer.logger.save_dir={tmp_path}/runs") == 1
+    assert "set task.answer_column" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def written(tmp: Path, content: bytes) -> str:
@@ -289,7 +304,10 @@ def test_evaluation_commands_and_a_report_of_them(tmp_path, capsys):
     [
         (["evaluate", *ASK, "--alpha=2"], "alpha must lie in [0, 1], not 2"),
         (["evaluate", *ASK, "--who=[nobody]"], "nobody"),
-        (["sweep", *ASK, "--sise=1"], "--sise"),
+        (["sweep", *ASK, "--sise=1"], "no option --sise (--print_config lists all options)"),
+        (["sweep", *ASK, "--alpha_s=[1]"], "no option --alpha_s: did you mean --alphas?"),
+        (["evaluate", *ASK, "--data.task.source=x"], "no option --data.task.source: here it is --task.source"),
+        (["plan", *DEMO, "--tflop=1"], "no option --tflop"),
         (["compare", *ASK, "--backbone.path=/nowhere"], "is not a folder"),
         (
             ["evaluate", *ASK, "--task.instruction=say: A"],

@@ -75,8 +75,17 @@ def run_function(command: str, args: list[str]) -> None:
     """Run a command that is a plain function, whose parameters are its flags."""
     from jsonargparse import auto_cli
 
+    from lmix.cli.parser import ExactParser
+
     function = getattr(import_module(FUNCTIONS[command]), command)
-    auto_cli(function, args=args, as_positional=False, exit_on_error=False, prog=f"python -m lmix {command}")
+    auto_cli(
+        function,
+        args=args,
+        as_positional=False,
+        parser_class=ExactParser,
+        exit_on_error=False,
+        prog=f"python -m lmix {command}",
+    )
 
 
 def run_report(args: list[str]) -> None:
@@ -88,7 +97,9 @@ def run_report(args: list[str]) -> None:
 
 
 def report_parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m lmix report", description="Write tables and figures of runs.")
+    parser = ArgumentParser(
+        prog="python -m lmix report", description="Write tables and figures of runs.", allow_abbrev=False
+    )
     parser.add_argument("folders", nargs="+", type=Path, help="folders of runs, sweeps and comparisons")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for report.md, CSV, PNG and SVG")
     parser.add_argument("--title", default="lmix report", help="heading of report.md")
@@ -102,6 +113,7 @@ def run_plan(args: list[str]) -> None:
     parser = ArgumentParser(
         prog="python -m lmix plan",
         description="Estimate memory and time of a run before starting it. Takes the flags of `fit` as well as these.",
+        allow_abbrev=False,
     )
     parser.add_argument("--prompt_tokens", type=int, default=256, help="tokens of the longest prompt")
     parser.add_argument("--device_gb", type=float, default=80.0, help="memory of a device in GB")

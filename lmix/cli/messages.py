@@ -11,6 +11,9 @@ from pathlib import Path
 UNFIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 """Error numbers of disk and permission problems, which are not bugs in lmix."""
 
+UNKNOWN = re.compile(r"unknown option '(?P<name>[^']+)'(?:, nearest '(?P<near>[^']+)')?")
+"""What `lmix.cli.parser` says of an unknown option."""
+
 EARLY_STOPPING = re.compile(r"Early stopping conditioned on metric `(.*?)` which is not available.*following: (.*)")
 
 
@@ -25,6 +28,8 @@ def explain(error: Exception, args: Sequence[str] = ()) -> str | None:
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    if isinstance(error, ArgumentError) and (match := UNKNOWN.search(str(error))):
+        return unknown_option(match, str(error), args)
     if isinstance(error, ValueError | ArgumentError | MisconfigurationException):
         return one_line(str(error))
     if isinstance(error, OSError) and (error.errno in UNFIXABLE or named(error.filename, args)):
@@ -37,6 +42,25 @@ def explain(error: Exception, args: Sequence[str] = ()) -> str | None:
     if isinstance(error, RuntimeError) and (lightnings := lightnings_complaint(error)):
         return lightnings
     return None
+
+
+def unknown_option(match: re.Match[str], message: str, args: Sequence[str]) -> str:
+    """The message for an unknown option: the flag as it was given, or its class in a config file, and the nearest."""
+    name, near = match["name"], match["near"]
+    given = [arg.partition("=")[0].rstrip("+").removeprefix("--") for arg in args if arg.startswith("--")]
+    keys = ".".join([*re.findall(r'Parser key "([^"]+)"', message[: match.start()]), name])
+    flag = next((flag for end in (keys, name) for flag in given if f".{flag}".endswith(f".{end}")), None)
+    if flag is not None:
+        before = f"--{flag.removesuffix(name)}"
+        line = f"there is no option {before}{name}"
+    else:
+        before, classes = "", re.findall(r"Problem with given class_path '(\S+?)'", message[: match.start()])
+        line = f"there is no option {name!r}" + (f" in {classes[-1]}" if classes else "")
+    if near is not None and name.endswith(f".{near}"):
+        return f"{line}: here it is {before}{near}"
+    if near is not None:
+        return f"{line}: did you mean {before}{near}?"
+    return f"{line} (--print_config lists all options)"
 
 
 def named(filename: object, args: Sequence[str]) -> bool:
@@ -108,6 +132,6 @@ def one_line(message: str) -> str:
     line = " ".join(message.split())
     if re.search(r"Expected a <class 'str'>(\. Got value:|, not) \{", line):
         line += " (put a text with a colon in quotes of its own, as in YAML)"
-    if re.search(r"not accepted|unrecognized arguments|not expected", line):
+    if re.search(r"unrecognized arguments|not expected", line):
         line += " (--print_config lists all fields)"
     return line

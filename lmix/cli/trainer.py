@@ -25,9 +25,10 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
     """Run one of Lightning's commands; without `start`, only create its parts. Returns the LightningCLI."""
     args = with_config_files(args)
     import lightning as L
-    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from lmix.cli.parser import ExactParser
     from lmix.data.module import RLDataModule
     from lmix.training.default_callbacks import default_callbacks
     from lmix.training.run_config import SaveRunConfig
@@ -35,6 +36,9 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
     from lmix.training.state import check_fresh, find_checkpoint
     from lmix.training.strategies import check_strategy
     from lmix.training.trainer_flags import check_trainer_flags
+
+    class RunParser(ExactParser, LightningArgumentParser):
+        pass
 
     class RunCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
@@ -68,6 +72,9 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
                     check_writable(folder)
                 if subcommand == "fit":
                     check_fresh(folder / "checkpoints", self.config[subcommand].get("ckpt_path"))
+            # read the data now: Lightning starts the logger, which creates the run folder, before it calls `setup`
+            self.datamodule.tokenizer = self.datamodule.tokenizer or getattr(self.model, "tokenizer", None)
+            self.datamodule.setup(subcommand)
             try:
                 super()._run_subcommand(subcommand)
             except SIGTERMException as error:  # a subclass of SystemExit, which Lightning also raises for Ctrl-C
@@ -83,6 +90,7 @@ def run_trainer(args: list[str], start: bool = True) -> Any:
     return RunCLI(
         L.LightningModule,
         RLDataModule,
+        parser_class=RunParser,
         subclass_mode_model=True,
         auto_configure_optimizers=False,  # model.optimizer configures it
         seed_everything_default=0,

@@ -146,11 +146,16 @@ class RLDataModule(L.LightningDataModule):
         unknown = tokenizer.unk_token_id
         unread = [prompt for prompt in prompts if unknown is not None and unknown in prompt.ids]
         if unread:
+            problem = unread[0].problem
+            words = dict.fromkeys(self.task.prompt_text(problem).split())
+            lost = [word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
             log.warning(
-                "%d of %d prompts contain text that the tokenizer can't encode, such as problem %s: the model sees %s",
+                "%d of %d prompts contain text that the tokenizer can't encode, such as problem %s%s: the model sees "
+                "%s",
                 len(unread),
                 len(prompts),
-                unread[0].problem.id,
+                problem.id,
+                f" with {', '.join(map(repr, lost[:3]))}" if lost else "",
                 repr(tokenizer.decode(unread[0].ids))[:200],
             )
 

@@ -36,8 +36,8 @@ def merge(
     """Average a mixture's adapters in weight space, which gives one model with the cost of a single stream.
 
     The result is not the mixture, which averages logits instead of weights. The average of two LoRAs is a LoRA whose
-    rank is the sum of their ranks. Writes an adapter in peft's layout, or with `full` a checkpoint in transformers'
-    layout with the average added to the base's weights.
+    rank is the sum of their ranks. An adapter adds nothing to a layer that it does not have. Writes an adapter in
+    peft's layout, or with `full` a checkpoint in transformers' layout with the average added to the base's weights.
 
     Args:
         base: the model that the adapters were trained on: folder, hub id, .gguf file or lmix:NAME.
@@ -56,8 +56,8 @@ def merge(
         average.
 
     Raises:
-        ValueError: an adapter does not match the base, adapters have different layers, the rank is above the sum of
-            theirs, or a full model is given instead of an adapter.
+        ValueError: an adapter does not match the base, the rank is above the sum of the adapters' ranks, or a full
+            model is given instead of an adapter.
     """
     adapters = AdapterConfig(reference or "base", policy, list(experts))
     if reference is None and (alpha is not None or weights is not None or experts):

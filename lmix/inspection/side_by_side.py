@@ -59,6 +59,8 @@ def show_side_by_side(completer: Completer, console: Console, prompt: Prompt) ->
 
             (rollout,) = completer.complete([prompt], mixture, fill)
             completion = rollout.completion_ids
+    if not console.is_terminal:  # there, Live does not end its last line
+        console.line()
     traces = trace(completer.policy, completer.mixture, completer.tokenizer, prompt.ids, completion)
     console.print(disputed_table(traces))
     return completion

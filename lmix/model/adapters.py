@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lmix.errors import one_line_errors
-from lmix.files import SUMS, differing_file, whole_folder
+from lmix.files import SUMS, differing_file, whole_folder, write_lines
 from lmix.model.adapter_base import warn_of_other_base
 from lmix.model.backbone import skeleton
 from lmix.model.lora_fields import other_weight, unknown_field
 from lmix.model.mixture import POLICY, REFERENCE
-from lmix.model.origin import Origin
+from lmix.model.origin import Origin, policy_card
 from lmix.model.sources import file_stamps, load_config, resolve
 from lmix.model.streams import StreamRouter
 
@@ -98,6 +98,8 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
             or weights that are not finite.
     """
     folder = Path(resolve(path)).expanduser()
+    if not folder.exists():
+        raise ValueError(f"adapter {path!r} does not exist: give an adapter folder, or a model's folder or hub id")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(
@@ -265,3 +267,5 @@ def write_adapter(
             raise OSError(errno.EIO, str(error)) from error
         if origin is not None:
             origin.write(part)
+            if origin.way == "mixture":
+                write_lines(part / "README.md", [policy_card(origin)])

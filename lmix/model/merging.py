@@ -79,6 +79,8 @@ def merge_adapters(
 ) -> Merged:
     """Average adapters in weight space: `sum_k w_k s_k B_k A_k` on each layer.
 
+    On a layer that an adapter does not have, its product is zero.
+
     Args:
         paths: name of the setting -> the adapter's folder. All adapters must fit the base.
         weights: one for each adapter. The rest up to 1 is the weight of the base, whose product is zero.
@@ -86,22 +88,20 @@ def merge_adapters(
         rank: r; None keeps all R, which is exact.
 
     Raises:
-        ValueError: adapters on different layers, or a rank outside 1 to R.
+        ValueError: a rank outside 1 to R.
     """
     read = {field: read_layers(path, base) for field, path in paths.items()}
-    (first, (config, own)), *others = read.items()
-    for field, (_, layers) in others:
-        if differing := sorted(set(own) ^ set(layers)):
-            which = first if differing[0] in own else field
-            raise ValueError(
-                f"{first} {paths[first]!r} and {field} {paths[field]!r} adapt different layers: {differing[0]} is in "
-                f"{which} only: give adapters of the same target_modules"
-            )
+    config = next(iter(read.values()))[0]
+    names = list(dict.fromkeys(name for _, layers in read.values() for name in layers))
+    if any(set(layers) != set(names) for _, layers in read.values()):
+        config = deepcopy(config)
+        config.target_modules = target_modules(names, base)
+        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     stacked = {}
-    for name in own:
-        parts = [layers[name] for _, layers in read.values()]
-        scaled = [w * part.scaling * part.b.double() for w, part in zip(weights, parts, strict=True)]
-        stacked[name] = LowRank(torch.cat(scaled, dim=1), torch.cat([part.a.double() for part in parts]))
+    for name in names:
+        parts = [(w, layers[name]) for w, (_, layers) in zip(weights, read.values(), strict=True) if name in layers]
+        scaled = [w * part.scaling * part.b.double() for w, part in parts]
+        stacked[name] = LowRank(torch.cat(scaled, dim=1), torch.cat([part.a.double() for _, part in parts]))
     full = max(layer.a.shape[0] for layer in stacked.values())
     if rank is not None and not 1 <= rank <= full:
         raise ValueError(
@@ -129,6 +129,13 @@ def fold(model: PreTrainedModel, layers: Mapping[str, LowRank]) -> None:
             model.config.tie_word_embeddings = False
         else:
             module.weight.copy_(weight)
+
+
+def target_modules(names: Sequence[str], base: PretrainedConfig) -> set[str]:
+    """peft's setting for exactly these layers: the last parts of their names if these suffice, or whole names."""
+    ends = {name.rpartition(".")[2] for name in names}
+    matched = {name for name, _ in skeleton(base).named_modules() if name.rpartition(".")[2] in ends}
+    return ends if matched == set(names) else set(names)
 
 
 def _config(like: LoraConfig, rank: int) -> LoraConfig:

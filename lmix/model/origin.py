@@ -36,6 +36,23 @@ class Origin:
         write_lines(folder / ORIGIN, [json.dumps(asdict(self), indent=2), "\n"])
 
 
+def policy_card(origin: Origin) -> str:
+    """README.md of a policy's peft folder: that the adapter alone is not the mixture that was trained."""
+    others = [
+        f"{name} {origin.weights[name]:g} ({source or 'the base itself'})"
+        for name, source in origin.streams.items()
+        if source != "."
+    ]
+    own = next(name for name, source in origin.streams.items() if source == ".")
+    return (
+        f"This adapter for {origin.base} is one part of a mixture that lmix trained: {own} "
+        f"{origin.weights[own]:g} (this folder), {', '.join(others)}.\n"
+        "Alone it is not the model that was trained and evaluated. lmix.json records the mixture.\n"
+        "To deploy: `lmix export` writes the whole mixture as one folder, distillation trains one adapter to match "
+        "it, and `lmix merge` averages the weights, which is an approximation.\n"
+    )
+
+
 def read_origin(folder: Path) -> Origin | None:
     """The origin of a folder; None if it has no lmix.json.
 

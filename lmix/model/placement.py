@@ -62,12 +62,16 @@ def is_model(field: str, path: str) -> bool:
     """Whether a path names a whole model (a folder with a config.json, a .gguf file or a hub id) and not an adapter.
 
     Raises:
-        ValueError: a folder with both an adapter and a model.
+        ValueError: a folder with both an adapter and a model, or a file that is not a .gguf file.
     """
     resolved = resolve(path)
     local = Path(resolved).expanduser()
+    if local.is_file() and local.suffix != ".gguf":
+        raise ValueError(
+            f"{field} {path!r} is a file: give the folder of an adapter (with {CONFIG}) or of a model, or a .gguf file"
+        )
     if not local.is_dir():
-        return local.is_file() or local.suffix == ".gguf" or is_hub_id(resolved)
+        return local.suffix == ".gguf" or is_hub_id(resolved)
     model, adapter = (local / "config.json").is_file(), (local / CONFIG).is_file()
     if model and adapter:
         raise ValueError(

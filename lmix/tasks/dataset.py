@@ -91,9 +91,14 @@ class DatasetTask(Task):
     def problems(self, split: Split) -> Sequence[Problem]:
         source = self.test_source if split == "test" else self.source
         columns, rows = load_rows(source, self.split_names[split], self.config_name)
-        for column in (self.problem_column, self.answer_column, self.solution_column, *self.where):
+        fields = ("problem_column", "answer_column", "solution_column")
+        wanted = [(getattr(self, field), field) for field in fields] + [(column, "where") for column in self.where]
+        for column, field in wanted:
             if column is not None and not {column, column.split(".")[0]} & set(columns):
-                raise ValueError(f"column {column!r} is not in {source!r}, which has {', '.join(map(repr, columns))}")
+                raise ValueError(
+                    f"column {column!r} is not in {source!r}, which has {', '.join(map(repr, columns))}: "
+                    f"set task.{field}"
+                )
         problems, unjudgeable = [], []
         for number, row in enumerate(rows):
             try:

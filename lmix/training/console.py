@@ -70,6 +70,11 @@ class StepConsole(ProgressBar):
         """Print the sizes of the sets and the first training prompt, before the model is loaded."""
         train, held_out = data.sets["train"], data.sets[data.eval_split]
         self.say(f"training problems: {len(train)}, held-out problems: {len(held_out)}")
+        if len(train) < data.prompts_per_step:
+            self.say(
+                f"{len(train)} training problems: a step has {len(train)} prompts, not the {data.prompts_per_step} of "
+                "data.prompts_per_step"
+            )
         print_prompt(self.console, train[0], tokenizer)
 
     def on_tokens(self, ended: int, rows: int, tokens: int) -> None:
@@ -165,6 +170,17 @@ class StepConsole(ProgressBar):
         for step, *rates in self.history:
             table.add_row(str(step), *(f"{rate:.3f}" for rate in rates))
         self.console.print(table)
+        last, step = int(self.history[-1][0]), trainer.global_step
+        if last < step:
+            self.say(f"not evaluated after step {last}: --trainer.val_check_interval={step} evaluates step {step}")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print where the policy is. Checkpoint callbacks have saved the last step by now."""
+        saved = [path for callback in trainer.checkpoint_callbacks for path in getattr(callback, "saved", [])]
+        if saved:
+            folder = saved[-1].with_suffix("")
+            self.say(f"policy adapter: {folder}")
+            self.say(f"next: lmix generate, evaluate or export with --adapters.policy={folder}")
 
     def say(self, line: str) -> None:
         if self.enabled:

@@ -307,8 +307,9 @@ def test_text_that_the_tokenizer_does_not_know_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         data.read(["train", "test"])
     assert (
-        "1 of 2 prompts contain text that the tokenizer can't encode, such as problem 1: the model sees" in caplog.text
-    )
+        "1 of 2 prompts contain text that the tokenizer can't encode, such as problem 1 with 'juggles', 'torches.': "
+        "the model sees"
+    ) in caplog.text
     assert "<|unknown|>" in caplog.text
     caplog.clear()
     module().read(["train", "test"])

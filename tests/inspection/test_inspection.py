@@ -95,6 +95,8 @@ def test_generate_side_by_side(capsys):
     out = capsys.readouterr().out
     for word in ("policy", "reference", MIXTURE, "differ most"):
         assert word in out
+    (title,) = [line for line in out.splitlines() if "differ most" in line]
+    assert title.strip().startswith("tokens on which")
 
 
 def test_a_conversation(monkeypatch, capsys):

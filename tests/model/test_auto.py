@@ -44,7 +44,8 @@ def folder(tmp_path_factory) -> str:
     [
         "import transformers\nimport lmix",
         "import lmix.model\nimport transformers",
-        "import lmix\nimport transformers\nimport lmix.model",
+        "import lmix\nimport transformers",
+        "import lmix\nimport importlib.util\nimportlib.util.find_spec('transformers')\nimport transformers",
     ],
 )
 def test_a_folder_is_loaded_by_the_auto_classes(folder, imports):

@@ -55,6 +55,8 @@ def test_damaged_adapters(copy_of, tmp_path):
     weights = load_file(path)
     with pytest.raises(ValueError, match=r"has no adapter_config.json"):
         read_adapter(str(tmp_path))
+    with pytest.raises(ValueError, match=r"nowhere' does not exist: give an adapter folder"):
+        read_adapter(f"{tmp_path}/nowhere")
     name = next(iter(weights))
     save_file({**weights, name: weights[name] * float("nan")}, path)
     with pytest.raises(ValueError, match="NaN or Inf"):

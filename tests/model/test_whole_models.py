@@ -150,7 +150,7 @@ def exported(folder):
         (few_rows, "has 20 embeddings, too few for the 96 tokens"),
         (exported, "is a mixed policy that lmix export wrote|can't be read"),
         (lambda _: "no/such-model", "can't be read"),
-        (lambda _: "./nowhere", "has no adapter_config.json"),
+        (lambda _: "./nowhere", "adapter './nowhere' does not exist"),
         (lambda folder: f"{folder}.gguf", "does not exist: give the path of a .gguf file"),
     ],
 )

@@ -65,6 +65,9 @@ def test_a_checkpoint_holds_adapters_only_and_a_peft_folder_lies_beside_it(tmp_p
     checkpoint = torch.load(folder / "step=0002.ckpt", weights_only=True)
     assert all(".lora_" in name for name in checkpoint["state_dict"])
     assert checkpoint["lmix"]["alpha"] == 0.5
+    card = (folder / "step=0002" / "README.md").read_text()
+    assert "policy 0.5 (this folder), reference 0.5 (lmix:tiny-arithmetic-sft)" in card
+    assert "  README.md\n" in (folder / "step=0002" / "SHA256SUMS").read_text()
     plain = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(resolve("lmix:tiny-arithmetic"), dtype=torch.float32),
         str(folder / "step=0002"),

@@ -1,11 +1,13 @@
 """What a run shows, on a terminal and in a log file."""
 
 import io
+from pathlib import Path
 
 from rich.console import Console
 
 from lmix.model.tokenizer import load_tokenizer
 from lmix.progress import Pace, StatusLine
+from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.config import SamplingConfig
 from lmix.training.console import StepConsole
 from lmix.training.objectives import GRPO
@@ -33,7 +35,7 @@ def by_sample(groups):
     return [[float(rollout.sample) for rollout in group.rollouts] for group in groups]
 
 
-def run(tmp_path, **console_arguments):
+def run(tmp_path, prompts=2, interval=2, checkpoints=False, **console_arguments):
     """Two steps with an evaluation before and after; each reading of the clock is a minute after the last."""
     ticks = iter(range(0, 10**6, 60))
     console = StepConsole()
@@ -44,8 +46,9 @@ def run(tmp_path, **console_arguments):
     sampling = SamplingConfig(samples_per_prompt=4, max_new_tokens=8, slots=16, seed=0)
     objective = GRPO(mini_batches=2, inner_updates=2)
     m = module(sampling=sampling, rewards={f"{__name__}.by_sample": 1.0}, objective=objective)
-    arguments = {"num_sanity_val_steps": -1, "val_check_interval": 2, "limit_val_batches": None}
-    trainer(tmp_path, 2, callbacks=[console], enable_progress_bar=True, **arguments).fit(m, data(prompts=2))
+    callbacks = [console, PolicyCheckpoint()] if checkpoints else [console]
+    arguments = {"num_sanity_val_steps": -1, "val_check_interval": interval, "limit_val_batches": None}
+    trainer(tmp_path, 2, callbacks=callbacks, enable_progress_bar=True, **arguments).fit(m, data(prompts=prompts))
     return status, out.getvalue()
 
 
@@ -80,6 +83,24 @@ def test_a_run_begins_with_the_sizes_and_a_prompt_as_the_model_reads_it(tmp_path
     shown = str(problems.tokenizer.decode(train[0].ids))
     assert f"prompt of problem {train[0].problem.id} ({len(train[0].ids)} tokens, gold answer" in before
     assert before.split("):\n", 1)[1].startswith("".join(f"  | {line}\n" for line in shown.split("\n")))
+
+
+def test_a_run_ends_with_its_adapter_and_says_what_was_not_evaluated(tmp_path):
+    text = run(tmp_path, checkpoints=True)[1]
+    *_, adapter, after = text.splitlines()
+    folder = adapter.removeprefix("policy adapter: ")
+    assert (Path(folder) / "adapter_model.safetensors").is_file()
+    assert folder.endswith("step=0002")
+    assert after == f"next: lmix generate, evaluate or export with --adapters.policy={folder}"
+    assert "not evaluated" not in text
+    assert "data.prompts_per_step" not in text
+
+
+def test_a_last_step_without_an_evaluation_and_fewer_problems_than_a_step_takes(tmp_path):
+    text = run(tmp_path, prompts=1000, interval=3)[1]
+    assert "not evaluated after step 0: --trainer.val_check_interval=2 evaluates step 2" in text
+    assert " training problems: a step has " in text
+    assert " prompts, not the 1000 of data.prompts_per_step" in text
 
 
 def test_a_terminal_has_a_bar_and_whole_lines(tmp_path):
