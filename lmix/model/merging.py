@@ -131,11 +131,11 @@ def fold(model: PreTrainedModel, layers: Mapping[str, LowRank]) -> None:
             module.weight.copy_(weight)
 
 
-def target_modules(names: Sequence[str], base: PretrainedConfig) -> set[str]:
+def target_modules(names: Sequence[str], base: PretrainedConfig) -> list[str]:
     """peft's setting for exactly these layers: the last parts of their names if these suffice, or whole names."""
     ends = {name.rpartition(".")[2] for name in names}
     matched = {name for name, _ in skeleton(base).named_modules() if name.rpartition(".")[2] in ends}
-    return ends if matched == set(names) else set(names)
+    return sorted(ends if matched == set(names) else names)
 
 
 def _config(like: LoraConfig, rank: int) -> LoraConfig:
