@@ -147,7 +147,10 @@ class DatasetTask(Task):
             return None
         for column, value in ((self.problem_column, problem), (self.answer_column, answer)):
             if not value.strip():
-                raise ValueError(f"row {number} of {source!r} is empty in column {column!r}: fill it or remove the row")
+                raise ValueError(
+                    f"row {number} of {source!r} (the first is row 0) is empty in column {column!r}: "
+                    "fill it or remove the row"
+                )
         return Problem(number, problem, answer, solution, history)
 
     def verify(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[bool]:

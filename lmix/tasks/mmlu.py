@@ -74,7 +74,10 @@ class MMLUTask(DatasetTask):
             )
         texts = read_cell(number, row, "choices", lambda cells: [cell_text(cell) for cell in cells], source=source)
         if not question.strip() or not all(text.strip() for text in texts):
-            raise ValueError(f"row {number} of {source!r} has an empty question or choice: fill it or remove the row")
+            raise ValueError(
+                f"row {number} of {source!r} (the first is row 0) has an empty question or choice: "
+                "fill it or remove the row"
+            )
         lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
         return Problem(number, "\n".join([question, *lines]), LETTERS[answer])
 
