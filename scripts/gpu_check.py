@@ -13,7 +13,6 @@ import platform
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 from gpu_checks import correctness, others, speed
-from gpu_checks.setting import ROOT, Failed, Result, Setting, Skipped
+from gpu_checks.setting import ROOT, Failed, Result, Setting, Skipped, unexpected
 
 from lmix import __version__
 from lmix.files import write_lines
@@ -102,15 +101,14 @@ def outcome(check: Callable[[], Result]) -> Result:
     """Run a check. Its outcome is `ok` with its figures, or `skipped`, `failed` or `error` with the reason."""
     start = time.monotonic()
     try:
-        found = {"outcome": "ok", **check()}
+        result = {"outcome": "ok", **check()}
     except Skipped as reason:
         return {"outcome": "skipped", "reason": str(reason)}
-    except Failed as reason:
-        found = {"outcome": "failed", "reason": str(reason), **reason.found}
+    except Failed as failure:
+        result = {"outcome": "failed", "reason": str(failure), **failure.figures}
     except Exception as error:  # a check that breaks must not hide the results of the others
-        traceback.print_exc()
-        found = {"outcome": "error", "reason": f"{type(error).__name__}: {str(error).strip()[:600]}"}
-    return found | {"check_seconds": time.monotonic() - start}
+        result = {"outcome": "error", "reason": unexpected(error)}
+    return result | {"check_seconds": time.monotonic() - start}
 
 
 def machine(setting: Setting) -> Result:

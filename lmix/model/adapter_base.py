@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lmix.model.sources import resolve
+from lmix.model.sources import EMBEDDED, resolve
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def model_names(path: str) -> set[str]:
     These are the last part of a hub id or folder, for a .gguf file also that of its folder, and what a local
     `config.json` records as the model's origin.
     """
-    local = Path(path.removeprefix("lmix:")).expanduser()
+    local = Path(path.removeprefix(EMBEDDED)).expanduser()
     names = [name_of(local)]
     if local.suffix.lower() == ".gguf":
         names = [local.stem, name_of(local.parent)]

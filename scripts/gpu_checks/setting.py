@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ class Failed(Exception):
 
     Args:
         reason: what is wrong.
-        found: figures that were measured nevertheless.
+        figures: what was measured nevertheless.
     """
 
-    def __init__(self, reason: str, found: Result | None = None) -> None:
+    def __init__(self, reason: str, figures: Result | None = None) -> None:
         super().__init__(reason)
-        self.found = found or {}
+        self.figures = figures or {}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,12 @@ class Setting:
         work()
         self.synchronize()
         return time.perf_counter() - start
+
+
+def unexpected(error: Exception) -> str:
+    """The reason to report for an exception that is being handled. Prints its traceback."""
+    traceback.print_exc()
+    return f"{type(error).__name__}: {str(error).strip()[:600]}"
 
 
 def run(line: list[str], folder: str | Path, seconds: float) -> subprocess.CompletedProcess:

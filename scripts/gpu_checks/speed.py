@@ -6,7 +6,6 @@ run.
 
 import gc
 import tempfile
-import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from gpu_checks.setting import Failed, Result, Setting
+from gpu_checks.setting import Failed, Result, Setting, unexpected
 from lmix.model.adapters import AdapterConfig, save_adapter
 from lmix.model.attention import attention_for
 from lmix.model.backbone import BackboneConfig, skeleton
@@ -179,8 +178,7 @@ def step_speed(name: str, setting: Setting, measured: Result, compiled: bool) ->
         try:
             found |= measure("compiled")
         except Exception as error:
-            traceback.print_exc()
-            raise Failed(f"compiled: {type(error).__name__}: {str(error).strip()[:600]}", found) from error
+            raise Failed(f"compiled: {unexpected(error)}", found) from error
     return found
 
 

@@ -57,8 +57,8 @@ def execute(waiting: Sequence[Stage], plan_only: bool, jobs: int = 1) -> int:
         else:
             with ThreadPoolExecutor(jobs) as pool:
                 errors = list(pool.map(lambda item: perform(*item), wave))
-        if found := [error for error in errors if error]:
-            print("", *found, sep="\n")
+        if messages := [error for error in errors if error]:
+            print("", *messages, sep="\n")
             return 1
     return 0
 

@@ -69,8 +69,8 @@ def test_cuda_graphs_draw_what_eager_does(name, mixture, folders):
     policy = make_policy(name, folders, device=CUDA)
     eager, compiled = Engine(policy, 16), Engine(policy, 16, compiled=True)
     for step, alpha in enumerate((0.3, 0.6, 0.1, 0.5)):
-        expected, found = (draw(engine, mixture.with_alpha(alpha), step) for engine in (eager, compiled))
-        assert [r.completion_ids for r in found] == [r.completion_ids for r in expected]
-        for a, b in zip(found, expected, strict=True):
+        of_eager, of_compiled = (draw(engine, mixture.with_alpha(alpha), step) for engine in (eager, compiled))
+        assert [r.completion_ids for r in of_compiled] == [r.completion_ids for r in of_eager]
+        for a, b in zip(of_compiled, of_eager, strict=True):
             assert torch.allclose(a.log_probs, b.log_probs, atol=1e-4)
             assert torch.allclose(a.frozen_hidden["reference"], b.frozen_hidden["reference"], atol=1e-4)
