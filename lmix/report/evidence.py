@@ -17,7 +17,7 @@ from lmix.evaluation.statistics import (
     holm,
     paired_difference,
 )
-from lmix.report.bands import by_method
+from lmix.report.bands import by_method, evaluations
 from lmix.report.runs import Run
 from lmix.rollout.types import Who
 
@@ -31,8 +31,8 @@ class Measured:
 
     method: str
     who: Who
-    step: int
-    """The step of the last evaluation that all runs of the method have."""
+    steps: tuple[int, ...]
+    """The step of the last evaluation that the method's runs share, in each of them."""
     rows: dict[int, dict[int, list[CompletionRow]]]
     """Seed -> problem -> its samples, or its greedy completion if there are no samples."""
 
@@ -79,18 +79,21 @@ def measured(runs: Sequence[Run]) -> list[Measured]:
     """
     found = []
     for method, group in by_method(runs).items():
-        stored = {run.seed or 0: read_held_out(run.folder) for run in group}
-        if not all(stored.values()):
-            continue
-        steps = set.intersection(*({row.step for row in rows} for rows in stored.values()))
-        if not steps:
-            continue
-        step = max(steps)
         for who in ("mixed", "policy"):
-            rows = {seed: at_step(kept, step, who) for seed, kept in stored.items()}
-            if all(rows.values()) and len((policy := Measured(method, who, step, rows)).problems) > 1:
+            policy = measure(method, who, group)
+            if policy is not None and len(policy.problems) > 1:
                 found.append(policy)
     return found
+
+
+def measure(method: str, who: Who, runs: Sequence[Run]) -> Measured | None:
+    """One policy of a method's runs at the last evaluation that they share; None if not all of them stored it."""
+    shared = evaluations(runs)
+    if not shared:
+        return None
+    stored = zip(runs, shared[-1], strict=True)
+    rows = {run.seed or 0: at_step(read_held_out(run.folder), step, who) for run, step in stored}
+    return Measured(method, who, shared[-1], rows) if all(rows.values()) else None
 
 
 def read_held_out(folder: Path) -> tuple[CompletionRow, ...]:

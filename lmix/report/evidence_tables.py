@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmix.evaluation.statistics import Estimate
+from lmix.report.bands import steps_text
 from lmix.report.claims import VERDICTS, Claim
 from lmix.report.evidence import SCORES, Difference, Measured, adjusted, pooled
 from lmix.report.tables import Row, markdown
@@ -29,7 +30,7 @@ def policy_rows(policies: Sequence[Measured]) -> list[Row]:
         row: Row = {
             "method": policy.method,
             "policy": "under training" if policy.who == "mixed" else "policy alone",
-            "step": policy.step,
+            "step": steps_text(policy.steps),
             "seeds": len(policy.rows),
             "problems": len(policy.problems),
             "samples": policy.samples,

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lmix.evaluation.statistics import wilson_interval
-from lmix.report.bands import band, by_method, detail, family, seeds_text
+from lmix.report.bands import Band, band, by_method, compute_band, detail, family, seeds_text
 from lmix.report.methods import ALPHA, method_name, settings
 from lmix.report.results import Sweep, SweepRow
-from lmix.report.runs import FLOPS, SOLVE_RATE, Run
+from lmix.report.runs import SOLVE_RATE, Run
 from lmix.report.style import (
     FONT,
     LINE_STYLES,
@@ -87,7 +87,7 @@ def accuracy_by_method(runs: Sequence[Run]) -> Figure:
         own = [method for method in methods if names[method] == title]
         for method, line in means.items():
             if line is not None and method not in own:
-                axis.plot(line.steps, line.mean, color=OTHERS_COLOUR, linewidth=1)
+                axis.plot(line.at, line.mean, color=OTHERS_COLOUR, linewidth=1)
         ends = draw_methods(axis, [run for method in own for run in methods[method]], SOLVE_RATE, method_label)
         axis.set_title(fill(title, WIDTH), fontsize=FONT, color=TEXT, loc="left")
         dress(axis, STEP, SOLVED)
@@ -103,17 +103,11 @@ def accuracy_by_method(runs: Sequence[Run]) -> Figure:
 def accuracy_against_compute(runs: Sequence[Run]) -> Figure:
     """Held-out solve rate against the floating-point operations of training, for runs that logged them."""
     figure, [axis] = panels(1, 1, 6.4, max(3.4, 0.4 * len(by_method(runs))))
-    ends = draw_methods(axis, runs, SOLVE_RATE, seeds_label, flops_at)
+    ends = draw_methods(axis, runs, SOLVE_RATE, seeds_label, compute_band)
     dress(axis, "training compute (10^15 floating-point operations)", SOLVED)
     rate_axis(axis)
     label_ends(axis, ends)
     return figure
-
-
-def flops_at(runs: Sequence[Run], steps: Sequence[int]) -> list[float]:
-    """Mean over runs of the floating-point operations spent up to each step, in 10^15."""
-    spent = [{0: 0.0, **dict(run.scalars[FLOPS])} for run in runs]
-    return [sum(of_run[step] for of_run in spent) / len(spent) / 1e15 for step in steps]
 
 
 def adaptive_against_fixed(runs: Sequence[Run]) -> Figure:
@@ -241,7 +235,7 @@ def draw_methods(
     runs: Sequence[Run],
     tag: str,
     label: Callable[[str, Sequence[Run]], str],
-    place: Callable[[Sequence[Run], Sequence[int]], Sequence[float]] = lambda _, steps: steps,
+    line_of: Callable[[Sequence[Run], str], Band | None] = band,
 ) -> list[End]:
     """Draw the mean and band of a scalar for each method.
 
@@ -250,31 +244,31 @@ def draw_methods(
         runs: the runs.
         tag: the scalar's tag.
         label: makes a line's label from a method and its runs.
-        place: gives the x values of a method's steps; by default the steps themselves.
+        line_of: makes a line from a method's runs and the tag; by default against steps.
 
     Returns:
         The ends of the lines, for `label_ends`.
     """
     ends, seen = [], []
     for method, group in by_method(runs).items():
-        line = band(group, tag)
+        line = line_of(group, tag)
         if line is None:
             continue
         style, line_style = look(method), LINE_STYLES[seen.count(family(method)) % len(LINE_STYLES)]
-        dense, x = len(line.steps) > MARKED_POINTS, place(group, line.steps)
+        dense = len(line.at) > MARKED_POINTS
         seen.append(family(method))
-        axis.fill_between(x, line.low, line.high, color=style.colour, alpha=0.18, linewidth=0)
+        axis.fill_between(line.at, line.low, line.high, color=style.colour, alpha=0.18, linewidth=0)
         axis.plot(
-            x,
+            line.at,
             line.mean,
             color=style.colour,
             linestyle=line_style,
             linewidth=1.2 if dense else 1.6,
             marker=style.marker,
             markersize=4 if dense else 5,
-            markevery=-(-len(line.steps) // MARKED_POINTS),
+            markevery=-(-len(line.at) // MARKED_POINTS),
         )
-        ends.append(End(label(method, group), x[-1], line.mean[-1], style.colour))
+        ends.append(End(label(method, group), line.at[-1], line.mean[-1], style.colour))
     return ends
 
 

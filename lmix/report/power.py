@@ -1,5 +1,7 @@
 """The command `power`: which differences a study with given problems, samples and seeds can detect."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from lmix.evaluation.statistics import (
     seeds_needed,
 )
 from lmix.evaluation.statistics import power as power_of
-from lmix.report.evidence import Measured, at_step, means, read_held_out
+from lmix.report.bands import steps_text
+from lmix.report.evidence import Measured, means, measure, read_held_out
+from lmix.report.runs import read_run
 
 GRID = ((100, 300, 1000), (1, 3, 5, 10))
 """Numbers of problems and of seeds in the table."""
@@ -102,7 +106,7 @@ def check(difference: float, problems: int, samples: int, seeds: int, wanted: fl
 
 
 def stored(console: Any, a: list[str], b: list[str]) -> tuple[Components, int, int, int]:
-    """Variance components, problems, samples and seeds of two methods' runs at their last common evaluation.
+    """Variance components, problems, samples and seeds of two methods' runs, each at its last shared evaluation.
 
     Also prints the estimated difference.
 
@@ -113,29 +117,30 @@ def stored(console: Any, a: list[str], b: list[str]) -> tuple[Components, int, i
         raise ValueError(
             f"a and b need one run folder for each seed, the same seeds in order, not {len(a)} and {len(b)}"
         )
-    rows = [[read_held_out(Path(folder)) for folder in folders] for folders in (a, b)]
-    for folders, kept in zip((a, b), rows, strict=True):
-        for folder, of_run in zip(folders, kept, strict=True):
-            if not of_run:
-                raise ValueError(f"{folder!r} has no completions/val.jsonl: give folders of runs that were evaluated")
-    common = set.intersection(*({row.step for row in of_run} for kept in rows for of_run in kept))
-    if not common:
-        raise ValueError("a and b have no evaluation at the same step: give runs of equal length")
-    step = max(common)
-    first, second = (
-        Measured(name, "mixed", step, {seed: at_step(of_run, step, "mixed") for seed, of_run in enumerate(kept)})
-        for name, kept in (("a", rows[0]), ("b", rows[1]))
-    )
+    first, second = (measured_in_order(name, folders) for name, folders in (("a", a), ("b", b)))
     shared = sorted(set(first.problems) & set(second.problems))
     seeds = sorted(first.rows)
     flags = [policy.flags("solved", seeds, shared) for policy in (first, second)]
     parts, found = components(*flags), paired_difference(*map(means, flags))
     console.print(
-        f"step {step}: a minus b {100 * found.mean:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), "
+        f"a (step {steps_text(first.steps)}) minus b (step {steps_text(second.steps)}): "
+        f"{100 * found.mean:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), "
         f"p {found.p:.2g}; standard deviations of the difference: seeds {parts.seed**0.5:.3f}, problems "
         f"{parts.problem**0.5:.3f}, both {parts.interaction**0.5:.3f}, samples {parts.sample**0.5:.3f}"
     )
     return parts, len(shared), len(flags[0][0][0]), len(seeds)
+
+
+def measured_in_order(name: str, folders: Sequence[str]) -> Measured:
+    """The policy under training of one method's runs, with the runs' places in the list as seeds."""
+    runs = [replace(read_run(Path(folder)), seed=place) for place, folder in enumerate(folders)]
+    for run in runs:
+        if not read_held_out(run.folder):
+            raise ValueError(f"'{run.folder}' has no completions/val.jsonl: give folders of runs that were evaluated")
+    found = measure(name, "mixed", runs)
+    if found is None:
+        raise ValueError(f"the runs of {name} share no evaluation: give runs of equal length or compute")
+    return found
 
 
 def in_points(difference: float | None) -> str:

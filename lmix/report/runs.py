@@ -39,6 +39,14 @@ class Run:
         """Task and backbone. Only runs that share them are compared."""
         return f"{self.task}, {self.backbone}"
 
+    @property
+    def spent_its_budget(self) -> bool:
+        """Whether the run went on until its `ComputeBudget` ended it."""
+        callbacks = self.config["trainer"].get("callbacks") or []
+        budgets = [c["init_args"]["flops"] for c in callbacks if last_part(c["class_path"], ".") == "ComputeBudget"]
+        spent = [flops for _, flops in self.scalars.get(FLOPS, [])]
+        return bool(budgets and spent) and spent[-1] >= min(budgets)
+
 
 def read_run(folder: Path) -> Run:
     """Read the files that TensorBoardLogger and LightningCLI wrote into a run's folder.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmix.evaluation.statistics import wilson_interval
-from lmix.report.bands import band, by_method
+from lmix.report.bands import by_method, evaluations, steps_text
 from lmix.report.methods import ALPHA
 from lmix.report.results import Comparison, Sweep
 from lmix.report.runs import FORMAT_RATE, SOLVE_RATE, Run
@@ -16,7 +16,7 @@ MIXTURES = ("logits", "probs")
 
 
 def rates_rows(runs: Sequence[Run]) -> list[Row]:
-    """Held-out rates of each method over its seeds, at the steps that all of its seeds have.
+    """Held-out rates of each method over its seeds, at the evaluations that its runs share (see `evaluations`).
 
     Returns:
         A row for each method: its seeds and last step, then mean, lowest and highest value of the final solve rate, the
@@ -24,15 +24,17 @@ def rates_rows(runs: Sequence[Run]) -> list[Row]:
     """
     rows = []
     for method, group in by_method(runs).items():
-        solve, form = band(group, SOLVE_RATE), band(group, FORMAT_RATE)
-        if solve is None or form is None:
+        shared = evaluations(group)
+        if not shared:
             continue
-        best = [max(value for step, value in run.scalars[SOLVE_RATE] if step in solve.steps) for run in group]
+        solved, formatted = ([dict(run.scalars[tag]) for run in group] for tag in (SOLVE_RATE, FORMAT_RATE))
+        of_runs = list(zip(*shared, strict=True))
+        best = [max(rates[step] for step in steps) for rates, steps in zip(solved, of_runs, strict=True)]
         seeds = len({run.seed for run in group})
-        row = {"method": method, "seeds": seeds, "runs": len(group), "last_step": solve.steps[-1]}
-        row |= _spread("final_solve", [solve.mean[-1], solve.low[-1], solve.high[-1]])
-        row |= _spread("best_solve", [sum(best) / len(best), min(best), max(best)])
-        row |= _spread("final_format", [form.mean[-1], form.low[-1], form.high[-1]])
+        row = {"method": method, "seeds": seeds, "runs": len(group), "last_step": steps_text(shared[-1])}
+        row |= _spread("final_solve", [rates[step] for rates, step in zip(solved, shared[-1], strict=True)])
+        row |= _spread("best_solve", best)
+        row |= _spread("final_format", [rates[step] for rates, step in zip(formatted, shared[-1], strict=True)])
         rows.append(row)
     return rows
 
@@ -157,7 +159,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spread(name: str, values: Sequence[float]) -> Row:
-    return dict(zip((f"{name}_mean", f"{name}_min", f"{name}_max"), values, strict=True))
+    return {f"{name}_mean": sum(values) / len(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
 def _proportion(name: str, count: int | None, n: int) -> Row:

@@ -8,9 +8,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lmix.report import evidence_tables, figures, tables
-from lmix.report.bands import band, by_method, family, seeds_text
+from lmix.report.bands import by_method, evaluations, family, seeds_text, steps_text
 from lmix.report.claims import check_claims
 from lmix.report.evidence import Measured, all_differences, measured
+from lmix.report.rates_figure import rates_at_end
 from lmix.report.results import COMPARE, SWEEP, Comparison, Sweep, read_comparison, read_sweep
 from lmix.report.runs import EVENTS, FLOPS, SOLVE_RATE, Run, join_resumed, read_run, tell_apart
 from lmix.report.style import save
@@ -18,6 +19,9 @@ from lmix.report.style import save
 RATES_NOTE = (
     "Rates on held-out problems, greedy: mean over seeds (lowest to highest). The best rate is each seed's highest of "
     "its evaluations, chosen on these same problems, so it is optimistic."
+)
+RATES_CAPTION = (
+    "Rates at the last evaluation with 95 % intervals; strokes are seeds, hollow markers the trained policy alone"
 )
 ALPHAS = ("adaptive", "accuracy_weighted", "schedule", "fixed")
 
@@ -116,6 +120,7 @@ def evidence_section(policies: Sequence[Measured], out: Path, slug: str) -> list
         rows = evidence_tables.policy_rows(policies)
         parts += [evidence_tables.policy_markdown(rows), evidence_tables.RATES_NOTE]
         parts.append(write_csv(rows, out, f"policies-{slug}"))
+        parts.append(write_figure(rates_at_end(policies), out, f"ends-{slug}", RATES_CAPTION))
     if differences := all_differences(policies):
         rows = evidence_tables.difference_rows(differences)
         parts += ["### Differences of methods", evidence_tables.difference_markdown(rows)]
@@ -131,16 +136,18 @@ def lines_text(runs: Sequence[Run]) -> str:
     """A description of each line in the section's figures: seeds, evaluations, steps."""
     lines = []
     for method, group in by_method(runs).items():
-        line = band(group, SOLVE_RATE)
+        shared = evaluations(group)
         text = f"- {method}: {seeds_text(group)} ({', '.join(str(run.seed) for run in group)}), "
-        if line is None:
+        if not shared:
             lines.append(text + "no step at which all of them were evaluated")
             continue
-        first, last, count = line.steps[0], line.steps[-1], len(line.steps)
+        first, last, count = steps_text(shared[0]), steps_text(shared[-1]), len(shared)
         text += f"1 evaluation, at step {first}" if count == 1 else f"{count} evaluations, steps {first} to {last}"
-        ends = sorted({run.scalars[SOLVE_RATE][-1][0] for run in group})
-        if len(ends) > 1:
-            text += f"; runs end at steps {', '.join(map(str, ends))}, and only steps that all of them have are shown"
+        ends = tuple(run.scalars[SOLVE_RATE][-1][0] for run in group)
+        if len(set(shared[-1])) > 1:
+            text += "; a compute budget ended the runs, and their ends are compared"
+        elif ends != shared[-1]:
+            text += f"; runs end at steps {', '.join(map(str, sorted(ends)))}, and only steps that all have are shown"
         lines.append(text)
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ def test_band_has_the_steps_that_all_seeds_have(make_run):
     ]
     line = band(runs, "val/solve_rate")
     assert line is not None
-    assert (line.steps, line.mean, line.low, line.high) == ([0, 10], [0.5, 0.75], [0.25, 0.5], [0.75, 1.0])
+    assert (line.at, line.mean, line.low, line.high) == ([0, 10], [0.5, 0.75], [0.25, 0.5], [0.75, 1.0])
     assert band(runs, "absent") is None
 
 

@@ -13,7 +13,9 @@ from lmix.report.claims import check_claims
 from lmix.report.evidence import all_differences, measured
 from lmix.report.figures import accuracy_against_compute
 from lmix.report.power import power
+from lmix.report.rates_figure import rates_at_end
 from lmix.report.runs import read_run
+from lmix.report.tables import rates_rows
 from tests.report.conftest import config, solving
 
 N, K = 12, 2
@@ -79,7 +81,7 @@ def study(make_run):
 def test_rates_and_differences_are_those_of_the_scores(study):
     folders, scores = study
     policies = measured([read_run(folder) for folder in folders])
-    assert [(p.method, p.step, p.samples, sorted(p.rows)) for p in policies] == [
+    assert [(p.method, p.steps[0], p.samples, sorted(p.rows)) for p in policies] == [
         ("kl_grpo", 10, K, [0, 1, 2]),
         ("sft", 10, K, [0]),
         ("fixed, α=0.5", 10, K, [0, 1, 2]),
@@ -140,6 +142,59 @@ def test_solve_rates_against_compute(make_run, tmp_path):
     assert "compute-arithmetic-tiny-arithmetic.png" in text
 
 
+def budgeted(make_run, flops, ends):
+    """GRPO runs that their compute budget of 10 ended, or did not, and that were evaluated at their ends only."""
+    folders = []
+    for seed, (end, rate) in enumerate(ends.items()):
+        callbacks = [{"class_path": "lmix.training.compute.ComputeBudget", "init_args": {"flops": 10.0}}]
+        settings = config(seed, callbacks=callbacks, alpha=0.0)
+        spent = {"compute/flops": {step: flops * step / end for step in range(1, end + 1)}}
+        values = {"val/solve_rate": {end: rate}, "val/format_rate": {end: 1.0}} | spent
+        folders.append(make_run(f"grpo{seed}", values, settings))
+        store(folders[-1], np.arange(N)[:, None] < [rate * N] * K, step=end)
+    return folders
+
+
+def test_runs_that_their_compute_budget_ended_are_compared_at_their_ends(make_run, tmp_path):
+    """With different numbers of steps in every seed, and against a method with yet another number."""
+    folders = budgeted(make_run, 10.5, {7: 0.25, 9: 0.75})
+    fixed = [make_run(f"fixed{seed}", solving(0.25, 0.5), config(seed)) for seed in (0, 1)]
+    for folder in fixed:
+        store(folder, np.arange(N)[:, None] < [0.5 * N] * K)
+    runs = [read_run(folder) for folder in (*folders, *fixed)]
+    grpo, other = measured(runs)
+    assert (grpo.method, grpo.steps, other.steps) == ("grpo", (7, 9), (10, 10))
+    assert crossed_mean(np.array(grpo.flags("solved", [0, 1], grpo.problems)).mean(2)).mean == pytest.approx(0.5)
+    assert all_differences([grpo, other])[0].estimate.seeds == 2
+    (row,) = rates_rows(runs[:2])
+    assert (row["last_step"], row["final_solve_min"], row["final_solve_max"]) == ("7 to 9", 0.25, 0.75)
+    (axis,) = accuracy_against_compute(runs[:2]).axes
+    assert axis.lines[0].get_xydata() == pytest.approx(np.array([[1.05e-14, 0.5]]))
+    text = write_report(folders, tmp_path / "out").read_text()
+    assert "- grpo: 2 seeds (0, 1), 1 evaluation, at step 7 to 9; a compute budget ended the runs" in text
+    assert "ends-arithmetic-tiny-arithmetic.png" in text
+    found = power(0.2, a=list(map(str, folders)), b=list(map(str, fixed)))
+    assert found["detectable"] == all_differences([grpo, other])[0].detectable
+
+
+def test_runs_that_stopped_before_their_budget_are_not_compared_at_their_ends(make_run, capsys):
+    folders = budgeted(make_run, 9.0, {7: 0.25, 9: 0.75})
+    assert measured([read_run(folder) for folder in folders]) == []
+    with pytest.raises(ValueError, match="the runs of a share no evaluation: give runs of equal length or compute"):
+        power(0.2, a=list(map(str, folders)), b=list(map(str, folders)))
+
+
+def test_the_figure_of_rates_shows_each_seed_and_the_mean(study):
+    folders, scores = study
+    policies = measured([read_run(folder) for folder in folders])
+    axis, *others = rates_at_end(policies).axes
+    assert len(others) == 2
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["kl_grpo", "sft", "fixed, α=0.5"]
+    _, seeds, mean = axis.lines[-3:]
+    assert sorted(seeds.get_xdata()) == pytest.approx(sorted(scores["fixed"].mean((1, 2))))
+    assert mean.get_xdata() == pytest.approx(scores["fixed"].mean())
+
+
 def test_runs_of_other_seeds_are_not_paired(make_run):
     folders = []
     for seed in range(4):
@@ -154,7 +209,7 @@ def test_power_after_the_fact(study, capsys):
     found = power(0.2, a=list(map(str, folders[1:3])), b=list(map(str, folders[3:5])))
     parts = components(scores["fixed"][1:], scores["kl_grpo"][:2])
     assert found["detectable"] == detectable_difference(parts, N, K, 2)
-    assert "step 10: a minus b" in capsys.readouterr().out
+    assert "a (step 10) minus b (step 10): " in capsys.readouterr().out
 
 
 def test_power_before_the_fact(capsys):
@@ -174,7 +229,7 @@ def test_power_before_the_fact(capsys):
         ({"agreement": 2}, "agreement must lie between 0 and 1"),
         ({"seed_sd": -1}, "seed_sd must be at least 0"),
         ({"a": ["x"]}, "a and b need one run folder for each seed"),
-        ({"a": ["x"], "b": ["y"]}, "'x' has no completions/val.jsonl"),
+        ({"a": ["x"], "b": ["y"]}, "x is not a run folder"),
     ],
 )
 def test_mistakes(settings, message):

@@ -26,7 +26,7 @@ def test_report_of_everything(make_run, sweep_folder, compare_folder, tmp_path):
     assert "- adaptive: 1 seed (0), 2 evaluations, steps 0 to 10" in text
     assert (
         "- fixed, α=0.5: 2 seeds (0, 1), 2 evaluations, steps 0 to 10; runs end at steps 10, 20, "
-        "and only steps that all of them have are shown" in text
+        "and only steps that all have are shown" in text
     )
     links = re.findall(r"\]\((.+?)\)", text)
     assert {link.partition("-")[0] for link in links} == {
