@@ -18,8 +18,8 @@ from lmix.report.runs import EVENTS, read_scalars
 
 from .config import Settings, Study
 
-MANY_STEPS = 100_000
-"""`trainer.max_steps` of runs that a compute budget ends."""
+NEVER = 100_000
+"""`trainer.val_check_interval` of runs that a compute budget ends: they are evaluated at their ends."""
 REWARDS = {"format_reward": "{format: 1}", "random_reward": "{random: 1}"}
 
 
@@ -96,8 +96,8 @@ class TaskStudy:
 
         def settings() -> Settings:
             end: Settings = {
-                "trainer.max_steps": steps or MANY_STEPS,
-                "trainer.val_check_interval": steps or MANY_STEPS,
+                "trainer.max_steps": steps or -1,
+                "trainer.val_check_interval": steps or NEVER,
             }
             budget = None if steps else self.budget()
             return {
