@@ -1,6 +1,7 @@
-"""Atomic file writes."""
+"""Atomic file writes, checksums, and reading of compressed text."""
 
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -8,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 
 @contextmanager
@@ -82,6 +83,12 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines of text atomically. Each line brings its own newline."""
     with whole_file(path) as file:
         file.writelines(lines)
+
+
+def open_text(path: Path, **options: Any) -> TextIO:
+    """Open a UTF-8 text file to read; one whose name ends in .gz is decompressed. `options` are those of `open`."""
+    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    return opened(path, "rt", **({"encoding": "utf-8"} | options))
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -9,13 +9,13 @@ Reads the rows that sweep, evaluate and compare write, and those of a run's eval
 """
 
 import argparse
-import gzip
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmix.evaluation.statistics import mean_interval
+from lmix.files import open_text
 
 KEYS = ("mixture", "who", "alpha", "temperature", "step", "seed")
 """Fields that define the groups of a file, as far as its rows have them."""
@@ -23,8 +23,8 @@ KEYS = ("mixture", "who", "alpha", "temperature", "step", "seed")
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of one file."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [json.loads(line) for line in data.splitlines()]
+    with open_text(path) as file:
+        return [json.loads(line) for line in file]
 
 
 def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:

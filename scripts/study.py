@@ -2,6 +2,7 @@
 
     python scripts/study.py scripts/studies/qwen2.5-0.5b.yaml --out runs/study
     python scripts/study.py scripts/studies/qwen2.5-0.5b.yaml --out runs/study --plan    # the stages, without running
+    python scripts/study.py scripts/studies/qwen2.5-0.5b.yaml --out runs/study --keep results    # what a report needs
 
 Run the command again to resume a stopped study. Finished stages are skipped, and an unfinished stage resumes from its
 newest checkpoint. OUT/TASK/choices.json records what was chosen. `--set` changes fields of the file, such as
@@ -17,6 +18,7 @@ from pathlib import Path
 import yaml
 from reproduction.execution import execute
 from studies.config import read_study
+from studies.keep import keep
 from studies.runs import TaskStudy, report
 
 sys.path[:0] = [str(Path(__file__).parent.parent)]
@@ -31,6 +33,9 @@ def main() -> int:
         "--set", action="append", default=[], help="FIELD={name: value, ...}: add to a field of the file"
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, where they are independent")
+    parser.add_argument(
+        "--keep", type=Path, help="copy what `lmix report` needs of finished runs here, and run nothing"
+    )
     parser.add_argument("--plan", action="store_true", help="print the stages that are left, and run nothing")
     settings = parser.parse_args()
     try:
@@ -42,6 +47,9 @@ def main() -> int:
     except (ValueError, yaml.YAMLError) as error:
         parser.error(" ".join(str(error).split()))
     parts = [TaskStudy(study, name, settings.out) for name in names]
+    if settings.keep:
+        print(f"{keep(parts, settings.keep)} runs copied to {settings.keep}")
+        return 0
     for part in parts:
         stages = list(part.stages())
         waiting = [stage for stage in stages if not stage.done]

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import study as script
 import yaml
@@ -14,6 +15,9 @@ from studies.config import read_study
 from torch.utils.tensorboard import SummaryWriter
 
 from lmix.cli import run_trainer
+from lmix.report import write_report
+from tests.report.conftest import config
+from tests.report.test_evidence import store
 
 ROOT = Path(__file__).parent.parent
 STUDY = {
@@ -166,6 +170,31 @@ def test_a_stage_resumes_but_not_from_its_last_step(machine, tmp_path, monkeypat
     given = {name_of(line): parse(line).get("ckpt_path", "") for line in machine.lines if "fit" in line}
     assert Path(given["fixed", "0"]).stem == "step=0002"  # of three steps
     assert Path(given["grpo", "0"]).stem == "step=0003"  # which a budget ends
+
+
+def test_what_is_kept_of_a_study_makes_the_same_report(machine, tmp_path, monkeypatch, capsys):
+    seeds = {"sft": [0, 1], "fixed": [0, 1]}
+    run(tmp_path, monkeypatch, seeds=seeds)
+    folders = [tmp_path / "out" / "sums" / method / f"seed{seed}" for method in seeds for seed in (0, 1)]
+    for number, folder in enumerate(folders):
+        seed, model = number % 2, "lmix.SFTModule" if number < 2 else "lmix.GRPOModule"
+        (folder / "config.yaml").write_text(yaml.safe_dump(config(seed, model)))
+        with SummaryWriter(str(folder)) as writer:
+            writer.add_scalar("val/format_rate", 1.0, 2)
+            writer.add_text("completions", "long", 2)
+        store(folder, np.arange(12)[:, None] < [3 + number] * 2, step=2)
+        (folder / "completions" / "train.jsonl").write_text("long")
+    run(tmp_path, monkeypatch, f"--keep={tmp_path / 'kept'}", seeds=seeds)
+    assert f"4 runs copied to {tmp_path / 'kept'}" in capsys.readouterr().out
+    kept = [tmp_path / "kept" / folder.relative_to(tmp_path / "out") for folder in folders]
+    texts = [write_report(some, tmp_path / name).read_text() for name, some in (("a", folders), ("b", kept))]
+    assert texts[0] == texts[1]
+    assert "### Claims" in texts[0]
+    files = {path.name for path in kept[0].rglob("*") if path.is_file() and "tfevents" not in path.name}
+    assert files == {"config.yaml", "val.jsonl.gz"}
+    assert {path.name for path in (tmp_path / "kept" / "sums").iterdir()} == {"choices.json", "sweep", "sft", "fixed"}
+    run(tmp_path, monkeypatch, f"--keep={tmp_path / 'kept'}", seeds=seeds)
+    assert "0 runs copied" in capsys.readouterr().out
 
 
 def test_every_method_s_command_parses(machine, tmp_path, monkeypatch):

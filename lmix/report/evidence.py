@@ -17,6 +17,7 @@ from lmix.evaluation.statistics import (
     holm,
     paired_difference,
 )
+from lmix.files import open_text
 from lmix.report.bands import by_method, evaluations
 from lmix.report.runs import Run
 from lmix.rollout.types import Who
@@ -97,15 +98,16 @@ def measure(method: str, who: Who, runs: Sequence[Run]) -> Measured | None:
 
 
 def read_held_out(folder: Path) -> tuple[CompletionRow, ...]:
-    """Read the stored completions of a run's evaluations; empty if it stored none.
+    """Read the stored completions of a run's evaluations (.jsonl, or compressed .jsonl.gz); empty if it stored none.
 
     Raises:
         ValueError: a line is not a completion.
     """
     known = CompletionRow.__dataclass_fields__
     rows = []
-    for path in sorted((folder / "completions").glob("val*.jsonl")):
-        with path.open(encoding="utf-8") as file:
+    found = (folder / "completions").glob("val*")
+    for path in sorted(path for path in found if path.name.endswith((".jsonl", ".jsonl.gz"))):
+        with open_text(path) as file:
             for number, line in enumerate(file, start=1):
                 try:
                     content = json.loads(line)

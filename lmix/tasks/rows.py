@@ -1,7 +1,6 @@
 """Loading the rows of a data set from a file, a folder or the hub."""
 
 import csv
-import gzip
 import json
 import zlib
 from collections import Counter
@@ -10,6 +9,7 @@ from typing import Any, TextIO
 
 from datasets import ClassLabel, Dataset, Value, load_dataset
 
+from lmix.files import open_text
 from lmix.tasks.cells import JsonNumber
 
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -92,9 +92,8 @@ def read_file(path: Path) -> tuple[list[str], Rows]:
     kind = file_kind(path)
     if kind == ".parquet":
         return unpacked(load_dataset("parquet", data_files=str(path), split="train"))
-    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with open_text(path, encoding="utf-8-sig", newline="") as file:
             return read_json(file) if kind in (".json", ".jsonl") else read_csv(file, "\t" if kind == ".tsv" else ",")
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(str(error)) from error
