@@ -80,6 +80,14 @@ class Compute:
         self.here["flops"] += sum(drawn_flops(self.linear[stream], 0, 0, tokens, 0) for stream in frozen)
         self.here["trained_tokens"] += tokens
 
+    def score(self, rows: Sequence[Rollout], share_prompts: bool, mixture: Mixture) -> None:
+        """Count one forward pass of a mixture over rows, such as a teacher's. Its tokens are not trained on."""
+        predicted = sum(len(r.completion_ids) for r in rows)
+        prompts = sum({id(r.prompt if share_prompts else r): len(r.prompt.ids) for r in rows}.values())
+        linear = sum(self.linear[stream] for stream in mixture.streams)
+        adapters = sum(self.adapters[stream] for stream in mixture.streams)
+        self.here["flops"] += drawn_flops(linear, adapters, self.heads[POLICY], prompts, predicted)
+
     def collect(self, module: "AdapterModule") -> dict[str, float]:
         """Add the counts of all ranks to the totals, and return the values to log. Every rank must call it."""
         spent = module.sum_over_ranks([self.here[name] for name in COUNTS])

@@ -47,6 +47,14 @@ class DistillationUpdate(Update):
         super().__init__(module, mixture, objective, groups, advantages_PG, sampling)
         self.teacher, self.contexts_B = teacher, contexts
 
+    def count_compute(self) -> None:
+        """Count the compute of the passes so far: the student's, and one forward pass of the teacher for each."""
+        super().count_compute()
+        read_B, share = self.contexts_B or self.rollouts_B, self.share_prompts and self.contexts_B is None
+        for _ in range(self.updates):
+            for passed in self.passes:
+                self.module.compute.score([read_B[i] for i in passed], share, self.teacher)
+
     def _score(self, number: int, packed: Packed, rows: Sequence[int]) -> tuple[Scored, Tensor | None]:
         policy, student = self.policy, self.optimised
         (hidden,) = mixture_hidden(policy, student, packed)

@@ -11,7 +11,9 @@ from lmix.training.checkpoints import PolicyCheckpoint
 from lmix.training.completion_log import CompletionLog
 from lmix.training.compute import ComputeBudget
 from lmix.training.config import SamplingConfig
+from lmix.training.distill import DistillModule
 from lmix.training.objectives import GRPO
+from lmix.training.sdpo import SDPOModule
 from lmix.training.sft import SFTModule
 from tests.training.helpers import SFT, data, module, trainer
 
@@ -79,6 +81,47 @@ def test_a_step_of_sft_written_out(tmp_path):
         "drawn_tokens": 0,
         "trained_tokens": tokens,
     }
+
+
+def test_a_step_of_distillation_written_out(tmp_path):
+    """Every row is read by the student, with its gradient, and by the teacher's two streams, without one."""
+    m = DistillModule(
+        BACKBONE,
+        AdapterConfig(policy=SFT, reference=SFT),
+        sampling=SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0),
+    )
+    t, source = trainer(tmp_path, 1, callbacks=[CompletionLog()], limit_val_batches=0), data()
+    t.fit(m, source)
+    linear, head, lora = sizes(m)
+    rows = rows_of(tmp_path)
+    prompts = {p.problem.id: len(p.ids) for p in source.sets["train"]}
+    drawn = sum(r["tokens"] for r in rows)
+    once = sum(prompts[i] for i in {r["problem_id"] for r in rows})
+    flops = 2 * (once * linear + drawn * (linear + lora["policy"] + head))
+    expected = []
+    for read in (once, sum(prompts[r["problem_id"]] for r in rows)):  # prompts shared by a group's rows, or not
+        student = 2 * ((drawn + read) * (2 * linear + 3 * lora["policy"]) + drawn * head * 2)
+        teacher = 2 * (read * 2 * linear + drawn * (2 * linear + 2 * lora["policy"] + head))
+        expected.append(flops + student + teacher)
+    assert any(m.compute.totals["flops"] == pytest.approx(flops) for flops in expected)
+
+
+def test_a_teacher_that_reads_longer_prompts_counts_them(tmp_path):
+    """SDPO's teacher reads feedback: it costs more than a teacher of the same streams that reads the student's."""
+    spent = {}
+    for rate in (0.0, 0.5):  # one stream, or two
+        m = SDPOModule(
+            BACKBONE,
+            AdapterConfig(policy=SFT),
+            teacher_rate=rate,
+            sampling=SamplingConfig(samples_per_prompt=4, max_new_tokens=48, slots=16, seed=0),
+        )
+        trainer(tmp_path / str(rate), 1, limit_val_batches=0).fit(m, data())
+        spent[rate] = m.compute.totals
+    linear, _, lora = sizes(m)
+    extra = spent[0.5]["flops"] - spent[0.0]["flops"] - 2 * spent[0.0]["drawn_tokens"] * lora["policy"]
+    read = sum(len(g.prompt.ids) + len(r.completion_ids) for g in m.groups for r in g.rollouts)
+    assert extra / (2 * linear) > 1.2 * read  # what the second stream read, against the student's rows
 
 
 def spend(tmp_path, steps, **parts):
