@@ -10,9 +10,12 @@ from lmix.report.methods import last_part
 SWEEP, COMPARE = "sweep.json", "compare.json"
 
 
+SPLITS = {"test": "held-out problems", "validation": "validation problems", "train": "training problems"}
+
+
 @dataclass(frozen=True)
 class SweepRow:
-    """The counts of one mixture on the held-out problems: a cell of Table 4."""
+    """The counts of one mixture: a cell of Table 4."""
 
     mixture: str
     alpha: float
@@ -34,6 +37,8 @@ class Sweep:
     rows: list[SweepRow]
     trained_alpha: float | None = None
     """The alpha that the policy was trained at; None if the file does not record it."""
+    problems: str = SPLITS["test"]
+    """The kind of problems."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Comparison:
     mcnemar_p: float
     anywhere: dict[str, int | None]
     """Name -> number of correct answers in any recognised form; None if the file does not record it."""
+    problems: str = SPLITS["test"]
+    """The kind of problems."""
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -63,7 +70,7 @@ def read_sweep(folder: Path) -> Sweep:
             SweepRow(r["mixture"], r["alpha"], r["format"], r["solved"], r["n"], r.get("anywhere"))
             for r in found["rows"]
         ]
-        sweep = Sweep(_setting(found), rows, found.get("trained_alpha"))
+        sweep = Sweep(_setting(found), rows, found.get("trained_alpha"), _problems(found))
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder / SWEEP, error) from error
     if not rows or any(row.n < 1 for row in rows):
@@ -88,6 +95,7 @@ def read_comparison(folder: Path) -> Comparison:
             disagreement=found["disagreement"],
             mcnemar_p=found["mcnemar_p"],
             anywhere={name: rates.get("anywhere") for name, rates in found["policies"].items()},
+            problems=_problems(found),
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(folder / COMPARE, error) from error
@@ -104,6 +112,11 @@ def _setting(found: dict[str, Any]) -> str:
         steps = [part for part in Path(policy or "").parts[-4:] if part != "checkpoints"]
         parts.append(f"policy {'/'.join(steps)}" if policy else "the policy is the base")
     return ", ".join(parts)
+
+
+def _problems(found: dict[str, Any]) -> str:
+    """The kind of problems, by the split of the settings. Files of older versions do not record it: held-out ones."""
+    return SPLITS[found.get("settings", {}).get("split", "test")]
 
 
 def _read(path: Path) -> Any:

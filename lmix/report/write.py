@@ -158,8 +158,7 @@ def sweep_section(sweep: Sweep, out: Path, name: str) -> list[str]:
     return [
         f"## Sweep of alpha: {sweep.task}",
         tables.sweep_markdown(rows),
-        f"{problems_text(sorted({row.n for row in sweep.rows}))}, one greedy completion each; in brackets 95 % Wilson "
-        "intervals.",
+        problems_text(sorted({row.n for row in sweep.rows}), sweep.problems),
         write_csv(rows, out, name),
         write_figure(figures.alpha_sweep(sweep.rows), out, name, "Format and solve rate against alpha"),
     ]
@@ -181,7 +180,7 @@ def comparison_section(comparison: Comparison, out: Path, name: str) -> list[str
     return [
         f"## {comparison.names[0]} and {comparison.names[1]}: {comparison.task}",
         tables.policies_markdown(rows),
-        f"{problems_text([comparison.n])}, one greedy completion each; in brackets 95 % Wilson intervals.",
+        problems_text([comparison.n], comparison.problems),
         tables.contingency_markdown(comparison),
         tables.disagreement_markdown(comparison),
         write_csv(rows, out, f"{name}-policies"),
@@ -189,9 +188,9 @@ def comparison_section(comparison: Comparison, out: Path, name: str) -> list[str
     ]
 
 
-def problems_text(counts: Sequence[int]) -> str:
-    """The number of held-out problems behind a table, as text."""
-    return f"{' or '.join(map(str, counts))} held-out problems"
+def problems_text(counts: Sequence[int], kind: str) -> str:
+    """The problems and intervals behind a table, as text."""
+    return f"{' or '.join(map(str, counts))} {kind}, one greedy completion each; in brackets 95 % Wilson intervals."
 
 
 def write_csv(rows: Sequence[dict[str, Any]], out: Path, name: str) -> str:

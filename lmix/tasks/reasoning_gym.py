@@ -76,6 +76,7 @@ class ReasoningGymTask(Task):
         for name, size in (("train_size", train_size), ("test_size", test_size)):
             if not 1 <= size <= GAP // TRIES:
                 raise ValueError(f"task.{name} must lie between 1 and {GAP // TRIES}, not {size}")
+        self.name = dataset
         self.dataset, self.config, self.seed, self.solution = dataset, dict(config or {}), seed, solution
         self.sizes: dict[Split, int] = {"test": test_size, "validation": test_size, "train": train_size}
         self._source = self.source(0, 1)  # so that mistakes in the settings are found now

@@ -10,6 +10,7 @@ from lmix.report import methods
 from lmix.report.bands import by_method, family
 from lmix.report.methods import method_name
 from lmix.report.runs import EVENTS, join_resumed, read_run, read_scalars, task_name
+from lmix.tasks import DatasetTask, MathTask
 from lmix.training.config import SamplingConfig
 from tests.report.conftest import config, solving, write_events
 from tests.training.helpers import data, module, trainer
@@ -188,6 +189,7 @@ def test_task_names():
     assert task_name(settings) == "arithmetic"
     settings["data"]["task"] = {"class_path": "lmix.tasks.DatasetTask", "init_args": {"source": "AI-MO/NuminaMath-1.5"}}
     assert task_name(settings) == "NuminaMath-1.5"
+    assert [DatasetTask("AI-MO/NuminaMath-1.5").name, MathTask("train.jsonl").name] == ["NuminaMath-1.5", "math"]
 
 
 def test_read_run(make_run):

@@ -82,6 +82,13 @@ def test_other_folders_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sweep_on_validation_problems_says_so(sweep_folder, tmp_path):
+    path = sweep_folder / "sweep.json"
+    assert "200 held-out problems, one" in write_report([sweep_folder], tmp_path / "out").read_text()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"split": "validation"}}))
+    assert "200 validation problems, one" in write_report([sweep_folder], tmp_path / "out").read_text()
+
+
 def test_sweeps_of_policies_trained_at_two_alphas_are_drawn_together(sweep_folder, tmp_path):
     """Two seeds of one alpha and one of another; a sweep that does not say its policy's alpha is left out."""
     content = json.loads((sweep_folder / "sweep.json").read_text())

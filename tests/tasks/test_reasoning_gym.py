@@ -39,6 +39,7 @@ def test_splits_are_disjoint_and_the_same_for_a_seed():
     assert questions(0, "train", **small) == found["train"]
     assert questions(0, "test", train_size=10, test_size=30) == found["test"]
     assert not set(questions(1, "test", **small)) & set(found["test"])
+    assert ReasoningGymTask("chain_sum").name == "chain_sum"
 
 
 @needed
