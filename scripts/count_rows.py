@@ -32,7 +32,7 @@ def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[st
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault(tuple((key, row[key]) for key in KEYS if key in row), []).append(row)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=lambda group: [(value is not None, value) for _, value in group[0]]))
 
 
 def rate(rows: Sequence[dict[str, Any]], *names: str) -> str:

@@ -39,3 +39,12 @@ def test_a_right_answer_of_a_cut_completion_is_answered_and_not_solved(tmp_path,
     monkeypatch.setattr(sys, "argv", ["count_rows.py", str(tmp_path / "cut.jsonl")])
     count_rows.main()
     assert "solved   0.0 (0.0 to 79.3)  answered 100.0 (20.7 to 100.0)  ended 0.0" in capsys.readouterr().out
+
+
+def test_greedy_rows_come_before_sampled_ones(tmp_path, monkeypatch, capsys):
+    """Greedy rows of evaluate have no temperature, and those of a run no seed."""
+    rows = [ROW | {"temperature": temperature} for temperature in (1.0, None)]
+    (tmp_path / "rows.jsonl").write_text("".join(json_lines(rows)), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["count_rows.py", str(tmp_path / "rows.jsonl")])
+    count_rows.main()
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["None", "1.0"]
