@@ -192,7 +192,7 @@ def test_chat_messages_go_through_the_chat_template(tmp_path):
     task = DatasetTask(path, problem_column="prompt", prompt="{problem}!")
     (problem,) = task.problems("train")
     said = refusal(task.prompt_ids, problem, tokenizer)
-    assert "problem 0 of task dataset is a conversation of 4 messages, which needs task.chat and a tokenizer" in said
+    assert "problem 0 of task a.jsonl is a conversation of 4 messages, which needs task.chat and a tokenizer" in said
     chatty = type(tokenizer).from_pretrained(tokenizer.name_or_path)
     chatty.chat_template = "{% for m in messages %}({{ m.role[0] }}{{ m.content }}){% endfor %}"
     ids = task.prompt_ids(problem, chatty)
