@@ -86,7 +86,7 @@ def band(runs: Sequence[Run], tag: str) -> Band | None:
     if not steps:
         return None
     columns = [[v[step] for v in values] for step in steps]
-    return spread(steps, columns)
+    return band_of(steps, columns)
 
 
 def compute_band(runs: Sequence[Run], tag: str) -> Band | None:
@@ -97,10 +97,11 @@ def compute_band(runs: Sequence[Run], tag: str) -> Band | None:
         return None
     columns = [[of_run[step] for of_run, step in zip(values, steps, strict=True)] for steps in shared]
     flops = [[of_run[step] / 1e15 for of_run, step in zip(spent, steps, strict=True)] for steps in shared]
-    return spread([sum(f) / len(f) for f in flops], columns)
+    return band_of([sum(f) / len(f) for f in flops], columns)
 
 
-def spread(at: Sequence[float], columns: Sequence[Sequence[float]]) -> Band:
+def band_of(at: Sequence[float], columns: Sequence[Sequence[float]]) -> Band:
+    """The band of the values in each column, one column for each place in `at`."""
     return Band(at, [sum(c) / len(c) for c in columns], [min(c) for c in columns], [max(c) for c in columns])
 
 

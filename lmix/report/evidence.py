@@ -80,20 +80,29 @@ def measured(runs: Sequence[Run]) -> list[Measured]:
     """
     found = []
     for method, group in by_method(runs).items():
+        stored = [read_held_out(run.folder) for run in group]
         for who in ("mixed", "policy"):
-            policy = measure(method, who, group)
+            policy = measure(method, who, group, stored)
             if policy is not None and len(policy.problems) > 1:
                 found.append(policy)
     return found
 
 
-def measure(method: str, who: Who, runs: Sequence[Run]) -> Measured | None:
-    """One policy of a method's runs at the last evaluation that they share; None if not all of them stored it."""
+def measure(method: str, who: Who, runs: Sequence[Run], stored: Sequence[Sequence[CompletionRow]]) -> Measured | None:
+    """One policy of a method's runs at the last evaluation that they share; None if not all of them stored it.
+
+    Args:
+        method: the method's name.
+        who: the policy.
+        runs: the method's runs.
+        stored: the completions that each of them stored, see `read_held_out`.
+    """
     shared = evaluations(runs)
     if not shared:
         return None
-    stored = zip(runs, shared[-1], strict=True)
-    rows = {run.seed or 0: at_step(read_held_out(run.folder), step, who) for run, step in stored}
+    rows = {
+        run.seed or 0: at_step(of_run, step, who) for run, of_run, step in zip(runs, stored, shared[-1], strict=True)
+    }
     return Measured(method, who, shared[-1], rows) if all(rows.values()) else None
 
 
@@ -105,8 +114,8 @@ def read_held_out(folder: Path) -> tuple[CompletionRow, ...]:
     """
     known = CompletionRow.__dataclass_fields__
     rows = []
-    found = (folder / "completions").glob("val*")
-    for path in sorted(path for path in found if path.name.endswith((".jsonl", ".jsonl.gz"))):
+    paths = (folder / "completions").glob("val*")
+    for path in sorted(path for path in paths if path.name.endswith((".jsonl", ".jsonl.gz"))):
         with open_text(path) as file:
             for number, line in enumerate(file, start=1):
                 try:

@@ -63,7 +63,7 @@ def base_method(config: dict[str, Any]) -> str:
     """The name of the method without `own_classes` and `variants`."""
     arguments = model_arguments(config)
     alpha = arguments.get("alpha", 0.5)
-    callbacks = [callback["class_path"] for callback in config["trainer"].get("callbacks") or []]
+    names = [callback["class_path"] for callback in callbacks(config)]
     if config["model"]["class_path"].endswith("SFTModule"):
         return "sft" if arguments["adapters"].get("policy") in BASE else "sft_continued"
     if own := MODULES.get(last_part(config["model"]["class_path"], ".")):
@@ -75,7 +75,7 @@ def base_method(config: dict[str, Any]) -> str:
         return f"ensemble, {' '.join(f'{weight:g}' for weight in weights)}"
     rules = {"AdaptiveAlpha": "adaptive", "AccuracyWeightedAlpha": "accuracy_weighted", "AlphaSchedule": "schedule"}
     for ending, method in rules.items():
-        if any(name.endswith(ending) for name in callbacks):
+        if any(name.endswith(ending) for name in names):
             return method
     if alpha == 0:
         return "kl_grpo" if options(config, "objective").get("beta", 0) > 0 else "grpo"
@@ -87,8 +87,7 @@ def base_method(config: dict[str, Any]) -> str:
 
 def own_classes(config: dict[str, Any]) -> list[str]:
     """Names of an objective other than GRPO, and of the user's own model and callbacks, which make another method."""
-    callbacks = config["trainer"].get("callbacks") or []
-    paths = [part["class_path"] for part in [config["model"], *callbacks]]
+    paths = [part["class_path"] for part in [config["model"], *callbacks(config)]]
     own = [last_part(path, ".") for path in paths if "." in short_class(path)]
     objective = objective_name(config)
     named = objective in ("GRPO", "Distillation") or base_method(config) == OBJECTIVES.get(objective)
@@ -145,6 +144,11 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
 def model_arguments(config: dict[str, Any]) -> dict[str, Any]:
     """The model's `init_args`."""
     return config["model"]["init_args"]
+
+
+def callbacks(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trainer's callbacks, each with `class_path` and `init_args`."""
+    return config["trainer"].get("callbacks") or []
 
 
 def options(config: dict[str, Any], group: str) -> dict[str, Any]:

@@ -134,13 +134,14 @@ def stored(console: Any, a: list[str], b: list[str]) -> tuple[Components, int, i
 def measured_in_order(name: str, folders: Sequence[str]) -> Measured:
     """The policy under training of one method's runs, with the runs' places in the list as seeds."""
     runs = [replace(read_run(Path(folder)), seed=place) for place, folder in enumerate(folders)]
-    for run in runs:
-        if not read_held_out(run.folder):
+    stored = [read_held_out(run.folder) for run in runs]
+    for run, rows in zip(runs, stored, strict=True):
+        if not rows:
             raise ValueError(f"'{run.folder}' has no completions/val.jsonl: give folders of runs that were evaluated")
-    found = measure(name, "mixed", runs)
-    if found is None:
+    policy = measure(name, "mixed", runs, stored)
+    if policy is None:
         raise ValueError(f"the runs of {name} share no evaluation: give runs of equal length or compute")
-    return found
+    return policy
 
 
 def in_points(difference: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lmix.report.methods import differences, last_part, method_name, model_arguments
+from lmix.report.methods import callbacks, differences, last_part, method_name, model_arguments
 
 EVENTS = "events.out.tfevents.*"
 SOLVE_RATE, FORMAT_RATE, FLOPS = "val/solve_rate", "val/format_rate", "compute/flops"
@@ -42,8 +42,11 @@ class Run:
     @property
     def spent_its_budget(self) -> bool:
         """Whether the run went on until its `ComputeBudget` ended it."""
-        callbacks = self.config["trainer"].get("callbacks") or []
-        budgets = [c["init_args"]["flops"] for c in callbacks if last_part(c["class_path"], ".") == "ComputeBudget"]
+        budgets = [
+            c["init_args"]["flops"]
+            for c in callbacks(self.config)
+            if last_part(c["class_path"], ".") == "ComputeBudget"
+        ]
         spent = [flops for _, flops in self.scalars.get(FLOPS, [])]
         return bool(budgets and spent) and spent[-1] >= min(budgets)
 

@@ -25,7 +25,7 @@ def rates_rows(runs: Sequence[Run]) -> list[Row]:
     rows = []
     for method, group in by_method(runs).items():
         shared = evaluations(group)
-        if not shared:
+        if not shared or not all(FORMAT_RATE in run.scalars for run in group):
             continue
         solved, formatted = ([dict(run.scalars[tag]) for run in group] for tag in (SOLVE_RATE, FORMAT_RATE))
         of_runs = list(zip(*shared, strict=True))

@@ -78,7 +78,7 @@ class DatasetTask(Task):
         super().__init__(**kwargs)
         if answer_column is None and solution_column is None:
             raise ValueError("task.answer_column and task.solution_column are both null: set the one with the answers")
-        if type(self) is DatasetTask:
+        if self.name == DatasetTask.name:
             self.name = source.rstrip("/").rpartition("/")[2]
         self.source, self.test_source, self.config_name = source, test_source or source, config_name
         self.split_names = {"train": train_split, "test": test_split or train_split}

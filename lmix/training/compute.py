@@ -3,7 +3,7 @@
 Curves can be drawn against it. Evaluations of held-out problems are not counted, since they are not part of a method.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -51,9 +51,7 @@ class Compute:
         streams = {stream for mixture in mixtures for stream in mixture.streams}
         tokens = sum(len(r.completion_ids) for group in groups for r in group.rollouts)
         prompts = sum(len(group.prompt.ids) for group in groups)
-        linear = sum(self.linear[s] for s in streams)
-        adapters = sum(self.adapters[s] for s in streams)
-        self.here["flops"] += drawn_flops(linear, adapters, self.heads[POLICY], prompts, tokens)
+        self.here["flops"] += self._forward(streams, prompts, tokens)
         self.here["drawn_tokens"] += tokens
 
     def train(
@@ -72,9 +70,8 @@ class Compute:
             passes, heads: see `trained_flops`.
             frozen: streams that also make a forward pass.
         """
-        predicted = sum(len(r.completion_ids) for r in rows)
-        read = {id(r.prompt if share_prompts else r): len(r.prompt.ids) for r in rows}
-        tokens = predicted + sum(read.values())
+        prompts, predicted = count_tokens(rows, share_prompts)
+        tokens = prompts + predicted
         sizes = self.linear[POLICY], self.adapters[POLICY], self.heads[POLICY]
         self.here["flops"] += trained_flops(*sizes, tokens, predicted, passes, heads)
         self.here["flops"] += sum(drawn_flops(self.linear[stream], 0, 0, tokens, 0) for stream in frozen)
@@ -82,11 +79,12 @@ class Compute:
 
     def score(self, rows: Sequence[Rollout], share_prompts: bool, mixture: Mixture) -> None:
         """Count one forward pass of a mixture over rows, such as a teacher's. Its tokens are not trained on."""
-        predicted = sum(len(r.completion_ids) for r in rows)
-        prompts = sum({id(r.prompt if share_prompts else r): len(r.prompt.ids) for r in rows}.values())
-        linear = sum(self.linear[stream] for stream in mixture.streams)
-        adapters = sum(self.adapters[stream] for stream in mixture.streams)
-        self.here["flops"] += drawn_flops(linear, adapters, self.heads[POLICY], prompts, predicted)
+        self.here["flops"] += self._forward(mixture.streams, *count_tokens(rows, share_prompts))
+
+    def _forward(self, streams: Collection[str], prompts: int, tokens: int) -> float:
+        """Operations of one forward pass of streams over tokens of prompts, and of completions with the head."""
+        linear, adapters = (sum(weights[stream] for stream in streams) for weights in (self.linear, self.adapters))
+        return drawn_flops(linear, adapters, self.heads[POLICY], prompts, tokens)
 
     def collect(self, module: "AdapterModule") -> dict[str, float]:
         """Add the counts of all ranks to the totals, and return the values to log. Every rank must call it."""
@@ -94,6 +92,12 @@ class Compute:
         self.totals = {name: self.totals[name] + value for name, value in zip(COUNTS, spent, strict=True)}
         self.here = dict.fromkeys(COUNTS, 0.0)
         return {f"compute/{name}": value for name, value in self.totals.items()}
+
+
+def count_tokens(rows: Sequence[Rollout], share_prompts: bool) -> tuple[int, int]:
+    """Tokens of the prompts that are read for rows, and of the completions."""
+    prompts = {id(r.prompt if share_prompts else r): len(r.prompt.ids) for r in rows}
+    return sum(prompts.values()), sum(len(r.completion_ids) for r in rows)
 
 
 class ComputeBudget(L.Callback):

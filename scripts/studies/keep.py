@@ -33,7 +33,7 @@ def keep(studies: Sequence[TaskStudy], target: Path) -> int:
         runs = [(method, seed) for method, seeds in study.study.seeds.items() for seed in seeds]
         for stage in (study.run(method, seed) for method, seed in runs):
             to = target / stage.folder.relative_to(study.out)
-            if stage.done and not to.exists():
+            if stage.done and not (to / "config.yaml").exists():
                 keep_run(stage.folder, to)
                 copied += 1
     return copied
@@ -41,8 +41,8 @@ def keep(studies: Sequence[TaskStudy], target: Path) -> int:
 
 def keep_run(folder: Path, to: Path) -> None:
     """Copy a run's configuration, scalars and held-out completions, these compressed."""
+    shutil.rmtree(to, ignore_errors=True)  # what a killed copy left
     (to / "completions").mkdir(parents=True)
-    shutil.copyfile(folder / "config.yaml", to / "config.yaml")
     for path in (folder / "completions").glob("val*.jsonl"):
         # without a time, so that equal rows make equal files
         (to / "completions" / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
@@ -50,3 +50,4 @@ def keep_run(folder: Path, to: Path) -> None:
         for tag, points in read_scalars(sorted(folder.glob(EVENTS))).items():
             for step, value in points if tag.startswith(TAGS) else []:
                 writer.add_scalar(tag, value, step)
+    shutil.copyfile(folder / "config.yaml", to / "config.yaml")  # last: it marks a whole copy

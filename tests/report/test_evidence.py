@@ -173,8 +173,8 @@ def test_runs_that_their_compute_budget_ended_are_compared_at_their_ends(make_ru
     text = write_report(folders, tmp_path / "out").read_text()
     assert "- grpo: 2 seeds (0, 1), 1 evaluation, at step 7 to 9; a compute budget ended the runs" in text
     assert "ends-arithmetic-tiny-arithmetic.png" in text
-    found = power(0.2, a=list(map(str, folders)), b=list(map(str, fixed)))
-    assert found["detectable"] == all_differences([grpo, other])[0].detectable
+    result = power(0.2, a=list(map(str, folders)), b=list(map(str, fixed)))
+    assert result["detectable"] == all_differences([grpo, other])[0].detectable
 
 
 def test_runs_that_stopped_before_their_budget_are_not_compared_at_their_ends(make_run, capsys):
