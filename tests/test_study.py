@@ -12,6 +12,7 @@ from reproduction import execution
 from reproduction.arguments import parse
 from reproduction.stage import Stage
 from studies.config import read_study
+from studies.runs import TaskStudy
 from torch.utils.tensorboard import SummaryWriter
 
 from lmix.cli import run_trainer
@@ -82,6 +83,11 @@ def run(tmp_path, monkeypatch, *flags, **changes):
     return script.main()
 
 
+def waves(tmp_path, **changes):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes))
+    return list(TaskStudy(read_study(tmp_path / "study.yaml"), "sums", tmp_path).waves())
+
+
 def name_of(line):
     settings = parse(line)
     return settings.get("trainer.logger.name"), settings.get("seed_everything")
@@ -116,6 +122,27 @@ def test_a_study_from_its_first_stage_to_its_last(machine, tmp_path, monkeypatch
     report = machine.lines[-1]
     assert "report" in report
     assert sum("seed" in word for word in report) == 6 * 2 + 4
+
+
+def test_a_study_with_a_given_budget_runs_every_method_to_it(machine, tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch, flops=50) == 0
+    fits = [parse(line) for line in machine.lines if "fit" in line]
+    budgets = {s["trainer.logger.name"]: s.get("trainer.callbacks.flops") for s in fits if s["seed_everything"] != "9"}
+    assert budgets.pop("sft") is None
+    assert set(budgets.values()) == {"50"}
+    assert json.loads((tmp_path / "out" / "sums" / "choices.json").read_text())["flops"] == 50
+    *_, last_wave = waves(tmp_path, flops=50)
+    assert {stage.folder.parent.name for stage in last_wave} == set(budgets)
+
+
+def test_one_learning_rate_of_sft_needs_no_choice(tmp_path):
+    first, *_ = waves(tmp_path, tuned=STUDY["tuned"] | {"sft": [1e-4]})
+    assert [stage.folder.relative_to(tmp_path).as_posix() for stage in first] == [
+        "sums/tuning/sft-lr0.0001/seed9",
+        "sums/sft/seed0",
+        "sums/sft/seed1",
+    ]
+    assert "--model.optimizer.lr=0.0001" in first[1].line()
 
 
 def test_a_study_goes_on_where_it_was_stopped(machine, tmp_path, monkeypatch):
@@ -214,10 +241,21 @@ def test_a_field_can_be_changed_on_the_command_line(tmp_path):
     assert study.steps == 7
 
 
-def test_the_shipped_studies_are_read():
-    for path in sorted((ROOT / "scripts" / "studies").glob("*.yaml")):
-        if path.stem != "screening":
-            assert len(read_study(path).tasks) == 2
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "studies").glob("qwen*.yaml")), ids=lambda path: path.stem)
+def test_every_command_of_a_shipped_study_parses(path, machine, tmp_path, monkeypatch):
+    study = read_study(path)
+    changes = {
+        "tasks": {name: STUDY["tasks"]["sums"] | {"test_size": 500} for name in study.tasks},
+        "model": {"model.backbone.path": "lmix:tiny-arithmetic"},
+        "tuned": {method: [1e-4] for method in study.tuned},  # the rates of which Machine knows what they solve
+    }
+    flags = [f"--set={field}={json.dumps(value)}" for field, value in changes.items()]
+    monkeypatch.setattr("sys.argv", ["study.py", str(path), f"--out={tmp_path}", *flags])
+    assert script.main() == 0
+    fits = {name_of(line)[0]: line for line in machine.lines if "fit" in line}  # one command of each method
+    assert set(fits) >= set(study.seeds)
+    for line in fits.values():
+        run_trainer(line[2:], start=False)
 
 
 @pytest.mark.parametrize(

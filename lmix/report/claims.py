@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lmix.evaluation.statistics import Estimate
 from lmix.report.bands import family
 from lmix.report.evidence import Difference, Measured, difference
 from lmix.rollout.types import Who
@@ -35,6 +36,12 @@ CLAIMS = (
 )
 
 VERDICTS = {1: "yes", -1: "no, the opposite", 0: "can't be told"}
+
+
+def verdict(estimate: Estimate) -> str:
+    """What the data say about a claim. One seed cannot speak for other seeds, so it is named."""
+    text = VERDICTS[estimate.says]
+    return f"{text} (one seed)" if estimate.says and estimate.seeds == 1 else text
 
 
 def check_claims(policies: Sequence[Measured]) -> list[tuple[Claim, Difference]]:

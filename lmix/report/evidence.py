@@ -18,7 +18,7 @@ from lmix.evaluation.statistics import (
     paired_difference,
 )
 from lmix.files import open_text
-from lmix.report.bands import by_method, evaluations
+from lmix.report.bands import by_method, evaluations, family
 from lmix.report.runs import Run
 from lmix.rollout.types import Who
 
@@ -146,12 +146,13 @@ def means(flags_SNk: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
 def difference(a: Measured, b: Measured, score: str = "solved") -> Difference | None:
     """The score of a minus that of b; None if they share no seed, or fewer than two problems.
 
-    A method with a single run, such as the SFT reference of all seeds, is compared with every seed of the other method.
+    A single SFT run is the reference of all seeds, so it is compared with every seed of the other method, and the
+    interval is for this reference. Any other method is compared only in the seeds that both have: with one run, how
+    much it differs between seeds is not known.
     """
     problems = sorted(set(a.problems) & set(b.problems))
-    shared = sorted(set(a.rows) & set(b.rows))
-    seeds_a = seeds_b = shared
-    if 1 in (len(a.rows), len(b.rows)):
+    seeds_a = seeds_b = sorted(set(a.rows) & set(b.rows))
+    if any(family(policy.method) == "sft" and len(policy.rows) == 1 for policy in (a, b)):
         seeds_a, seeds_b = sorted(a.rows), sorted(b.rows)
     if not seeds_a or not seeds_b or len(problems) < 2:
         return None

@@ -5,7 +5,7 @@ from typing import Any
 
 from lmix.evaluation.statistics import Estimate
 from lmix.report.bands import steps_text
-from lmix.report.claims import VERDICTS, Claim
+from lmix.report.claims import Claim, verdict
 from lmix.report.evidence import SCORES, Difference, Measured, adjusted, pooled
 from lmix.report.tables import Row, markdown
 
@@ -15,7 +15,8 @@ RATES_NOTE = (
 )
 DIFFERENCES_NOTE = (
     "First minus second, in points, paired by problem and seed, with 95 % intervals; p adjusted for the number of rows "
-    "(Holm). *Could see*: the true difference that such a study detects 4 times in 5."
+    "(Holm). *Could see*: the true difference that such a study detects 4 times in 5. With one seed, all of these are "
+    "about this seed's runs: how much runs differ is not known."
 )
 CLAIMS_NOTE = (
     "*yes* and *no, the opposite*: the 95 % interval of the difference, in points, excludes 0; not adjusted for the "
@@ -99,7 +100,7 @@ def claim_rows(claims: Sequence[tuple[Claim, Difference]]) -> list[Row]:
             "score": claim.score,
             "seeds": each.estimate.seeds,
             **_estimate("difference", each.estimate),
-            "says": VERDICTS[each.estimate.says],
+            "says": verdict(each.estimate),
             "detectable": each.detectable,
         }
         for claim, each in claims

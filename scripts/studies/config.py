@@ -37,7 +37,8 @@ class Study:
     sft_steps: int
     sft_prompts_per_step: int
     steps: int
-    """Steps of `fixed`. All other methods except SFT stop at the compute that it spends on average over seeds."""
+    """Steps of `fixed`, unless `flops` is given. All other methods except SFT stop at the compute that it spends on
+    average over seeds."""
     prompts_per_step: int
     samples_per_prompt: int
     eval_size: int
@@ -60,6 +61,9 @@ class Study:
     alphas: list[float] = field(default_factory=lambda: [0.5])
     """Alpha of `fixed`, and initial alpha of `adaptive`. If there are several, the one with which the untrained mixture
     solves most validation problems is used."""
+    flops: float | None = None
+    """Floating-point operations at which every method except SFT stops. All of them can then run at the same time,
+    because none has to wait for what `fixed` spends."""
     settings: Settings = field(default_factory=dict)
     """Additional arguments of every run."""
 

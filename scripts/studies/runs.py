@@ -57,18 +57,20 @@ class TaskStudy:
     def waves(self) -> Iterator[list[Stage]]:
         """Yield groups of stages. A group depends on the choices that follow from earlier groups."""
         study = self.study
-        yield [self.tuning("sft", rate) for rate in study.tuned["sft"]]
-        yield [self.run("sft", seed) for seed in study.seeds["sft"]]
+        tuning = [self.tuning("sft", rate) for rate in study.tuned["sft"]]
+        sft = [self.run("sft", seed) for seed in study.seeds["sft"]]
+        yield from ([tuning, sft] if len(tuning) > 1 else [tuning + sft])
         if len(study.alphas) > 1:
             yield [self.sweep()]
         yield [self.tuning(method, rate) for method, rates in study.tuned.items() for rate in rates if method != "sft"]
-        yield [self.run("fixed", seed) for seed in study.seeds["fixed"]]  # determines the compute of the others
-        yield [
+        fixed = [self.run("fixed", seed) for seed in study.seeds["fixed"]]
+        others = [
             self.run(method, seed)
             for seed in study.seeds["sft"]
             for method, seeds in study.seeds.items()
             if method not in ("sft", "fixed") and seed in seeds
         ]
+        yield from ([fixed, others] if study.flops is None else [fixed + others])  # `fixed` determines the budget
 
     def folder(self, method: str, seed: int, rate: float | None = None) -> Path:
         name = method if rate is None else f"tuning/{method}-lr{rate:g}"
@@ -92,7 +94,7 @@ class TaskStudy:
     def run(self, method: str, seed: int) -> Stage:
         """A run of the study, evaluated on held-out problems at its end."""
         study = self.study
-        steps = {"sft": study.sft_steps, "fixed": study.steps}.get(method)
+        steps = {"sft": study.sft_steps, "fixed": study.steps if study.flops is None else None}.get(method)
 
         def settings() -> Settings:
             end: Settings = {
@@ -205,14 +207,18 @@ class TaskStudy:
         """The learning rate with which most validation problems are solved; on a tie, the smallest."""
         tuned = method if method in self.study.tuned else self.study.same_rate[method]
         rates = sorted(self.study.tuned[tuned])
+        if len(rates) == 1:
+            return rates[0]
         solved = [last(self.folder(tuned, self.study.tuning_seed, rate), "val/solve_rate") for rate in rates]
         return rates[solved.index(max(solved))]
 
     def budget(self) -> float:
-        """The mean compute of `fixed` over its seeds, in floating-point operations.
+        """The compute at which a run ends, in floating-point operations: `flops`, or what `fixed` spends on average.
 
         All seeds of the other methods get the same number, so that the report recognises them as one method.
         """
+        if self.study.flops is not None:
+            return self.study.flops
         spent = [last(self.folder("fixed", seed), "compute/flops") for seed in self.study.seeds["fixed"]]
         return float(f"{sum(spent) / len(spent):.4g}")
 

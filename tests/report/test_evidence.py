@@ -9,7 +9,7 @@ import pytest
 
 from lmix.evaluation.statistics import components, crossed_mean, detectable_difference, paired_difference
 from lmix.report import write_report
-from lmix.report.claims import check_claims
+from lmix.report.claims import check_claims, verdict
 from lmix.report.evidence import all_differences, measured
 from lmix.report.figures import accuracy_against_compute
 from lmix.report.power import power
@@ -92,9 +92,22 @@ def test_rates_and_differences_are_those_of_the_scores(study):
     assert pair.estimate == paired_difference(scores["kl_grpo"].mean(2), scores["fixed"].mean(2))
     parts = components(scores["kl_grpo"], scores["fixed"])
     assert pair.detectable == detectable_difference(parts, N, K, 3)
-    with_sft = found["sft", "fixed, α=0.5"].estimate  # one run against every seed
+    with_sft = found["sft", "fixed, α=0.5"].estimate  # one reference against every seed
     assert with_sft == paired_difference(scores["sft"].mean(2), scores["fixed"].mean(2))
     assert with_sft.seeds == 3
+
+
+def test_a_method_with_one_seed_is_compared_in_this_seed_alone(study):
+    folders, scores = study
+    kept = [folder for folder in folders if folder.name not in ("kl_grpo0", "kl_grpo2")]
+    pairs = {(d.a.method, d.b.method): d for d in all_differences(measured([read_run(folder) for folder in kept]))}
+    estimate = pairs["kl_grpo", "fixed, α=0.5"].estimate
+    assert estimate == paired_difference(scores["kl_grpo"][1:2].mean(2), scores["fixed"][1:2].mean(2))
+    assert estimate.seeds == 1
+    policies = measured([read_run(folder) for folder in kept])
+    says = {claim.text: verdict(pair.estimate) for claim, pair in check_claims(policies)}
+    assert says["Logit averaging solves more than KL-GRPO"] == "yes (one seed)"
+    assert says["Logit averaging solves more than SFT"] == "yes"  # three seeds of `fixed`
 
 
 def test_claims_are_read_from_the_interval(study):
