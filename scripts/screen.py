@@ -4,13 +4,15 @@
 
 The base alone decodes the first `problems` held-out problems of each task greedily. Tasks that are already in
 OUT/screen.jsonl are skipped. A study needs tasks on which the model's answer is correct in any form for 15 to 60 % of
-the problems, and on which it seldom uses the template by itself.
+the problems, clearly more than one constant answer, and on which it seldom uses the template by itself.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +82,17 @@ def measure(
         "format": count_format(rows),
         "solved": count_solved(rows),
         "anywhere": count_anywhere(rows),
+        "constant": count_constant([row.gold for row in rows]),
         "ended": sum(row.ended for row in rows),
         "tokens": sum(row.tokens for row in rows) / len(rows),
         "seconds": round(time.perf_counter() - start, 1),
         "examples": [[prompts[i].problem.problem, rows[i].completion, rows[i].gold] for i in range(3)],
     }
+
+
+def count_constant(golds: Sequence[str]) -> int:
+    """The number of problems that one answer solves if it is always given: the most frequent reference answer."""
+    return Counter(str(gold) for gold in golds).most_common(1)[0][1]  # a task's own class may differ by problem
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -95,10 +103,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         low, high = wilson_interval(row["anywhere"], n)
         settings = ", ".join(f"{name}={value}" for name, value in row["settings"].get("config", {}).items())
         anywhere = f"{100 * row['anywhere'] / n:.0f} ({100 * low:.0f} to {100 * high:.0f})"
-        shares = [f"{100 * row[field] / n:.0f}" for field in ("format", "solved", "ended")]
+        shares = [f"{100 * row[field] / n:.0f}" for field in ("constant", "format", "solved", "ended")]
         return [row["name"], settings, str(n), anywhere, *shares, f"{row['tokens']:.0f}", f"{row['seconds']:.0f}"]
 
-    header = ["task", "settings", "problems", "right anywhere, %", "format, %", "solved, %", "ended, %", "tokens", "s"]
+    header = ["task", "settings", "problems", "right anywhere, %", "constant, %", "format, %", "solved, %", "ended, %"]
+    header += ["tokens", "s"]
     return markdown(header, [cells(row) for row in sorted(rows, key=lambda row: -row["anywhere"] / row["problems"])])
 
 
