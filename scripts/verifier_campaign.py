@@ -116,19 +116,19 @@ def fuzz(golds: list[str], count: int, deadline: float, workers: int = 2) -> dic
     start = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
         parts = pool.map(lambda k: judged(answers[k::workers], deadline), range(workers))
-        found = [lap for part in parts for lap in part]
+        laps = [lap for part in parts for lap in part]
     seconds = time.perf_counter() - start
     outcomes: dict[str, Counter[str]] = {}
     slowest: dict[str, float] = {}
-    for kind, outcome, lap in found:
+    for kind, outcome, lap in laps:
         outcomes.setdefault(kind, Counter())[outcome] += 1
         slowest[kind] = max(slowest.get(kind, 0.0), lap)
     return {
-        "answers": len(found),
+        "answers": len(laps),
         "workers": workers,
         "deadline": deadline,
         "seconds": seconds,
-        "answers_per_second": len(found) / seconds,
+        "answers_per_second": len(laps) / seconds,
         # includes starting a new worker, which happens in the call after a kill
         "slowest_seconds": max(slowest.values()),
         "parent_grown_mb": (process.memory_info().rss - before) / 2**20,
@@ -140,14 +140,14 @@ def fuzz(golds: list[str], count: int, deadline: float, workers: int = 2) -> dic
 
 def judged(answers: list[tuple[str, str, str]], deadline: float) -> list[tuple[str, str, float]]:
     """Kind, outcome and seconds of each answer, judged by a verifier with one worker."""
-    found = []
+    laps = []
     with Verifier(1, deadline) as verifier:
         verifier.verify(["1+x"], ["x+1"])  # starts the worker
         for kind, answer, gold in answers:
             lap = time.perf_counter()
             (verdict,) = verifier.verify([answer], [gold])
-            found.append((kind, verdict.outcome, time.perf_counter() - lap))
-    return found
+            laps.append((kind, verdict.outcome, time.perf_counter() - lap))
+    return laps
 
 
 def respelled(gold: str) -> str:
@@ -176,7 +176,7 @@ def agreement(golds: list[str], wrong: int, deadline: float, workers: int = 2) -
     theirs = [bool(verify(parse(rf"${gold}$"), parse(rf"\boxed{{{answer}}}"))) for answer, gold, _ in pairs]
     their_seconds = time.perf_counter() - start
     right = [p[2] for p in pairs]
-    found = {
+    results = {
         "golds": len(golds),
         "distinct_pairs": len(pairs),
         "workers": workers,
@@ -189,12 +189,12 @@ def agreement(golds: list[str], wrong: int, deadline: float, workers: int = 2) -
         "math_verify_answers_per_second": len(pairs) / their_seconds,
         "throughput_ratio": their_seconds / our_seconds,
     }
-    found["disagreements"] = [
+    results["disagreements"] = [
         {"gold": g, "answer": a, "right": r, "lmix": o, "math_verify": t}
         for (a, g, r), o, t in zip(pairs, ours, theirs, strict=True)
         if o != r or t != r
     ]
-    return found
+    return results
 
 
 def wrong_answers(golds: list[str], count: int, chance: random.Random) -> list[tuple[str, str]]:

@@ -65,18 +65,18 @@ def trace(
     }
     logits[MIXTURE] = policy.mixed_logits(hidden_K, mixture)
     chosen = torch.tensor(completion_ids, device=policy.device)[:, None]
-    found = {}
+    by_stream = {}
     for name, logits_TV in logits.items():
         probabilities_TV = logits_TV.softmax(-1)
         values, tokens = probabilities_TV.topk(min(top, probabilities_TV.shape[-1]))
-        found[name] = (probabilities_TV.gather(1, chosen)[:, 0].tolist(), values.tolist(), tokens.tolist())
+        by_stream[name] = (probabilities_TV.gather(1, chosen)[:, 0].tolist(), values.tolist(), tokens.tolist())
     return [
         TokenTrace(
             token_text(tokenizer, token),
-            {name: of[0][place] for name, of in found.items()},
+            {name: of[0][place] for name, of in by_stream.items()},
             {
                 name: [(token_text(tokenizer, t), v) for t, v in zip(of[2][place], of[1][place], strict=True)]
-                for name, of in found.items()
+                for name, of in by_stream.items()
             },
         )
         for place, token in enumerate(completion_ids)

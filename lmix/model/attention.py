@@ -38,13 +38,13 @@ def attention_masks(
     kinds = attention_kinds(config)
     if "sliding_attention" in kinds:
         masks["sliding_attention"] = seen & (queries - keys < config.sliding_window)  # pyright: ignore
-    found = {}
+    by_kind = {}
     for kind in kinds:
         mask = masks[kind][:, None]
         if config._attn_implementation == "eager":
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-        found[kind] = mask
-    return found if len(found) > 1 else found[kinds[0]]
+        by_kind[kind] = mask
+    return by_kind if len(by_kind) > 1 else by_kind[kinds[0]]
 
 
 def attention_for(config: PretrainedConfig) -> str:

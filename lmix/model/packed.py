@@ -58,10 +58,10 @@ def packed(model: nn.Module, streams: Sequence[str], wanted: bool) -> Iterator[N
 
 def packable(module: nn.Module) -> list[Any]:
     """The frozen linear layers inside a module; of a layer with a LoRA, the LoRA layer around it."""
-    found = []
+    modules = []
     for child in module.children():
-        found += [child] if hasattr(child, "packed") else packable(child)
-    return found
+        modules += [child] if hasattr(child, "packed") else packable(child)
+    return modules
 
 
 class PackedProduct:

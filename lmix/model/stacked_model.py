@@ -120,5 +120,5 @@ class Part:
 
 def parts_of(models: Sequence[StackedModel], streams: Sequence[str]) -> list[Part]:
     """The models that have any of these streams, each with its share of them: one stacked pass each."""
-    found = [Part(model, tuple(name for name in streams if name in model.streams)) for model in models]
-    return [part for part in found if part.streams]
+    parts = [Part(model, tuple(name for name in streams if name in model.streams)) for model in models]
+    return [part for part in parts if part.streams]

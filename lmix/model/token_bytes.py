@@ -30,10 +30,10 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
             return bytes([int(token[3:5], 16)])
         return str(tokenizer.decode([*first, number]))[before:].encode()
 
-    found = [b""] * (max(vocabulary.values()) + 1)
+    pieces = [b""] * (max(vocabulary.values()) + 1)
     for token, number in vocabulary.items():
-        found[number] = as_bytes(token, number)
-    return found
+        pieces[number] = as_bytes(token, number)
+    return pieces
 
 
 def bytes_of_characters() -> dict[str, int]:

@@ -46,11 +46,11 @@ def verdict(estimate: Estimate) -> str:
 
 def check_claims(policies: Sequence[Measured]) -> list[tuple[Claim, Difference]]:
     """Each claim with the difference of every pair of methods it applies to, among those that were run."""
-    found = []
+    checked = []
     for claim in CLAIMS:
         told = [p for p in policies if claim.score in p.scores]
         better = [p for p in told if family(p.method) == claim.better and p.who == claim.who]
         than = [p for p in told if family(p.method) == claim.than and p.who == "mixed"]
         pairs = [difference(a, b, claim.score) for a in better for b in than]
-        found += [(claim, pair) for pair in pairs if pair is not None]
-    return found
+        checked += [(claim, pair) for pair in pairs if pair is not None]
+    return checked

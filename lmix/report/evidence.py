@@ -78,14 +78,14 @@ def measured(runs: Sequence[Run]) -> list[Measured]:
 
     Policies with fewer than two problems are left out, because their rates have no interval.
     """
-    found = []
+    policies = []
     for method, group in by_method(runs).items():
         stored = [read_held_out(run.folder) for run in group]
         for who in ("mixed", "policy"):
             policy = measure(method, who, group, stored)
             if policy is not None and len(policy.problems) > 1:
-                found.append(policy)
-    return found
+                policies.append(policy)
+    return policies
 
 
 def measure(method: str, who: Who, runs: Sequence[Run], stored: Sequence[Sequence[CompletionRow]]) -> Measured | None:
@@ -166,8 +166,8 @@ def difference(a: Measured, b: Measured, score: str = "solved") -> Difference | 
 def all_differences(policies: Sequence[Measured], score: str = "solved") -> list[Difference]:
     """The differences of all pairs of methods, for the policies under training."""
     mixed = [policy for policy in policies if policy.who == "mixed"]
-    found = [difference(a, b, score) for a, b in combinations(mixed, 2)]
-    return [each for each in found if each is not None]
+    pairs = [difference(a, b, score) for a, b in combinations(mixed, 2)]
+    return [each for each in pairs if each is not None]
 
 
 def adjusted(differences: Sequence[Difference]) -> list[float]:

@@ -70,7 +70,7 @@ def power(
         parts, problems, samples, seeds = stored(console, a or [], b or [])
     else:
         parts = assumed_components(rate, difference, spread, agreement, seed_sd)
-    found = {
+    answer = {
         "power": power_of(difference, parts, problems, samples, seeds),
         "detectable": detectable_difference(parts, problems, samples, seeds, wanted),
         "problems_needed": problems_needed(difference, parts, samples, seeds, wanted),
@@ -79,11 +79,11 @@ def power(
     size = f"{problems} problems x {samples} samples x {seeds} seeds"
     none = "no number suffices"
     points = f"{100 * difference:.1f} points"
-    console.print(f"{size}: a true difference of {points} is detected with probability {found['power']:.0%}")
-    console.print(f"  detectable with probability {wanted:.0%}: {in_points(found['detectable'])}")
-    needed = found["problems_needed"] or none
+    console.print(f"{size}: a true difference of {points} is detected with probability {answer['power']:.0%}")
+    console.print(f"  detectable with probability {wanted:.0%}: {in_points(answer['detectable'])}")
+    needed = answer["problems_needed"] or none
     console.print(f"  problems needed to detect {points} with probability {wanted:.0%}: {needed}")
-    console.print(f"  seeds needed with {problems} problems: {found['seeds_needed'] or none}")
+    console.print(f"  seeds needed with {problems} problems: {answer['seeds_needed'] or none}")
     table = Table(title=f"difference detectable with probability {wanted:.0%}, {samples} samples per problem")
     for column in ("problems", *(f"{count} seeds" if count > 1 else "1 seed*" for count in GRID[1])):
         table.add_column(column, justify="right")
@@ -92,7 +92,7 @@ def power(
         table.add_row(str(count), *map(in_points, seen))
     console.print(table)
     console.print("* for the two trained models only, not for other seeds")
-    return found
+    return answer
 
 
 def check(difference: float, problems: int, samples: int, seeds: int, wanted: float) -> None:
@@ -121,11 +121,11 @@ def stored(console: Any, a: list[str], b: list[str]) -> tuple[Components, int, i
     shared = sorted(set(first.problems) & set(second.problems))
     seeds = sorted(first.rows)
     flags = [policy.flags("solved", seeds, shared) for policy in (first, second)]
-    parts, found = components(*flags), paired_difference(*map(means, flags))
+    parts, estimate = components(*flags), paired_difference(*map(means, flags))
     console.print(
         f"a (step {steps_text(first.steps)}) minus b (step {steps_text(second.steps)}): "
-        f"{100 * found.mean:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), "
-        f"p {found.p:.2g}; standard deviations of the difference: seeds {parts.seed**0.5:.3f}, problems "
+        f"{100 * estimate.mean:+.1f} points ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f}), "
+        f"p {estimate.p:.2g}; standard deviations of the difference: seeds {parts.seed**0.5:.3f}, problems "
         f"{parts.problem**0.5:.3f}, both {parts.interaction**0.5:.3f}, samples {parts.sample**0.5:.3f}"
     )
     return parts, len(shared), len(flags[0][0][0]), len(seeds)

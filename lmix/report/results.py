@@ -64,13 +64,13 @@ class Comparison:
 
 def read_sweep(folder: Path) -> Sweep:
     """Read sweep.json. Raises ValueError if a field is missing or it has no rows."""
-    found = _read(folder / SWEEP)
+    content = _read(folder / SWEEP)
     try:
         rows = [
             SweepRow(r["mixture"], r["alpha"], r["format"], r["solved"], r["n"], r.get("anywhere"))
-            for r in found["rows"]
+            for r in content["rows"]
         ]
-        sweep = Sweep(_setting(found), rows, found.get("trained_alpha"), _problems(found))
+        sweep = Sweep(_setting(content), rows, content.get("trained_alpha"), _problems(content))
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder / SWEEP, error) from error
     if not rows or any(row.n < 1 for row in rows):
@@ -80,31 +80,31 @@ def read_sweep(folder: Path) -> Sweep:
 
 def read_comparison(folder: Path) -> Comparison:
     """Read compare.json. Raises ValueError if a field is missing."""
-    found = _read(folder / COMPARE)
+    content = _read(folder / COMPARE)
     try:
-        table = found["contingency"]
+        table = content["contingency"]
         return Comparison(
-            task=_setting(found),
-            n=found["n"],
-            policies={name: (rates["format"], rates["solved"]) for name, rates in found["policies"].items()},
+            task=_setting(content),
+            n=content["n"],
+            policies={name: (rates["format"], rates["solved"]) for name, rates in content["policies"].items()},
             names=(table["names"][0], table["names"][1]),
             both=table["both"],
             only_a=table["only_a"],
             only_b=table["only_b"],
             neither=table["neither"],
-            disagreement=found["disagreement"],
-            mcnemar_p=found["mcnemar_p"],
-            anywhere={name: rates.get("anywhere") for name, rates in found["policies"].items()},
-            problems=_problems(found),
+            disagreement=content["disagreement"],
+            mcnemar_p=content["mcnemar_p"],
+            anywhere={name: rates.get("anywhere") for name, rates in content["policies"].items()},
+            problems=_problems(content),
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(folder / COMPARE, error) from error
 
 
-def _setting(found: dict[str, Any]) -> str:
+def _setting(content: dict[str, Any]) -> str:
     """Task, backbone and the policy's folder, as far as the file records them."""
-    settings = found.get("settings", {})
-    parts = [found["task"]]
+    settings = content.get("settings", {})
+    parts = [content["task"]]
     if backbone := settings.get("backbone", {}).get("path"):
         parts.append(last_part(backbone))
     if "adapters" in settings:
@@ -114,9 +114,9 @@ def _setting(found: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _problems(found: dict[str, Any]) -> str:
+def _problems(content: dict[str, Any]) -> str:
     """The kind of problems, by the split of the settings. Files of older versions do not record it: held-out ones."""
-    return SPLITS[found.get("settings", {}).get("split", "test")]
+    return SPLITS[content.get("settings", {}).get("split", "test")]
 
 
 def _read(path: Path) -> Any:

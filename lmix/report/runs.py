@@ -93,8 +93,8 @@ def join_resumed(runs: Sequence[Run]) -> list[Run]:
     def parent(run: Run) -> Run | None:
         path = run.config.get("ckpt_path")
         trained = any(tag.startswith("train/") for tag in run.scalars)  # otherwise the checkpoint was only evaluated
-        found = by_folder.get(Path(path).resolve().parent.parent) if path and trained else None
-        return None if found is run else found
+        earlier = by_folder.get(Path(path).resolve().parent.parent) if path and trained else None
+        return None if earlier is run else earlier
 
     def joined(run: Run) -> Run:
         before = parent(run)

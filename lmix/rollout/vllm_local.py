@@ -52,11 +52,11 @@ class LocalVLLM:
         """See `VLLMClient.complete`."""
         with lost_where_ended():
             self._wake()
-            found = self._run(requests, progress)
+            completions = self._run(requests, progress)
             if self.sleeps:
                 self.llm.sleep(level=1)
                 self.asleep = True
-        return found
+        return completions
 
     def set_mixture(self, mixture: Mixture) -> None:
         """See `VLLMClient.set_mixture`."""
@@ -100,15 +100,15 @@ class LocalVLLM:
             number = str(next(self._numbers))
             place_of[number] = place
             engine.add_request(number, {"prompt_token_ids": request.prompt_ids}, parameters)
-        found: dict[int, Completion] = {}
+        completions: dict[int, Completion] = {}
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
-                    found[place_of[output.request_id]] = completion_of(output.outputs[0])
+                    completions[place_of[output.request_id]] = completion_of(output.outputs[0])
                     tokens += len(output.outputs[0].token_ids)
                     if progress is not None:
-                        progress(len(found), len(requests), tokens)
-        return [found[place] for place in range(len(requests))]
+                        progress(len(completions), len(requests), tokens)
+        return [completions[place] for place in range(len(requests))]
 
 
 @contextmanager

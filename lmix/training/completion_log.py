@@ -50,8 +50,8 @@ class CompletionLog(L.Callback):
         folder = run_folder(trainer) / "completions"
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return []
-        found = [path for name in ("train", "val") for path in folder.glob(f"{name}*.jsonl")]
-        return found if trainer.is_global_zero else []
+        paths = [path for name in ("train", "val") for path in folder.glob(f"{name}*.jsonl")]
+        return paths if trainer.is_global_zero else []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
         rows = completion_rows(pl_module.groups)

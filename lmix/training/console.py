@@ -154,11 +154,11 @@ class StepConsole(ProgressBar):
             shown = [f"{text} {rate:.3f}" for text, rate in zip(RATES.values(), rates, strict=True)]
             self.say(f"held-out problems, step {trainer.global_step}: {', '.join(shown)}")
             for who in ("", "policy/", "reference/"):
-                found = {name: metrics.get(f"{prefix}/{who}{name}") for name in (*RATES, *SAMPLED)}
-                shown = [f"{(RATES | SAMPLED)[name]} {float(v):.3f}" for name, v in found.items() if v is not None]
+                by_name = {name: metrics.get(f"{prefix}/{who}{name}") for name in (*RATES, *SAMPLED)}
+                shown = [f"{(RATES | SAMPLED)[name]} {float(v):.3f}" for name, v in by_name.items() if v is not None]
                 if who and shown:
                     self.say(f"  {who.removesuffix('/')} alone: {', '.join(shown)}")
-                elif found["avg_at_k"] is not None:
+                elif by_name["avg_at_k"] is not None:
                     self.say(f"  samples: {', '.join(shown[len(RATES) :])}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -62,9 +62,9 @@ class HeldOut:
     def rates(self, module: "AdapterModule") -> dict[str, float]:
         """Means over the problems of all ranks in the latest evaluation. Every rank must call it."""
         *sums, problems = module.sum_over_ranks([*self.sums.values(), self.problems])
-        found = {name: total / problems for name, total in zip(self.sums, sums, strict=True)}
+        means = {name: total / problems for name, total in zip(self.sums, sums, strict=True)}
         self.sums, self.problems = {}, 0
-        return found
+        return means
 
 
 def alone(mixed: Mixture, stream: str) -> Mixture:

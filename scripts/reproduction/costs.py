@@ -30,11 +30,11 @@ def costs(stages: Sequence[Stage], preset: Preset, device: Device) -> dict[str, 
     Time is estimated for prompts and completions of the preset's mean lengths, memory for the longest ones. Evaluations
     after training are estimated from the first training run of the cell, which has both streams.
     """
-    found: dict[str, Cost] = {}
+    by_name: dict[str, Cost] = {}
     first: dict[str, tuple[Needs, Needs]] = {}
     for stage in sorted(stages, key=lambda stage: stage.last is None):  # training runs come first
         name, cell = SEED.sub("", stage.name), stage.name.partition(":")[0]
-        if name in found or not stage.completions:
+        if name in by_name or not stage.completions:
             continue
         if stage.last is None:
             longest, usual = first[cell]
@@ -46,8 +46,8 @@ def costs(stages: Sequence[Stage], preset: Preset, device: Device) -> dict[str, 
             steps, drawn = int(str(parse(stage.command)["trainer.max_steps"])), usual.run.rows * usual.run.draws
             seconds = steps * (usual.rollout_seconds + usual.update_seconds)
             seconds += (stage.completions - steps * drawn) * usual.completion_seconds
-        found[name] = Cost(seconds / 3600, peak(longest.parts) / 1e9)
-    return found
+        by_name[name] = Cost(seconds / 3600, peak(longest.parts) / 1e9)
+    return by_name
 
 
 def run_needs(stage: Stage, preset: Preset, device: Device) -> tuple[Needs, Needs]:
@@ -69,9 +69,9 @@ def planned_arguments(stage: Stage) -> list[str]:
 
 def table(stages: Sequence[Stage], preset: Preset, device: Device = Device()) -> str:
     """A Markdown table with a row for each stage that has a cost, its number of runs, and the sum."""
-    found = costs(stages, preset, device)
+    by_name = costs(stages, preset, device)
     names = [SEED.sub("", stage.name) for stage in stages]
-    total = sum(found[name].hours for name in names if name in found)
+    total = sum(by_name[name].hours for name in names if name in by_name)
     figures = f"{device.device_gb:g} GB, {device.tflops:g} TFLOP/s, {device.bandwidth:g} GB/s"
     return "\n".join(
         [
@@ -80,7 +80,7 @@ def table(stages: Sequence[Stage], preset: Preset, device: Device = Device()) ->
             "",
             "| stage | runs | GPU hours per run | peak, GB |",
             "| --- | ---: | ---: | ---: |",
-            *(f"| {name} | {names.count(name)} | {c.hours:.2f} | {c.peak_gb:.1f} |" for name, c in found.items()),
+            *(f"| {name} | {names.count(name)} | {c.hours:.2f} | {c.peak_gb:.1f} |" for name, c in by_name.items()),
             f"| **sum** | | **{total:.2f}** | |",
         ]
     )

@@ -36,8 +36,8 @@ class LateStage(Stage):
 
         A run resumed from the last step would end without an evaluation.
         """
-        found = sorted((self.folder / "checkpoints").glob("step=*.ckpt"))
-        before = [path for path in found if self.steps is None or int(path.stem.partition("=")[2]) < self.steps]
+        saved = sorted((self.folder / "checkpoints").glob("step=*.ckpt"))
+        before = [path for path in saved if self.steps is None or int(path.stem.partition("=")[2]) < self.steps]
         return [*self.make(), *(f"--ckpt_path={path}" for path in before[-1:])]
 
 
