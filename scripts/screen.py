@@ -4,7 +4,7 @@
 
 The base alone decodes the first `problems` held-out problems of each task greedily. Tasks that are already in
 OUT/screen.jsonl are skipped. A study needs tasks on which the model's answer is correct in any form for 15 to 60 % of
-the problems, clearly more than one constant answer, and on which it seldom uses the template by itself.
+the problems, clearly more often than one constant answer is, and on which it seldom uses the template by itself.
 """
 
 import argparse
@@ -34,6 +34,8 @@ from lmix.rollout.engine import Engine  # noqa: E402
 from lmix.tasks import ReasoningGymTask  # noqa: E402
 
 ROWS = "screen.jsonl"
+SHARES = ("constant", "format", "solved", "ended")
+"""Counts of a row that the table shows in percent. Rows from before 0.2.0 lack `constant`."""
 
 
 def main() -> None:
@@ -91,8 +93,9 @@ def measure(
 
 
 def count_constant(golds: Sequence[str]) -> int:
-    """The number of problems that one answer solves if it is always given: the most frequent reference answer."""
-    return Counter(str(gold) for gold in golds).most_common(1)[0][1]  # a task's own class may differ by problem
+    """The number of problems that the most frequent reference answer solves if it is always given."""
+    # as plain text, because two `Gold`s are equal only if their questions are
+    return Counter(str(gold) for gold in golds).most_common(1)[0][1]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -103,11 +106,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         low, high = wilson_interval(row["anywhere"], n)
         settings = ", ".join(f"{name}={value}" for name, value in row["settings"].get("config", {}).items())
         anywhere = f"{100 * row['anywhere'] / n:.0f} ({100 * low:.0f} to {100 * high:.0f})"
-        shares = [f"{100 * row[field] / n:.0f}" for field in ("constant", "format", "solved", "ended")]
+        shares = [f"{100 * row[field] / n:.0f}" if field in row else "-" for field in SHARES]
         return [row["name"], settings, str(n), anywhere, *shares, f"{row['tokens']:.0f}", f"{row['seconds']:.0f}"]
 
-    header = ["task", "settings", "problems", "right anywhere, %", "constant, %", "format, %", "solved, %", "ended, %"]
-    header += ["tokens", "s"]
+    header = ["task", "settings", "problems", "right anywhere, %", *(f"{field}, %" for field in SHARES), "tokens", "s"]
     return markdown(header, [cells(row) for row in sorted(rows, key=lambda row: -row["anywhere"] / row["problems"])])
 
 

@@ -116,19 +116,19 @@ def fuzz(golds: list[str], count: int, deadline: float, workers: int = 2) -> dic
     start = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
         parts = pool.map(lambda k: judged(answers[k::workers], deadline), range(workers))
-        laps = [lap for part in parts for lap in part]
+        judgements = [judgement for part in parts for judgement in part]
     seconds = time.perf_counter() - start
     outcomes: dict[str, Counter[str]] = {}
     slowest: dict[str, float] = {}
-    for kind, outcome, lap in laps:
+    for kind, outcome, duration in judgements:
         outcomes.setdefault(kind, Counter())[outcome] += 1
-        slowest[kind] = max(slowest.get(kind, 0.0), lap)
+        slowest[kind] = max(slowest.get(kind, 0.0), duration)
     return {
-        "answers": len(laps),
+        "answers": len(judgements),
         "workers": workers,
         "deadline": deadline,
         "seconds": seconds,
-        "answers_per_second": len(laps) / seconds,
+        "answers_per_second": len(judgements) / seconds,
         # includes starting a new worker, which happens in the call after a kill
         "slowest_seconds": max(slowest.values()),
         "parent_grown_mb": (process.memory_info().rss - before) / 2**20,
@@ -140,14 +140,14 @@ def fuzz(golds: list[str], count: int, deadline: float, workers: int = 2) -> dic
 
 def judged(answers: list[tuple[str, str, str]], deadline: float) -> list[tuple[str, str, float]]:
     """Kind, outcome and seconds of each answer, judged by a verifier with one worker."""
-    laps = []
+    judgements = []
     with Verifier(1, deadline) as verifier:
         verifier.verify(["1+x"], ["x+1"])  # starts the worker
         for kind, answer, gold in answers:
-            lap = time.perf_counter()
+            begin = time.perf_counter()
             (verdict,) = verifier.verify([answer], [gold])
-            laps.append((kind, verdict.outcome, time.perf_counter() - lap))
-    return laps
+            judgements.append((kind, verdict.outcome, time.perf_counter() - begin))
+    return judgements
 
 
 def respelled(gold: str) -> str:

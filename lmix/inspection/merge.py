@@ -102,8 +102,8 @@ def merge(
 
 def check_out(folder: Path, full: bool) -> None:
     """Raise ValueError if the folder exists, unless merge has written it with the same value of `full`."""
-    existing = read_origin(folder)
-    if folder.exists() and (existing is None or existing.way != "merged" or existing.details.get("full") != full):
+    origin = read_origin(folder)
+    if folder.exists() and (origin is None or origin.way != "merged" or origin.details.get("full") != full):
         kind = "a full checkpoint" if full else "an adapter"
         raise ValueError(f"out {str(folder)!r} exists and is not {kind} written by merge: choose another path")
 

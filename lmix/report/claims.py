@@ -39,9 +39,9 @@ VERDICTS = {1: "yes", -1: "no, the opposite", 0: "can't be told"}
 
 
 def verdict(estimate: Estimate) -> str:
-    """What the data say about a claim. One seed cannot speak for other seeds, so it is named."""
+    """What the data say about a claim. With one seed this holds for these runs alone, and the text says so."""
     text = VERDICTS[estimate.says]
-    return f"{text} (one seed)" if estimate.says and estimate.seeds == 1 else text
+    return f"{text} (one seed)" if estimate.seeds == 1 else text
 
 
 def check_claims(policies: Sequence[Measured]) -> list[tuple[Claim, Difference]]:

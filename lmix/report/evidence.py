@@ -19,6 +19,7 @@ from lmix.evaluation.statistics import (
 )
 from lmix.files import open_text
 from lmix.report.bands import by_method, evaluations, family
+from lmix.report.methods import model_arguments
 from lmix.report.runs import Run
 from lmix.rollout.types import Who
 
@@ -36,6 +37,8 @@ class Measured:
     """The step of the last evaluation that the method's runs share, in each of them."""
     rows: dict[int, dict[int, list[CompletionRow]]]
     """Seed -> problem -> its samples, or its greedy completion if there are no samples."""
+    adapters: frozenset[tuple[str, str]]
+    """Paths of the reference and of the policy's start, of every run."""
 
     @property
     def samples(self) -> int:
@@ -103,7 +106,9 @@ def measure(method: str, who: Who, runs: Sequence[Run], stored: Sequence[Sequenc
     rows = {
         run.seed or 0: at_step(of_run, step, who) for run, of_run, step in zip(runs, stored, shared[-1], strict=True)
     }
-    return Measured(method, who, shared[-1], rows) if all(rows.values()) else None
+    adapters = [model_arguments(run.config)["adapters"] for run in runs]
+    paths = frozenset((str(of_run.get("reference")), str(of_run.get("policy"))) for of_run in adapters)
+    return Measured(method, who, shared[-1], rows, paths) if all(rows.values()) else None
 
 
 def read_held_out(folder: Path) -> tuple[CompletionRow, ...]:
@@ -146,13 +151,13 @@ def means(flags_SNk: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
 def difference(a: Measured, b: Measured, score: str = "solved") -> Difference | None:
     """The score of a minus that of b; None if they share no seed, or fewer than two problems.
 
-    A single SFT run is the reference of all seeds, so it is compared with every seed of the other method, and the
-    interval is for this reference. Any other method is compared only in the seeds that both have: with one run, how
-    much it differs between seeds is not known.
+    Methods are compared in the seeds that both have: how much runs of one seed differ from those of others is not
+    known. A single SFT run is compared with every seed of a method whose runs all have the same adapters, which is
+    then this SFT; the interval is for this reference.
     """
     problems = sorted(set(a.problems) & set(b.problems))
     seeds_a = seeds_b = sorted(set(a.rows) & set(b.rows))
-    if any(family(policy.method) == "sft" and len(policy.rows) == 1 for policy in (a, b)):
+    if is_reference(a, b) or is_reference(b, a):
         seeds_a, seeds_b = sorted(a.rows), sorted(b.rows)
     if not seeds_a or not seeds_b or len(problems) < 2:
         return None
@@ -161,6 +166,11 @@ def difference(a: Measured, b: Measured, score: str = "solved") -> Difference | 
     parts = components(flags_a, flags_b)
     samples = min(len(flags_a[0][0]), len(flags_b[0][0]))
     return Difference(a, b, score, estimate, detectable_difference(parts, estimate.problems, samples, estimate.seeds))
+
+
+def is_reference(sft: Measured, other: Measured) -> bool:
+    """Whether a method is one SFT run that all runs of another method share."""
+    return family(sft.method) == "sft" and len(sft.rows) == 1 and len(other.adapters) == 1
 
 
 def all_differences(policies: Sequence[Measured], score: str = "solved") -> list[Difference]:

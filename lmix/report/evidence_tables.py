@@ -20,7 +20,8 @@ DIFFERENCES_NOTE = (
 )
 CLAIMS_NOTE = (
     "*yes* and *no, the opposite*: the 95 % interval of the difference, in points, excludes 0; not adjusted for the "
-    "number of claims. *can't be told* is no evidence that there is no difference: see what could be seen."
+    "number of claims. *can't be told* is no evidence that there is no difference: see what could be seen. *one seed*: "
+    "this holds for the runs of one seed and does not speak for others."
 )
 
 

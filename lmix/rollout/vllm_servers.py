@@ -150,7 +150,7 @@ class ServedVLLM:
 
     def complete(self, requests: Sequence[Request], progress: Progress | None) -> list[Completion]:
         """See `VLLMClient.complete`."""
-        found: dict[int, Completion] = {}
+        completions: dict[int, Completion] = {}
         tokens = 0
 
         def draw(request: Request) -> Completion:
@@ -161,14 +161,14 @@ class ServedVLLM:
             under_way = {pool.submit(draw, request): place for place, request in enumerate(requests)}
             try:
                 for future in as_completed(under_way):
-                    found[under_way[future]] = future.result()
-                    tokens += len(found[under_way[future]].ids)
+                    completions[under_way[future]] = future.result()
+                    tokens += len(completions[under_way[future]].ids)
                     if progress is not None:
-                        progress(len(found), len(requests), tokens)
+                        progress(len(completions), len(requests), tokens)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [found[place] for place in range(len(requests))]
+        return [completions[place] for place in range(len(requests))]
 
     def _retried(self, server: Server, call: Callable[[], T]) -> T:
         """The call's result. A lost server gets the run's mixture and policy before it is tried again."""

@@ -103,11 +103,11 @@ def normalise_answer(text: str, thousands: bool = True) -> str:
 
 def _squeeze(match: re.Match[str]) -> str:
     """Remove blanks, except for one inside text, one between a command and a letter, and one between digits."""
-    command = match.group()
-    if command.startswith(r"\text{"):
-        return r"\text{" + " ".join(unwrap_text(command).split()) + "}"
-    if command.startswith("\\"):
-        return command.rstrip() + " "
+    matched = match.group()
+    if matched.startswith(r"\text{"):
+        return r"\text{" + " ".join(unwrap_text(matched).split()) + "}"
+    if matched.startswith("\\"):
+        return matched.rstrip() + " "
     before, after = match.string[max(0, match.start() - 1) : match.start()], match.string[match.end() : match.end() + 1]
     return " " if before.isdigit() and after.isdigit() else ""
 

@@ -62,8 +62,8 @@ class Study:
     """Alpha of `fixed`, and initial alpha of `adaptive`. If there are several, the one with which the untrained mixture
     solves most validation problems is used."""
     flops: float | None = None
-    """Floating-point operations at which every method except SFT stops. All of them can then run at the same time,
-    because none has to wait for what `fixed` spends."""
+    """Floating-point operations at which every method except SFT stops; `steps` is then not used. No run has to wait
+    for what `fixed` spends, so all of them can run at the same time."""
     settings: Settings = field(default_factory=dict)
     """Additional arguments of every run."""
 

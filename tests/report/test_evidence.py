@@ -2,6 +2,7 @@
 """Differences of methods from stored completions, and what `lmix power` says of them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from lmix.evaluation.statistics import components, crossed_mean, detectable_difference, paired_difference
 from lmix.report import write_report
 from lmix.report.claims import check_claims, verdict
-from lmix.report.evidence import all_differences, measured
+from lmix.report.evidence import all_differences, difference, measured
 from lmix.report.figures import accuracy_against_compute
 from lmix.report.power import power
 from lmix.report.rates_figure import rates_at_end
@@ -95,6 +96,24 @@ def test_rates_and_differences_are_those_of_the_scores(study):
     with_sft = found["sft", "fixed, α=0.5"].estimate  # one reference against every seed
     assert with_sft == paired_difference(scores["sft"].mean(2), scores["fixed"].mean(2))
     assert with_sft.seeds == 3
+    by_name = {policy.method: policy for policy in policies}
+    there, back = (difference(by_name[a], by_name[b]) for a, b in (("sft", "fixed, α=0.5"), ("fixed, α=0.5", "sft")))
+    assert there is not None
+    assert back is not None
+    assert there.detectable == pytest.approx(back.detectable)
+
+
+def test_an_sft_run_is_not_the_reference_of_seeds_that_have_their_own(make_run):
+    chance = np.random.default_rng(0)
+    folders = [make_run("sft0", solving(0.25, 0.5), config(0, model="lmix.SFTModule"))]
+    folders += [
+        make_run(f"fixed{seed}", solving(0.25, 0.5), config(seed, adapters={"reference": f"runs/sft{seed}/step=0010"}))
+        for seed in range(3)
+    ]
+    for folder in folders:
+        store(folder, (chance.random((N, K)) < 0.5).astype(float))
+    [pair] = all_differences(measured([read_run(folder) for folder in folders]))
+    assert pair.estimate.seeds == 1
 
 
 def test_a_method_with_one_seed_is_compared_in_this_seed_alone(study):
@@ -107,6 +126,7 @@ def test_a_method_with_one_seed_is_compared_in_this_seed_alone(study):
     policies = measured([read_run(folder) for folder in kept])
     says = {claim.text: verdict(pair.estimate) for claim, pair in check_claims(policies)}
     assert says["Logit averaging solves more than KL-GRPO"] == "yes (one seed)"
+    assert verdict(replace(estimate, low=-1.0, high=1.0)) == "can't be told (one seed)"
     assert says["Logit averaging solves more than SFT"] == "yes"  # three seeds of `fixed`
 
 

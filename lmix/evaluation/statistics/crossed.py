@@ -92,14 +92,17 @@ def paired_difference(a_SN: Scores, b_SN: Scores) -> Estimate:
 def components(draws_SNk: Any, others_SNk: Any) -> Components:
     """Variance components of the difference of two methods, from 0/1 scores `[S, N, k]` of each.
 
+    One of them may have a single seed, which is then compared with every seed of the other.
+
     They are the unbiased estimates from mean squares, cut off at 0. With one completion per problem, `sample` can't be
     separated from `interaction`, which then contains both. With one seed, `seed` and `interaction` are 0.
     """
     a, b = np.asarray(draws_SNk, dtype=float), np.asarray(others_SNk, dtype=float)
     samples = min(a.shape[2], b.shape[2])
     sample = float(a.var(axis=2, ddof=1).mean() + b.var(axis=2, ddof=1).mean()) if samples > 1 else 0.0
-    seeds, problems = a.shape[:2]
-    seed_square, problem_square, error = mean_squares(a.mean(axis=2) - b.mean(axis=2))
+    difference_SN = a.mean(axis=2) - b.mean(axis=2)
+    seeds, problems = difference_SN.shape
+    seed_square, problem_square, error = mean_squares(difference_SN)
     within = sample / samples
     if seeds == 1:
         return Components(0.0, max(0.0, problem_square - within), 0.0, sample)
