@@ -55,8 +55,10 @@ def delta(full: str, base: str, out: str, rank: int = 16) -> dict[str, float]:
         layer.lora_A[POLICY].weight.data.copy_(a)
         left += float((difference - b @ a).double().square().sum())
     save_adapter(peft_model, POLICY, Path(out))
-    errors = {"error": math.sqrt(left / (whole - elsewhere)) if whole > elsewhere else 0.0}
-    errors["others"] = math.sqrt(elsewhere / whole)
+    errors = {
+        "error": math.sqrt(left / (whole - elsewhere)) if whole > elsewhere else 0.0,
+        "others": math.sqrt(elsewhere / whole),
+    }
     print(
         f"{out}: rank {rank}: relative error {errors['error']:.3g} on the linear layers; a fraction "
         f"{errors['others']:.3g} of the difference's norm is in weights that a LoRA does not cover"

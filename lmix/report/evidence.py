@@ -37,7 +37,7 @@ class Measured:
     """The step of the last evaluation that the method's runs share, in each of them."""
     rows: dict[int, dict[int, list[CompletionRow]]]
     """Seed -> problem -> its samples, or its greedy completion if there are no samples."""
-    adapters: frozenset[tuple[str, str]]
+    adapters: frozenset[tuple[str | None, str | None]]
     """Paths of the reference and of the policy's start, of every run."""
 
     @property
@@ -107,7 +107,7 @@ def measure(method: str, who: Who, runs: Sequence[Run], stored: Sequence[Sequenc
         run.seed or 0: at_step(of_run, step, who) for run, of_run, step in zip(runs, stored, shared[-1], strict=True)
     }
     adapters = [model_arguments(run.config)["adapters"] for run in runs]
-    paths = frozenset((str(of_run.get("reference")), str(of_run.get("policy"))) for of_run in adapters)
+    paths = frozenset((of_run.get("reference"), of_run.get("policy")) for of_run in adapters)
     return Measured(method, who, shared[-1], rows, paths) if all(rows.values()) else None
 
 

@@ -119,11 +119,11 @@ def test_an_sft_run_is_not_the_reference_of_seeds_that_have_their_own(make_run):
 def test_a_method_with_one_seed_is_compared_in_this_seed_alone(study):
     folders, scores = study
     kept = [folder for folder in folders if folder.name not in ("kl_grpo0", "kl_grpo2")]
-    pairs = {(d.a.method, d.b.method): d for d in all_differences(measured([read_run(folder) for folder in kept]))}
+    policies = measured([read_run(folder) for folder in kept])
+    pairs = {(d.a.method, d.b.method): d for d in all_differences(policies)}
     estimate = pairs["kl_grpo", "fixed, α=0.5"].estimate
     assert estimate == paired_difference(scores["kl_grpo"][1:2].mean(2), scores["fixed"][1:2].mean(2))
     assert estimate.seeds == 1
-    policies = measured([read_run(folder) for folder in kept])
     says = {claim.text: verdict(pair.estimate) for claim, pair in check_claims(policies)}
     assert says["Logit averaging solves more than KL-GRPO"] == "yes (one seed)"
     assert verdict(replace(estimate, low=-1.0, high=1.0)) == "can't be told (one seed)"
